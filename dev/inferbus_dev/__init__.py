@@ -1,0 +1,1 @@
+"""The one-machine stack: Kafka, Postgres and all services as child processes."""

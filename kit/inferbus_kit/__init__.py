@@ -1,0 +1,1 @@
+"""How Inferbus processes run: settings, lifecycle, Kafka, offsets, health, telemetry."""

@@ -1,0 +1,73 @@
+"""Dead letters: records that cannot be decoded, with what was wrong, at a bounded rate.
+
+In: a record and an error. Out: a record on `<topic>.dlq`. Past the limit `put` waits: a
+misconfiguration then stalls its partition in plain sight instead of dead-lettering everything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import structlog
+
+from inferbus_kit.consume import Record
+from inferbus_kit.produce import Producer
+from inferbus_schemas import topics
+
+_log = structlog.get_logger("dlq")
+
+_MAX_RECORD_BYTES = 4 << 20
+
+
+class DeadLetters:
+    """Writes dead letters, at most `per_minute` (a burst of as many is allowed).
+
+    Invariants: `put` returns only when the letter is acknowledged, so the caller may then commit
+    past the record.
+    """
+
+    def __init__(self, producer: Producer, instance: str, *, per_minute: int = 600) -> None:
+        self._producer = producer
+        self._instance = instance
+        self._rate_per_s = per_minute / 60
+        self._burst = float(per_minute)
+        self._tokens = float(per_minute)
+        self._filled_s = time.monotonic()
+        self.n_written = 0
+
+    async def put(self, record: Record, error: Exception) -> None:
+        """Write `record` with its headers, where it came from and what was wrong."""
+        await self._take_token()
+        head = [(name, value) for name, value in record.headers if not name.startswith("dlq_")]
+        head += [
+            ("dlq_topic", record.topic.encode()),
+            ("dlq_partition", str(record.partition).encode()),
+            ("dlq_offset", str(record.offset).encode()),
+            ("dlq_error", f"{type(error).__name__}: {error}"[:1000].encode()),
+            ("dlq_by", self._instance.encode()),
+        ]
+        value = record.value[:_MAX_RECORD_BYTES] if record.value is not None else None
+        delivery = await self._producer.send(
+            topics.dead_letters(record.topic), 0, value, key=record.key, headers=head
+        )
+        await delivery
+        self.n_written += 1
+        _log.warning(
+            "dead_letter",
+            topic=record.topic,
+            partition=record.partition,
+            offset=record.offset,
+            error=str(error),
+        )
+
+    async def _take_token(self) -> None:
+        while True:
+            now = time.monotonic()
+            grown = (now - self._filled_s) * self._rate_per_s
+            self._tokens, self._filled_s = min(self._burst, self._tokens + grown), now
+            if self._tokens >= 1:
+                self._tokens -= 1
+                return
+            _log.error("dead_letter_limit", waits_s=round((1 - self._tokens) / self._rate_per_s, 2))
+            await asyncio.sleep((1 - self._tokens) / self._rate_per_s)

@@ -1,0 +1,233 @@
+"""A bounded, idempotent producer that survives refused batches.
+
+In: records for explicit partitions. Out: a future per record with its metadata. Receipts are not
+taken from here: a duplicate that the broker recognises is acknowledged with offset -1.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+from aiokafka.structs import RecordMetadata
+
+from inferbus_kit.errors import BusUnavailableError, OverloadedError
+
+_log = structlog.get_logger("produce")
+
+MAX_BATCH_BYTES = 1 << 20
+MAX_RECORD_BYTES = 8 << 20
+_RESENDS = 5
+
+Delivery = asyncio.Future[RecordMetadata]
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    topic: str
+    partition: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]]
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.value or b"") + len(self.key or b"") + 256
+
+
+class Producer:
+    """An aiokafka producer with a bound on bytes in flight.
+
+    Invariants: a record's future ends with its metadata or with a `BusUnavailableError` or
+    `MessageSizeTooLargeError`; a record that failed may still have been written (same id: it is
+    deduplicated by its readers). After a refused batch every later send to that partition would
+    fail (OutOfOrderSequenceNumber), so the client is replaced and what failed is sent again.
+    """
+
+    def __init__(
+        self,
+        bootstrap: str,
+        *,
+        client_id: str,
+        linger_ms: int = 0,
+        request_timeout_ms: int = 8000,
+        max_in_flight_bytes: int = 64 << 20,
+    ) -> None:
+        self._options: dict[str, Any] = {
+            "bootstrap_servers": bootstrap,
+            "client_id": client_id,
+            "acks": "all",
+            "enable_idempotence": True,
+            "linger_ms": linger_ms,
+            "max_batch_size": MAX_BATCH_BYTES,
+            "max_request_size": MAX_RECORD_BYTES,
+            "request_timeout_ms": request_timeout_ms,
+            "metadata_max_age_ms": 30_000,
+        }
+        self._max_in_flight_bytes = max_in_flight_bytes
+        self._client: AIOKafkaProducer | None = None
+        self._epoch = 0
+        self._replacing: asyncio.Lock = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.in_flight_bytes = 0
+        self.n_in_flight = 0
+        self.n_replaced = 0
+
+    async def start(self, timeout_s: float = 30.0) -> None:
+        """Connect.
+
+        Raises:
+            BusUnavailableError: no broker answered in time.
+        """
+        self._client = await self._connect(timeout_s)
+
+    async def _connect(self, timeout_s: float) -> AIOKafkaProducer:
+        client = AIOKafkaProducer(**self._options)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await client.start()
+        except (TimeoutError, KafkaError) as error:
+            await _close(client)
+            raise BusUnavailableError("Kafka does not answer; is it running?") from error
+        return client
+
+    async def stop(self, timeout_s: float = 5.0) -> None:
+        """Send what is left, within the time, and close."""
+        if self._client is not None:
+            with contextlib.suppress(TimeoutError, KafkaError):
+                async with asyncio.timeout(timeout_s):
+                    await self._client.flush()
+            await _close(self._client)
+        for task in list(self._tasks):
+            task.cancel()
+
+    async def send(
+        self,
+        topic: str,
+        partition: int,
+        value: bytes | None,
+        *,
+        key: bytes | None = None,
+        headers: Sequence[tuple[str, bytes]] = (),
+    ) -> Delivery:
+        """Hand a record over; the future that is returned ends when the broker has answered.
+
+        Waits only while the partition's open batch is full.
+
+        Raises:
+            OverloadedError: too many bytes are in flight; nothing was handed over.
+            MessageSizeTooLargeError: the record is over 8 MiB; nothing was handed over.
+            BusUnavailableError: the record could not be handed over in time.
+        """
+        record = _Record(topic, partition, key, value, headers)
+        if self.in_flight_bytes > self._max_in_flight_bytes:
+            raise OverloadedError("too much is waiting for Kafka; try again shortly")
+        outer: Delivery = asyncio.get_running_loop().create_future()
+        self.in_flight_bytes += record.size_bytes
+        self.n_in_flight += 1
+        try:
+            await self._hand_over(record, outer, _RESENDS)
+        except BaseException:
+            self._settle(record)
+            raise
+        return outer
+
+    async def _hand_over(self, record: _Record, outer: Delivery, resends: int) -> None:
+        client, epoch = self._client, self._epoch
+        if client is None:
+            raise BusUnavailableError("the producer is not started")
+        try:
+            async with asyncio.timeout(10.0):
+                inner = await client.send(
+                    record.topic,
+                    record.value,
+                    key=record.key,
+                    partition=record.partition,
+                    headers=record.headers,
+                )
+        except MessageSizeTooLargeError:
+            raise
+        except (TimeoutError, KafkaError) as error:
+            raise BusUnavailableError("Kafka takes no records at present") from error
+
+        def acknowledged(done: asyncio.Future[RecordMetadata]) -> None:
+            error = None if done.cancelled() else done.exception()
+            if done.cancelled() or error is not None:
+                self._retry(record, outer, epoch, resends, error)
+                return
+            self._settle(record)
+            if not outer.done():
+                outer.set_result(done.result())
+
+        inner.add_done_callback(acknowledged)
+
+    def _settle(self, record: _Record) -> None:
+        self.in_flight_bytes -= record.size_bytes
+        self.n_in_flight -= 1
+
+    def _retry(
+        self,
+        record: _Record,
+        outer: Delivery,
+        epoch: int,
+        resends: int,
+        error: BaseException | None,
+    ) -> None:
+        if resends == 0 or isinstance(error, MessageSizeTooLargeError):
+            self._settle(record)
+            if not outer.done():
+                outer.set_exception(error or BusUnavailableError("Kafka did not take the record"))
+            return
+        task = asyncio.get_running_loop().create_task(
+            self._resend(record, outer, epoch, resends, error)
+        )
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _resend(
+        self,
+        record: _Record,
+        outer: Delivery,
+        epoch: int,
+        resends: int,
+        error: BaseException | None,
+    ) -> None:
+        _log.warning("produce_failed", topic=record.topic, error=repr(error))
+        try:
+            await self._replace(epoch)
+            await self._hand_over(record, outer, resends - 1)
+        except (KafkaError, BusUnavailableError, MessageSizeTooLargeError) as again:
+            self._settle(record)
+            if not outer.done():
+                outer.set_exception(again)
+        except asyncio.CancelledError:
+            self._settle(record)
+            outer.cancel()
+            raise
+
+    async def _replace(self, epoch: int) -> None:
+        """Replace the client that failed in `epoch`, once for all the records that it failed."""
+        async with self._replacing:
+            if self._epoch != epoch:
+                return
+            fresh = await self._connect(10.0)
+            old, self._client = self._client, fresh
+            self._epoch += 1
+            self.n_replaced += 1
+            if old is not None:
+                task = asyncio.get_running_loop().create_task(_close(old))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+
+async def _close(client: AIOKafkaProducer) -> None:
+    """Stop a client; with idempotence and no broker its own stop may hang for ever."""
+    with contextlib.suppress(TimeoutError, KafkaError, asyncio.CancelledError):
+        async with asyncio.timeout(2.0):
+            await client.stop()

@@ -1,0 +1,87 @@
+"""Settings that every process shares, read from `INFERBUS_*` once, by `load`.
+
+In: the environment. Out: a frozen object, or one sentence that says which variable to mend.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import secrets
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from inferbus_kit.errors import StartupError
+from inferbus_schemas import names
+
+
+def _loopback(host: str) -> str:
+    """Refuse a bind that other machines can reach; there is no authentication yet."""
+    try:
+        inside = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        inside = False
+    if not inside:
+        raise ValueError("only a loopback address may be bound until authentication exists")
+    return host
+
+
+Host = Annotated[str, AfterValidator(_loopback)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Pool = Annotated[str, AfterValidator(names.check_pool)]
+
+
+class Settings(BaseSettings):
+    """What each process needs to know to run; services add their own."""
+
+    model_config = SettingsConfigDict(env_prefix="INFERBUS_", frozen=True, extra="ignore")
+
+    instance: str = Field(
+        default_factory=lambda: f"process-{secrets.token_hex(4)}",
+        pattern=r"^[a-z0-9][a-z0-9.-]{0,62}$",
+        description="Name of this process in heartbeats, records and metrics.",
+    )
+    kafka_bootstrap: str = Field(
+        default="127.0.0.1:9092", description="Brokers as host:port, comma-separated."
+    )
+    state_dir: Path = Field(
+        default=Path(".inferbus/run/process"), description="Private folder of this process."
+    )
+    http_host: Host = Field(
+        default="127.0.0.1", description="Address that all listeners of this process bind."
+    )
+    metrics_port: Port = Field(
+        default=0, description="Port of /livez, /readyz and /metrics; 0 takes a free one."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least level of log lines that are written."
+    )
+    otlp_endpoint: str = Field(
+        default="", description="Base URL of an OTLP/HTTP collector; empty: no spans are made."
+    )
+    trace_ratio: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of requests without a traceparent of their own that are sampled.",
+    )
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def load(kind: type[S]) -> S:
+    """Read the settings of one process from the environment.
+
+    Raises:
+        StartupError: a variable is missing or has a value that cannot be used.
+    """
+    try:
+        return kind()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "INFERBUS_" + "_".join(str(part) for part in first["loc"]).upper()
+        message = first["msg"].removeprefix("Value error, ")
+        raise StartupError(f"{name}: {message}") from None

@@ -1,0 +1,1 @@
+"""Recipes that build the sample models from real data and shipped weights."""

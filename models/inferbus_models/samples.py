@@ -1,0 +1,105 @@
+"""Real inputs for the sample models, and what the original library says about them.
+
+In: a built model folder. Out: `Sample`s in the JSON form of the Open Inference Protocol, ready to
+be sent to a server and compared with its answer, and words for both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from inferbus_models import recipes, tensors
+from inferbus_schemas.manifest import JsonTensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from inferbus_schemas.manifest import Golden
+
+JsonObject = dict[str, Any]
+
+_SHOWN_NUMBERS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One real input with the original library's answer.
+
+    `inputs` and `expected` are tensors as objects with name, datatype, shape and flat data.
+    Every number of an answer should lie within `tolerance` (absolute) of `expected`. `library`
+    names who gave `expected`, with its version; `describe` is one line for people.
+    """
+
+    model: str
+    inputs: tuple[JsonObject, ...]
+    expected: tuple[JsonObject, ...]
+    library: str
+    tolerance: float
+    describe: str
+
+
+def load(model: str, folder: Path) -> list[Sample]:
+    """Return the samples of the model that was built into `folder`.
+
+    The original library answers now, from the original model (MiniLM: recorded vectors, and
+    `library` says so). Takes seconds of imports the first time.
+
+    Raises:
+        KeyError: no recipe builds such a model.
+    """
+    return recipes.module(model).samples(folder)
+
+
+def of(
+    model: str, golden: Golden, *, library: str, about: str, classes: Sequence[str] = ()
+) -> Sample:
+    """Return a known answer as a sample, described as `about` followed by the answer in words."""
+    expected = tuple(msgspec.to_builtins(tensor) for tensor in golden.outputs)
+    return Sample(
+        model=model,
+        inputs=tuple(msgspec.to_builtins(tensor) for tensor in golden.inputs),
+        expected=expected,
+        library=library,
+        tolerance=golden.tolerance,
+        describe=f"{about}: {words(expected, classes)}",
+    )
+
+
+def words(outputs: Sequence[JsonObject], classes: Sequence[str] = ()) -> str:
+    """Return one row's outputs in a few words, for example "malignant 99.8 %".
+
+    `outputs` may be a server's answer to a sample; `classes` are the names of the labels, as
+    `task_settings["classes"]` of the manifest lists them.
+    """
+    data = {output["name"]: output["data"] for output in outputs}
+    if "label" not in data:
+        return "; ".join(f"{name} {_few(values)}" for name, values in data.items())
+    label = int(data["label"][0])
+    name = classes[label] if label < len(classes) else str(label)
+    return f"{name} {100 * data['probabilities'][label]:.1f} %"
+
+
+def _few(values: Sequence[float]) -> str:
+    shown = ", ".join(f"{value:+.4f}" for value in values[:_SHOWN_NUMBERS])
+    return f"[{shown}, ...] ({len(values)} numbers)"
+
+
+def difference(sample: Sample, outputs: Sequence[JsonObject]) -> float:
+    """Return the largest absolute difference between a server's outputs and the expected ones.
+
+    It is infinite if an output is missing or has another shape, and NaN where an answer is.
+    """
+    answers = {output["name"]: output for output in outputs}
+    largest = 0.0
+    for expected in sample.expected:
+        answer = answers.get(expected["name"])
+        if answer is None or list(answer["shape"]) != list(expected["shape"]):
+            return float("inf")
+        gap = tensors.array(msgspec.convert(expected, JsonTensor)).ravel() - answer["data"]
+        largest = float(np.maximum(largest, np.abs(gap).max()))
+    return largest

@@ -1,0 +1,172 @@
+"""Who is there: the fold of `fleet.heartbeats` into members, leases and load; pure.
+
+In: the topic's records in order. Out: which workers and gateways live, who owns which inbox, and
+how old each lease is. Time here is the topic's own: the sum of the gaps in append time between
+consecutive records, each counted as min(max(gap, 0), 2 s), so that a broker that was away expires
+nobody.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from inferbus_schemas import messages as m
+
+EXPIRY_MS = 6000
+"""Age at which a lease, or a member, counts as gone."""
+MAX_GAP_MS = 2000
+"""A longer gap between two records means that the broker was away; it counts as this."""
+
+
+@dataclass(frozen=True, slots=True)
+class InboxLease:
+    """The last accepted beat on an inbox. `clock_ms` is the topic's time when it came."""
+
+    pool: str
+    inbox: int
+    instance: str
+    life: int
+    epoch: int
+    state: int
+    end_offset: int
+    beat: m.Heartbeat
+    clock_ms: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A gateway, or a worker that has no inbox yet."""
+
+    key: str
+    beat: m.Heartbeat
+    clock_ms: int
+    offset: int
+
+
+def inbox_key(pool: str, inbox: int) -> str:
+    """Return the record key of a worker that owns an inbox."""
+    return f"{pool}/{inbox}"
+
+
+def worker_key(instance: str) -> str:
+    """Return the record key of a worker without an inbox."""
+    return f"worker/{instance}"
+
+
+def gateway_key(instance: str) -> str:
+    """Return the record key of a gateway."""
+    return f"gateway/{instance}"
+
+
+class Membership:
+    """The fleet as the heartbeats tell it.
+
+    Invariants: every reader that has applied the same records has the same leases; an inbox's
+    epoch never falls; the first claim of the highest epoch owns, later claims of that epoch by
+    another life and beats of a lower epoch are ignored; `clock_ms` never falls.
+    """
+
+    def __init__(self) -> None:
+        self.clock_ms = 0
+        self.position = 0
+        self._last_append_ms: int | None = None
+        self._leases: dict[tuple[str, int], InboxLease] = {}
+        self._members: dict[str, Member] = {}
+
+    def apply(self, key: str, beat: m.Heartbeat | None, *, offset: int, append_ms: int) -> None:
+        """Apply one record; None is a tombstone.
+
+        Args:
+            key: the record's key.
+            beat: its value.
+            offset: its offset; records must be passed in order.
+            append_ms: its append time, milliseconds since 1970.
+        """
+        if self._last_append_ms is not None:
+            self.clock_ms += min(max(append_ms - self._last_append_ms, 0), MAX_GAP_MS)
+        self._last_append_ms = append_ms
+        self.position = offset + 1
+        if beat is None:
+            self._members.pop(key, None)
+            return
+        if beat.WhichOneof("part") == "worker" and beat.worker.HasField("inbox"):
+            self._apply_inbox(key, beat, offset)
+        else:
+            self._members[key] = Member(key, beat, self.clock_ms, offset)
+
+    def _apply_inbox(self, key: str, beat: m.Heartbeat, offset: int) -> None:
+        part = beat.worker
+        if key != inbox_key(part.pool, part.inbox):
+            return
+        old = self._leases.get((part.pool, part.inbox))
+        if old is not None:
+            if part.epoch < old.epoch:
+                return
+            if part.epoch == old.epoch and beat.life != old.life:
+                return
+        self._leases[part.pool, part.inbox] = InboxLease(
+            pool=part.pool,
+            inbox=part.inbox,
+            instance=beat.instance,
+            life=beat.life,
+            epoch=part.epoch,
+            state=beat.state,
+            end_offset=part.end_offset,
+            beat=beat,
+            clock_ms=self.clock_ms,
+            offset=offset,
+        )
+
+    def age_ms(self, seen: InboxLease | Member) -> int:
+        """Return the age of a lease or a member in the topic's time."""
+        return self.clock_ms - seen.clock_ms
+
+    def expired(self, seen: InboxLease | Member) -> bool:
+        """Tell whether a lease or a member has been silent for too long."""
+        return self.age_ms(seen) >= EXPIRY_MS
+
+    def lease(self, pool: str, inbox: int) -> InboxLease | None:
+        """Return the last accepted lease of an inbox, live or not; None where never claimed."""
+        return self._leases.get((pool, inbox))
+
+    def leases(self, pool: str) -> list[InboxLease]:
+        """Return the last accepted leases of a pool, live or not, by inbox."""
+        return [lease for key, lease in sorted(self._leases.items()) if key[0] == pool]
+
+    def workers(self, pool: str) -> list[InboxLease]:
+        """Return the leases of live, active workers: those that may be given work."""
+        return [
+            lease
+            for lease in self.leases(pool)
+            if lease.state == m.STATE_ACTIVE and not self.expired(lease)
+        ]
+
+    def holders(self, pool: str, model: str, version: int) -> list[InboxLease]:
+        """Return the live, active workers whose last beat lists this version READY."""
+        return [
+            lease
+            for lease in self.workers(pool)
+            if any(
+                resident.model == model
+                and resident.version == version
+                and resident.readiness == m.READINESS_READY
+                for resident in lease.beat.worker.residents
+            )
+        ]
+
+    def gateways(self) -> list[Member]:
+        """Return the live gateways, draining ones included."""
+        return [
+            member
+            for key, member in sorted(self._members.items())
+            if key.startswith("gateway/") and not self.expired(member)
+        ]
+
+    def joining(self) -> list[Member]:
+        """Return the live workers that have no inbox."""
+        return [
+            member
+            for key, member in sorted(self._members.items())
+            if key.startswith("worker/") and not self.expired(member)
+        ]

@@ -1,0 +1,82 @@
+"""The messages of the bus, under one short name: `from inferbus_schemas import messages as m`."""
+
+from inferbus_schemas.gen.inferbus.fleet.v1.heartbeats_pb2 import (
+    READINESS_FAILED,
+    READINESS_LOADING,
+    READINESS_READY,
+    STATE_ACTIVE,
+    STATE_DRAINING,
+    STATE_JOINING,
+    STATE_RELEASED,
+    GatewayBeat,
+    GatewayModel,
+    Heartbeat,
+    Resident,
+    WorkerBeat,
+)
+from inferbus_schemas.gen.inferbus.inference.v1.predictions_pb2 import (
+    OUTCOME_ATTEMPT_FAILED,
+    OUTCOME_CANCELLED,
+    OUTCOME_DEADLINE_EXCEEDED,
+    OUTCOME_EXPIRED,
+    OUTCOME_FAILED,
+    OUTCOME_INVALID_INPUT,
+    OUTCOME_OK,
+    OUTCOME_OUTPUT_TOO_LARGE,
+    OUTCOME_POISON,
+    OUTCOME_UNSPECIFIED,
+    Outcome,
+    Prediction,
+)
+from inferbus_schemas.gen.inferbus.inference.v1.requests_pb2 import Request, RequestFrame
+from inferbus_schemas.gen.inferbus.inference.v1.tensors_pb2 import Tensor, TensorSet
+from inferbus_schemas.gen.inferbus.models.v1.deployments_pb2 import (
+    Alias,
+    Deployment,
+    PoolVersions,
+)
+from inferbus_schemas.gen.inferbus.models.v1.versions_pb2 import ModelVersion
+
+__all__ = [
+    "OUTCOME_ATTEMPT_FAILED",
+    "OUTCOME_CANCELLED",
+    "OUTCOME_DEADLINE_EXCEEDED",
+    "OUTCOME_EXPIRED",
+    "OUTCOME_FAILED",
+    "OUTCOME_INVALID_INPUT",
+    "OUTCOME_OK",
+    "OUTCOME_OUTPUT_TOO_LARGE",
+    "OUTCOME_POISON",
+    "OUTCOME_UNSPECIFIED",
+    "READINESS_FAILED",
+    "READINESS_LOADING",
+    "READINESS_READY",
+    "STATE_ACTIVE",
+    "STATE_DRAINING",
+    "STATE_JOINING",
+    "STATE_RELEASED",
+    "Alias",
+    "Deployment",
+    "GatewayBeat",
+    "GatewayModel",
+    "Heartbeat",
+    "ModelVersion",
+    "Outcome",
+    "PoolVersions",
+    "Prediction",
+    "Request",
+    "RequestFrame",
+    "Resident",
+    "Tensor",
+    "TensorSet",
+    "WorkerBeat",
+    "outcome_name",
+]
+
+
+def outcome_name(outcome: int) -> str:
+    """Return the outcome as the log and metrics write it: `ok`, `attempt_failed`, `unknown_42`."""
+    try:
+        return Outcome.Name(outcome).removeprefix("OUTCOME_").lower()
+    except ValueError:
+        return f"unknown_{outcome}"

@@ -1,0 +1,141 @@
+"""Tensors on the wire: sizes, checks against shapes, and the digest of an answer.
+
+In: `messages.Tensor`. Out: element counts and digests that any other program can recompute.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+ITEM_BYTES = {
+    "BOOL": 1,
+    "UINT8": 1,
+    "UINT16": 2,
+    "UINT32": 4,
+    "UINT64": 8,
+    "INT8": 1,
+    "INT16": 2,
+    "INT32": 4,
+    "INT64": 8,
+    "FP16": 2,
+    "BF16": 2,
+    "FP32": 4,
+    "FP64": 8,
+}
+"""Bytes per element of each fixed-size datatype; BYTES has its own lengths inside."""
+
+DATATYPES = frozenset(ITEM_BYTES) | {"BYTES"}
+MAX_RANK = 8
+MAX_ELEMENTS = 1 << 28
+_LENGTH = struct.Struct("<I")
+_INT64 = struct.Struct("<q")
+_UINT64 = struct.Struct("<Q")
+
+
+class TensorError(ValueError):
+    """A tensor whose shape, datatype and bytes do not agree; the message is for its sender."""
+
+
+class TensorLike(Protocol):
+    """What has a name, a datatype, a shape and little-endian bytes."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def datatype(self) -> str: ...
+    @property
+    def shape(self) -> Sequence[int]: ...
+    @property
+    def data(self) -> bytes: ...
+
+
+def n_elements(shape: Iterable[int]) -> int:
+    """Return the number of elements of a shape; checked before anything is allocated.
+
+    Raises:
+        TensorError: a dimension is negative, or there are too many dimensions or elements.
+    """
+    count = 1
+    for rank, dim in enumerate(shape, start=1):
+        if dim < 0:
+            raise TensorError("a dimension of the shape is negative")
+        count *= dim
+        if rank > MAX_RANK or count > MAX_ELEMENTS:
+            raise TensorError(f"a shape may have {MAX_RANK} dimensions and 2^28 elements at most")
+    return count
+
+
+def check(tensor: TensorLike) -> int:
+    """Check that bytes, datatype and shape agree; return the number of elements.
+
+    Raises:
+        TensorError: they do not.
+    """
+    count = n_elements(tensor.shape)
+    if tensor.datatype == "BYTES":
+        found = len(split_bytes(tensor.data, limit=count))
+        if found != count:
+            raise TensorError(
+                f"input {tensor.name!r}: shape says {count} elements, data has {found}"
+            )
+        return count
+    size = ITEM_BYTES.get(tensor.datatype)
+    if size is None:
+        raise TensorError(f"input {tensor.name!r}: unknown datatype")
+    if len(tensor.data) != count * size:
+        raise TensorError(
+            f"input {tensor.name!r}: shape and datatype say {count * size} bytes, "
+            f"data has {len(tensor.data)}"
+        )
+    return count
+
+
+def split_bytes(data: bytes, *, limit: int = MAX_ELEMENTS) -> list[bytes]:
+    """Return the elements of a BYTES tensor.
+
+    Args:
+        data: per element a little-endian uint32 length, then the bytes.
+        limit: the number of elements past which the data is refused.
+
+    Raises:
+        TensorError: a length points past the end, or there are more elements than `limit`.
+    """
+    out: list[bytes] = []
+    at = 0
+    end = len(data)
+    while at < end:
+        if at + 4 > end or len(out) >= limit:
+            raise TensorError("BYTES data does not match its shape or is cut off")
+        (length,) = _LENGTH.unpack_from(data, at)
+        at += 4
+        if at + length > end:
+            raise TensorError("BYTES data is cut off inside an element")
+        out.append(bytes(data[at : at + length]))
+        at += length
+    return out
+
+
+def join_bytes(elements: Iterable[bytes]) -> bytes:
+    """Return elements as the data of a BYTES tensor; the inverse of `split_bytes`."""
+    return b"".join(_LENGTH.pack(len(element)) + element for element in elements)
+
+
+def output_sha256(outputs: Iterable[TensorLike]) -> bytes:
+    """Return the digest of an answer, 32 bytes.
+
+    sha256 over the outputs in order, each as: uint32-length-prefixed name and datatype, uint8
+    rank, int64 dims, uint64 length, Open Inference Protocol raw bytes; all little-endian. Also
+    the header `x-inferbus-output-sha256`, so that a client can check it.
+    """
+    digest = hashlib.sha256()
+    for tensor in outputs:
+        name, datatype = tensor.name.encode(), tensor.datatype.encode()
+        digest.update(_LENGTH.pack(len(name)) + name + _LENGTH.pack(len(datatype)) + datatype)
+        digest.update(bytes((len(tensor.shape),)))
+        digest.update(b"".join(_INT64.pack(dim) for dim in tensor.shape))
+        digest.update(_UINT64.pack(len(tensor.data)))
+        digest.update(tensor.data)
+    return digest.digest()

@@ -1,0 +1,1 @@
+"""The gateway: Open Inference Protocol in, answers from the prediction stream out."""

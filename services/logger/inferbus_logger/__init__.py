@@ -1,0 +1,1 @@
+"""The logger: the exactly-once prediction log in Postgres."""

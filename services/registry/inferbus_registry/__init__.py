@@ -1,0 +1,1 @@
+"""The registry: versions, artifacts, aliases, and their events."""

@@ -1,0 +1,1 @@
+"""The worker: takes request frames from an inbox, batches, runs engines, writes predictions."""
