@@ -126,6 +126,12 @@ def why_failed(log: Path, what: str) -> str:
     return f"{what}: the reason stands at the end of {log.parent.name}/{log.name}."
 
 
+def archive_refused(log: Path, since: int) -> bool:
+    """Say whether Java started without the class-data archive that it was given."""
+    said = process.last_lines(log, 200, since=since)
+    return any(line.startswith("[") and "[cds" in line and "shar" in line for line in said)
+
+
 async def answers(port: int) -> bool:
     """Say whether the broker answers ApiVersions and lists itself as a live broker."""
     try:

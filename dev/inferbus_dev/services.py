@@ -1,0 +1,177 @@
+"""The services of Inferbus as child processes: which there are, what each is told.
+
+In: the addresses of the servers and ports. Out: specs whose only configuration is environment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from inferbus_dev import process
+from inferbus_dev.errors import DISK_FULL, LauncherError
+from inferbus_dev.ports import LOOPBACK
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+POOL = "default"
+_PROBE_TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Role:
+    """One kind of service. `migrates`: its module takes `migrate` and then owns tables."""
+
+    name: str
+    migrates: bool = False
+    serves_http: bool = False
+    stop_timeout_s: float = 15.0
+
+    @property
+    def module(self) -> str:
+        """The package that Python runs."""
+        return f"inferbus_{self.name}"
+
+
+ROLES = {
+    role.name: role
+    for role in (
+        Role(name="registry", migrates=True, serves_http=True),
+        Role(name="logger", migrates=True),
+        Role(name="worker", stop_timeout_s=30.0),
+        Role(name="gateway", serves_http=True, stop_timeout_s=30.0),
+    )
+}
+# Requests stop coming first, what must still be answered and logged comes after.
+STOP_ORDER = ("gateway", "worker", "logger", "registry", "kafka", "postgres")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """What every service of one stack is told."""
+
+    kafka: str
+    postgres_url: str
+    objects: Path
+    registry_url: str
+    extra: Mapping[str, str]
+
+    def environment(self) -> dict[str, str]:
+        """Return the launcher's own environment and the addresses over it."""
+        return {
+            **os.environ,
+            "PYTHONUNBUFFERED": "1",
+            "INFERBUS_KAFKA_BOOTSTRAP": self.kafka,
+            "INFERBUS_POSTGRES_URL": self.postgres_url,
+            "INFERBUS_OBJECT_STORE_URL": self.objects.as_uri(),
+            "INFERBUS_REGISTRY_URL": self.registry_url,
+            "INFERBUS_POOL": POOL,
+            **self.extra,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seat:
+    """The ports and folder of one service process; `http_port` is None where it serves none."""
+
+    role: Role
+    index: int
+    metrics_port: int
+    http_port: int | None
+    private: Path
+    log: Path
+
+    @property
+    def metrics_url(self) -> str:
+        """Where /livez, /readyz and /metrics are."""
+        return f"http://{LOOPBACK}:{self.metrics_port}"
+
+    @property
+    def http_url(self) -> str:
+        """Where the service answers its own requests."""
+        return f"http://{LOOPBACK}:{self.http_port}"
+
+
+def child(seat: Seat, place: Place) -> process.ChildSpec:
+    """Return the spec of one service process."""
+    name = f"{seat.role.name}-{seat.index}"
+
+    def environment() -> Mapping[str, str]:
+        seat.private.mkdir(parents=True, exist_ok=True)
+        # A new name for each run: who follows a dead one must not be taken for it.
+        told = {
+            **place.environment(),
+            "INFERBUS_INSTANCE": f"{name}-{secrets.token_hex(2)}",
+            "INFERBUS_STATE_DIR": str(seat.private),
+            "INFERBUS_HTTP_HOST": LOOPBACK,
+            "INFERBUS_METRICS_PORT": str(seat.metrics_port),
+        }
+        if seat.http_port is not None:
+            told["INFERBUS_HTTP_PORT"] = str(seat.http_port)
+        return told
+
+    async def ready() -> bool:
+        return await status(seat.metrics_port, "/readyz") == 200  # noqa: PLR2004 -- HTTP's OK
+
+    return process.ChildSpec(
+        role=seat.role.name,
+        index=seat.index,
+        argv=(sys.executable, "-m", seat.role.module),
+        env=environment,
+        log=seat.log,
+        ready=ready,
+        stop_timeout_s=seat.role.stop_timeout_s,
+    )
+
+
+async def migrate(role: Role, place: Place, log: Path) -> None:
+    """Bring the tables that a role owns to its version; raises a sentence when that fails."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    process.rotate(log)
+    told = {
+        **place.environment(),
+        "INFERBUS_INSTANCE": f"{role.name}-migrate",
+        "INFERBUS_STATE_DIR": str(log.parent.parent / "run" / f"{role.name}-migrate"),
+    }
+    with log.open("ab") as out:
+        run = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", role.module, "migrate", env=told, stdout=out, stderr=out
+        )
+    try:
+        code = await run.wait()
+    finally:
+        if run.returncode is None:
+            run.kill()
+            await run.wait()
+    if code != 0:
+        lines = process.last_lines(log, 20)
+        if any("No space left on device" in line for line in lines):
+            raise LauncherError(DISK_FULL)
+        said = f", it last said: {lines[-1][:300]}" if lines else ""
+        raise LauncherError(
+            f"The tables of {role.name} could not be made (its output stands in "
+            f"{log.parent.name}/{log.name}{said})."
+        )
+
+
+async def status(port: int, path: str) -> int | None:
+    """Return the HTTP status of a GET on a loopback port, None when nobody answers."""
+    try:
+        async with asyncio.timeout(_PROBE_TIMEOUT_S):
+            reader, writer = await asyncio.open_connection(LOOPBACK, port)
+            try:
+                writer.write(
+                    f"GET {path} HTTP/1.1\r\nhost: {LOOPBACK}\r\nconnection: close\r\n\r\n".encode()
+                )
+                line = await reader.readline()
+            finally:
+                writer.close()
+        return int(line.split()[1])
+    except (OSError, TimeoutError, ValueError, IndexError):
+        return None

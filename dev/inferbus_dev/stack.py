@@ -1,0 +1,318 @@
+"""The whole of Inferbus on one machine, as an async Python API.
+
+In: a state folder and what to start. Out: a running stack with its addresses, of which tests and
+tools may stop, kill, restart or add single processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING
+
+from inferbus_dev import infra, ports, services, state
+from inferbus_dev.errors import LauncherError
+from inferbus_dev.paths import cache_dir
+from inferbus_dev.process import start_time
+from inferbus_dev.progress import Report, Silent
+from inferbus_dev.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from inferbus_dev.process import Child
+    from inferbus_dev.supervisor import Member
+
+DEFAULT_PORT_BASE = 8080
+EVERYTHING = frozenset({*state.SERVERS, *services.ROLES})
+# From the base: 0 HTTP, 1 gRPC (reserved), 2 metrics of the first gateway, 3 control plane.
+_HTTP, _METRICS, _REGISTRY = 0, 2, 3
+
+
+class Stack:
+    """Kafka, Postgres and the services of one state folder.
+
+    Invariants: while started it owns its folder; `stack.json` names every process that runs;
+    after `stop`, also after a failed `start`, no process is left.
+    """
+
+    def __init__(
+        self,
+        state_dir: Path,
+        *,
+        port_base: int = DEFAULT_PORT_BASE,
+        only: set[str] | frozenset[str] | None = None,
+        free_ports: bool = False,
+        n_workers: int = 1,
+        n_gateways: int = 1,
+        env: Mapping[str, str] | None = None,
+        kafka_bootstrap: str | None = None,
+        postgres_url: str | None = None,
+        java: Path | None = None,
+        cache: Path | None = None,
+        report: Report | None = None,
+    ) -> None:
+        self.roles = frozenset(only) if only is not None else EVERYTHING
+        if unknown := self.roles - EVERYTHING:
+            raise LauncherError(
+                f"There is no part called {', '.join(sorted(unknown))}: choose from "
+                f"{', '.join(sorted(EVERYTHING))}."
+            )
+        self._path = state_dir.resolve()
+        self._counts = {"worker": n_workers, "gateway": n_gateways}
+        self._port_base = None if free_ports else port_base
+        self._env = dict(env or {})
+        self._kafka_bootstrap = kafka_bootstrap
+        self._postgres_url = postgres_url
+        self._java = java
+        self._cache = cache or cache_dir(os.environ)
+        self._report: Report = report or Silent()
+        self._taken: set[int] = set()
+        self._state: state.StateDir | None = None
+        self._seats: dict[str, services.Seat] = {}
+        self.supervisor = Supervisor(self._record)
+        self.kafka = kafka_bootstrap or ""
+        self.postgres = postgres_url or ""
+
+    @property
+    def http(self) -> str:
+        """The address of the first gateway."""
+        return self._seats["gateway-0"].http_url
+
+    @property
+    def gateways(self) -> tuple[str, ...]:
+        """The addresses of all gateways."""
+        return tuple(seat.http_url for seat in self._seats.values() if seat.role.name == "gateway")
+
+    @property
+    def registry(self) -> str:
+        """The address of the control plane."""
+        return self._seats["registry-0"].http_url
+
+    @property
+    def metrics(self) -> dict[str, str]:
+        """The metrics addresses of all services, by process name."""
+        return {name: seat.metrics_url for name, seat in self._seats.items()}
+
+    async def start(self) -> None:
+        """Start everything that was asked for and return when all of it serves."""
+        self._check_choice()
+        try:
+            await self._take_folder()
+            self._check_ports()
+            for role in self._wanted():
+                for index in range(self._counts.get(role.name, 1)):
+                    self._take_seat(role, index)
+            self._report.plan(self._steps())
+            await self._start_servers()
+            await infra.together(*(self._start_service(name) for name in list(self._seats)))
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def start_infra(self) -> None:
+        """Start Kafka and Postgres and make the topics, and no service."""
+        self.roles &= frozenset(state.SERVERS)
+        await self.start()
+
+    async def stop(self) -> None:
+        """Stop all in order: gateways first, the servers last."""
+        if self._state is None:
+            return
+        for role in services.STOP_ORDER:
+            names = [name for name, one in self._members() if one.spec.role == role]
+            if names:
+                with self._report.step(f"stop {role}"):
+                    await self.supervisor.stop(names)
+        self._seats.clear()
+        self._state.clear()
+        self._state.close()
+        self._state = None
+
+    def process(self, role: str, index: int = 0) -> Child:
+        """Return the running process of a role; raises KeyError when it does not run."""
+        child = self.supervisor.members[f"{role}-{index}"].child
+        if child is None or not child.alive:
+            raise KeyError(f"{role}-{index}")
+        return child
+
+    def kill(self, role: str, index: int, number: signal.Signals) -> int:
+        """Send a signal to a process and return its pid; the supervisor restarts what ends."""
+        child = self.process(role, index)
+        child.signal(number)
+        return child.pid
+
+    async def wait_ready(self, role: str, index: int = 0) -> None:
+        """Wait until a process is ready, for example after `kill`."""
+        await self.supervisor.wait_ready(f"{role}-{index}")
+
+    async def restart(self, role: str, index: int = 0) -> None:
+        """Stop a process in order and start it again with the same ports and folder."""
+        await self.supervisor.restart(f"{role}-{index}")
+
+    async def remove(self, role: str, index: int) -> None:
+        """Stop one process in order and do not start it again."""
+        await self.supervisor.stop([f"{role}-{index}"])
+        self._seats.pop(f"{role}-{index}", None)
+        self._record()
+
+    async def add(self, role: str) -> int:
+        """Start one more process of a service and return its index."""
+        taken = {one.spec.index for _, one in self._members() if one.spec.role == role}
+        index = next(number for number in range(len(taken) + 1) if number not in taken)
+        await self._start_service(self._take_seat(services.ROLES[role], index))
+        return index
+
+    def _members(self) -> list[tuple[str, Member]]:
+        return list(self.supervisor.members.items())
+
+    @property
+    def _folder(self) -> state.StateDir:
+        if self._state is None:
+            raise LauncherError("The stack is not started.")
+        return self._state
+
+    @property
+    def _own_kafka(self) -> bool:
+        return "kafka" in self.roles and self._kafka_bootstrap is None
+
+    @property
+    def _own_postgres(self) -> bool:
+        return "postgres" in self.roles and self._postgres_url is None
+
+    def _migrating(self) -> list[services.Role]:
+        return [role for role in self._wanted() if role.migrates]
+
+    def _wanted(self) -> list[services.Role]:
+        return [role for role in services.ROLES.values() if role.name in self.roles]
+
+    def _check_choice(self) -> None:
+        """Services need servers: ours or ones that the user named."""
+        lacking = [
+            f"{server} (or {variable})"
+            for server, given, variable in (
+                ("kafka", self._kafka_bootstrap, "INFERBUS_KAFKA_BOOTSTRAP"),
+                ("postgres", self._postgres_url, "INFERBUS_POSTGRES_URL"),
+            )
+            if server not in self.roles and given is None
+        ]
+        if self._wanted() and lacking:
+            raise LauncherError(
+                f"The services need {' and '.join(lacking)}: add what is missing to --only."
+            )
+
+    def _check_ports(self) -> None:
+        if self._port_base is None:
+            return
+        if "gateway" in self.roles:
+            ports.demand_free(self._port_base + _HTTP, "the gateway (HTTP)")
+            ports.demand_free(self._port_base + _METRICS, "the gateway (metrics)")
+        if "registry" in self.roles:
+            ports.demand_free(self._port_base + _REGISTRY, "the registry")
+
+    async def _take_folder(self) -> None:
+        self._state = await asyncio.to_thread(state.StateDir.open, self._path)
+        left = await asyncio.to_thread(self._state.end_leftovers)
+        if left:
+            names = ", ".join(f"{one.role}-{one.index} (pid {one.pid})" for one in left)
+            self._report.note(f"An earlier launcher was killed; ended what it left: {names}")
+        self._state.logs.mkdir(exist_ok=True)
+        self._state.objects.mkdir(exist_ok=True)
+
+    def _steps(self) -> list[str]:
+        return [
+            *infra.steps(
+                own_kafka=self._own_kafka,
+                any_kafka=self._own_kafka or self._kafka_bootstrap is not None,
+                own_postgres=self._own_postgres,
+            ),
+            *(f"{role.name} tables" for role in self._migrating()),
+            *(_start_step(name) for name in self._seats),
+        ]
+
+    async def _start_servers(self) -> None:
+        builder = infra.Infra(
+            state=self._folder,
+            supervisor=self.supervisor,
+            report=self._report,
+            cache=self._cache,
+            java=self._java,
+            taken=self._taken,
+        )
+        await infra.together(self._bring_kafka(builder), self._bring_postgres(builder))
+
+    async def _bring_kafka(self, builder: infra.Infra) -> None:
+        if self._own_kafka:
+            self.kafka = await builder.start_kafka()
+            self._record()
+        if self.kafka:
+            await builder.make_topics(self.kafka)
+
+    async def _bring_postgres(self, builder: infra.Infra) -> None:
+        if self._own_postgres:
+            self.postgres = await builder.start_postgres()
+            self._record()
+        await infra.together(*(self._migrate(role) for role in self._migrating()))
+
+    async def _migrate(self, role: services.Role) -> None:
+        with self._report.step(f"{role.name} tables"):
+            await services.migrate(role, self._place(), self._folder.log(f"{role.name}-migrate"))
+
+    async def _start_service(self, name: str) -> None:
+        seat = self._seats[name]
+        with self._report.step(_start_step(name)):
+            await self.supervisor.start(services.child(seat, self._place()))
+
+    def _take_seat(self, role: services.Role, index: int) -> str:
+        """Choose ports: fixed ones for the first process of a role, free ones for all others."""
+        name = f"{role.name}-{index}"
+        base = self._port_base if index == 0 else None
+
+        def port(offset: int | None) -> int:
+            if base is None or offset is None:
+                return ports.free_port(taken=self._taken)
+            return base + offset
+
+        is_gateway = role.name == "gateway"
+        self._seats[name] = services.Seat(
+            role=role,
+            index=index,
+            metrics_port=port(_METRICS if is_gateway else None),
+            http_port=port(_HTTP if is_gateway else _REGISTRY) if role.serves_http else None,
+            private=self._folder.private(name),
+            log=self._folder.log(name),
+        )
+        return name
+
+    def _place(self) -> services.Place:
+        return services.Place(
+            kafka=self.kafka,
+            postgres_url=self.postgres,
+            objects=self._folder.objects,
+            registry_url=self.registry if "registry-0" in self._seats else "",
+            extra=self._env,
+        )
+
+    def _record(self) -> None:
+        """Write `stack.json` anew: an address or a process has changed."""
+        if self._state is None:
+            return
+        addresses: dict[str, object] = {}
+        if "gateway-0" in self._seats:
+            addresses["http"] = self.http
+        if "registry-0" in self._seats:
+            addresses["registry"] = self.registry
+        if self._seats:
+            addresses["metrics"] = self.metrics
+        running = [state.Running("launcher", 0, os.getpid(), start_time(os.getpid()))]
+        for _, member in self._members():
+            if (child := member.child) is not None and child.alive:
+                spec = member.spec
+                running.append(state.Running(spec.role, spec.index, child.pid, child.started))
+        self._state.write({**addresses, "kafka": self.kafka, "postgres": self.postgres}, running)
+
+
+def _start_step(name: str) -> str:
+    return f"start {name.removesuffix('-0')}"

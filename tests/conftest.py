@@ -1,0 +1,44 @@
+"""Fixtures that every folder of tests may use; what they do stands in tests/support."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support import servers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session")
+def infra() -> Iterator[servers.Infra]:
+    """Real Kafka and Postgres, once a session, on free ports."""
+    with servers.infra_process() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def kafka_bootstrap(infra: servers.Infra) -> str:
+    """The address of the session's broker; topics: `servers.fresh_topics`."""
+    return infra.kafka
+
+
+@pytest.fixture(scope="session")
+def postgres_url(infra: servers.Infra) -> str:
+    """The URL of the session's database; shared, so prefer `postgres_database`."""
+    return infra.postgres
+
+
+@pytest.fixture
+def postgres_database(postgres_url: str) -> Iterator[str]:
+    """The URL of an empty database of this test alone."""
+    with asyncio.Runner() as runner:
+        context = servers.fresh_database(postgres_url)
+        url = runner.run(context.__aenter__())
+        try:
+            yield url
+        finally:
+            runner.run(context.__aexit__(None, None, None))

@@ -1,0 +1,148 @@
+"""The rules of the house that no linter knows."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+GENERATED = "schemas/inferbus_schemas/gen/"
+HOSTS = re.compile(
+    r"(files\.pythonhosted|pypi|repo1?\.maven|repo\.maven\.apache|registry\.npmjs|deb\.debian)"
+    r"\.(org|com|net)|(?<!no-emit-)index-url|extra-index|find-links"
+)
+MACHINE_PATH = re.compile(r"(^|[^A-Za-z0-9_.])/(work|farm)/|/(root|home/[a-z]+)/")
+UNSAFE = {"pickle", "cPickle", "dill", "joblib", "marshal", "shelve"}
+UNSAFE_CALLS = {("yaml", "load"), ("torch", "load"), ("np", "load"), ("numpy", "load")}
+UNSAFE_NAMES = {"eval", "exec"}
+
+
+def _tracked(*patterns: str) -> list[Path]:
+    out = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *patterns],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    ).stdout.split()
+    return [ROOT / name for name in out if (ROOT / name).is_file()]
+
+
+def _sources() -> list[Path]:
+    return [path for path in _tracked("*.py") if GENERATED not in path.as_posix()]
+
+
+def _shipped() -> list[Path]:
+    outside = {"tests", "bench"}
+    return [path for path in _sources() if path.relative_to(ROOT).parts[0] not in outside]
+
+
+def _offences(pattern: re.Pattern[str], paths: list[Path]) -> list[str]:
+    found = []
+    for path in paths:
+        if path == Path(__file__):
+            continue
+        try:
+            text = path.read_text("utf-8")
+        except UnicodeDecodeError:
+            continue
+        found += [
+            f"{path.relative_to(ROOT)}:{number}"
+            for number, line in enumerate(text.splitlines(), 1)
+            if pattern.search(line)
+        ]
+    return found
+
+
+def test_no_tracked_file_names_a_registry_host() -> None:
+    assert not _offences(HOSTS, _tracked())
+
+
+def test_no_tracked_file_holds_a_machine_path() -> None:
+    assert not _offences(MACHINE_PATH, _tracked())
+
+
+def test_the_patterns_find_what_they_look_for() -> None:
+    assert HOSTS.search("at files." + "pythonhosted.org/x")
+    assert HOSTS.search("at repo.maven." + "apache.org/maven2")
+    assert HOSTS.search("--extra-" + "index-url")
+    assert not HOSTS.search("--no-emit-index-url")
+    assert MACHINE_PATH.search('cwd = "/' + 'work/main"')
+    assert MACHINE_PATH.search("/" + "root/.cache")
+    assert not MACHINE_PATH.search("a/work/b network/work/")
+
+
+def test_locks_have_hashes_and_no_addresses() -> None:
+    locks = sorted((ROOT / "locks").glob("*.txt"))
+    assert {path.stem for path in locks} == {"gateway", "control", "worker-cpu", "dev"}
+    for path in locks:
+        text = path.read_text()
+        assert "://" not in text
+        assert text.count("--hash=sha256:") > text.count("==") > 10
+
+
+@pytest.mark.parametrize("name", ["torch", "onnxruntime", "vllm", "nvidia", "river", "numpy"])
+def test_the_gateway_carries_no_engine(name: str) -> None:
+    lock = (ROOT / "locks" / "gateway.txt").read_text()
+    assert not re.search(rf"(?m)^{name}[a-z0-9-]*==", lock)
+
+
+def test_no_default_lock_carries_torch() -> None:
+    for path in (ROOT / "locks").glob("*.txt"):
+        assert not re.search(r"(?m)^(torch|nvidia-)", path.read_text())
+
+
+def test_kit_stays_small_and_without_domain_words() -> None:
+    paths = sorted((ROOT / "kit" / "inferbus_kit").glob("*.py"))
+    lines = sum(len(p.read_text().splitlines()) for p in paths if p.name != "metrics.py")
+    assert lines < 1500
+    domain = re.compile(r"(?i)\b(tensor|champion|challenger|canary|experiment|prediction)s?\b")
+    assert not _offences(domain, [path for path in paths if path.name != "metrics.py"])
+
+
+def test_modules_are_not_long() -> None:
+    long = [p.relative_to(ROOT) for p in _sources() if len(p.read_text().splitlines()) > 420]
+    assert not long
+
+
+def test_no_rooms_for_leftovers() -> None:
+    names = {"utils", "util", "common", "helpers", "misc"}
+    assert not [p for p in _sources() if p.stem in names or p.parent.name in names]
+
+
+def test_nothing_that_arrives_is_unpickled_or_evaluated() -> None:
+    found = []
+    for path in _shipped():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found += [path for alias in node.names if alias.name.split(".")[0] in UNSAFE]
+            elif isinstance(node, ast.ImportFrom):
+                found += [path] if (node.module or "").split(".")[0] in UNSAFE else []
+            elif isinstance(node, ast.Call):
+                call = node.func
+                if isinstance(call, ast.Name) and call.id in UNSAFE_NAMES:
+                    found.append(path)
+                if (
+                    isinstance(call, ast.Attribute)
+                    and isinstance(call.value, ast.Name)
+                    and (call.value.id, call.attr) in UNSAFE_CALLS
+                ):
+                    found.append(path)
+    assert not found
+
+
+def test_the_environment_is_read_in_settings_only() -> None:
+    """Nothing is read from the environment at import, and services read it in one place."""
+    allowed = {"settings.py", "failpoints.py", "child.py", "fail_points.py"}
+    found = []
+    for path in _shipped():
+        if path.relative_to(ROOT).parts[0] not in {"services", "kit", "schemas"}:
+            continue
+        if path.name not in allowed and re.search(r"os\.(environ|getenv)", path.read_text()):
+            found.append(path.relative_to(ROOT))
+    assert not found
