@@ -55,7 +55,7 @@ class Infra:
             class_path = await jars.class_path(
                 lock,
                 self.cache / "jars",
-                lambda done, total: step.update(f"{done} of {total} here and checked"),
+                lambda now: step.update(_jars_text(now)),
             )
         with self.report.step(KAFKA) as step:
             runtime = await java.system(self.java) if self.java else java.bundled()
@@ -66,7 +66,7 @@ class Infra:
                 port=ports.free_port(taken=self.taken),
                 controller_port=ports.free_port(taken=self.taken),
                 class_path=class_path,
-                java=runtime,
+                runtime=runtime,
                 archive=archive,
             )
             step.update("preparing its data folder")
@@ -101,6 +101,12 @@ class Infra:
             step.update("waiting until it takes connections")
             await self.supervisor.start(postgres.child(server, lambda: os.environ))
         return server.url()
+
+
+def _jars_text(now: jars.Progress) -> str:
+    if now.received_bytes == 0:
+        return f"{now.here} of {now.total} here"
+    return f"{now.here} of {now.total} here, {now.received_bytes / 1e6:.1f} MB received"
 
 
 async def together(*steps: Coroutine[Any, Any, None]) -> None:

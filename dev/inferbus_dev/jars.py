@@ -12,6 +12,7 @@ import hashlib
 import logging
 import shutil
 import tempfile
+import threading
 import tomllib
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -20,7 +21,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from inferbus_dev.errors import LauncherError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+    from jgo.maven import MavenContext
 
 DOWNLOAD_THREADS = 6
 DOWNLOAD_TIMEOUT_S = 30
@@ -30,15 +33,29 @@ _OFFLINE = (
 )
 
 
+class Progress(NamedTuple):
+    """How many jars are in place, of how many, and what this run has received so far."""
+
+    here: int
+    total: int
+    received_bytes: int
+
+
 async def class_path(
-    lock: Path, repository: Path, on_progress: Callable[[int, int], None]
+    lock: Path, repository: Path, on_progress: Callable[[Progress], None]
 ) -> tuple[Path, ...]:
     """Return every jar of the lock, in its order, downloading what `repository` lacks.
 
-    `on_progress(n, total)` is called from another thread after each jar.
+    `on_progress` is called from other threads. Cancelling ends the downloads at once.
     Raises LauncherError when a jar cannot be had or differs from the lock.
     """
-    return await asyncio.to_thread(_class_path, lock, repository, on_progress)
+    locked = _read(lock)
+    download = _Download(repository, locked, on_progress)
+    try:
+        return await asyncio.to_thread(download.run)
+    except asyncio.CancelledError:
+        download.cancelled.set()
+        raise
 
 
 def lock_digest(lock: Path) -> str:
@@ -83,20 +100,6 @@ class _Jar(NamedTuple):
         return Path(*self.group.split("."), self.artifact, self.version, name)
 
 
-def _class_path(
-    lock: Path, repository: Path, on_progress: Callable[[int, int], None]
-) -> tuple[Path, ...]:
-    locked = _read(lock)
-    repository.mkdir(parents=True, exist_ok=True)
-    missing = [jar for jar in locked if not (repository / jar.path).exists()]
-    on_progress(len(locked) - len(missing), len(locked))
-    if missing:
-        _download(missing, repository, lambda n: on_progress(len(locked) - n, len(locked)))
-    for jar in locked:
-        _check(jar, repository / jar.path)
-    return tuple(repository / jar.path for jar in locked)
-
-
 def _read(lock: Path) -> list[_Jar]:
     try:
         return [
@@ -117,35 +120,80 @@ def _read(lock: Path) -> list[_Jar]:
         ) from error
 
 
-def _download(missing: list[_Jar], repository: Path, left: Callable[[int], None]) -> None:
-    """Fetch into a folder of this process, check, then move: a jar in place is always whole."""
-    # Needed on the first start alone, and half a second of every start if imported above.
-    import requests  # noqa: PLC0415
-    from jgo.maven import MavenContext  # noqa: PLC0415
+class _CancelledError(Exception):
+    """The launcher stops, or another jar has failed, while jars arrive."""
 
-    staging = Path(tempfile.mkdtemp(prefix=".incoming-", dir=repository))
-    context = MavenContext(repo_cache=staging, timeout=DOWNLOAD_TIMEOUT_S)
 
-    def fetch(jar: _Jar) -> None:
+class _Download:
+    """Fetches missing jars side by side.
+
+    Invariants: a jar is fetched into a folder of this process, checked, then moved, so one that
+    is in place is always whole.
+    """
+
+    def __init__(
+        self, repository: Path, locked: list[_Jar], on_progress: Callable[[Progress], None]
+    ) -> None:
+        self.cancelled = threading.Event()
+        self._repository = repository
+        self._locked = locked
+        self._here = 0
+        self._received_bytes = 0
+        self._on_progress = on_progress
+        self._lock = threading.Lock()
+
+    def run(self) -> tuple[Path, ...]:
+        """Fetch what is missing, check all; raises LauncherError when network or a jar fails."""
+        self._repository.mkdir(parents=True, exist_ok=True)
+        missing = [jar for jar in self._locked if not (self._repository / jar.path).exists()]
+        self._tell(jars=len(self._locked) - len(missing))
+        if missing:
+            self._fetch_all(missing)
+        for jar in self._locked:
+            _check(jar, self._repository / jar.path)
+        return tuple(self._repository / jar.path for jar in self._locked)
+
+    def _fetch_all(self, missing: list[_Jar]) -> None:
+        # Needed on the first start alone, and half a second of every start if imported above.
+        import requests  # noqa: PLC0415
+        from jgo.maven import MavenContext, PythonResolver  # noqa: PLC0415
+
+        staging = Path(tempfile.mkdtemp(prefix=".incoming-", dir=self._repository))
+        resolver = PythonResolver(progress_callback=self._receiving)
+        context = MavenContext(resolver, repo_cache=staging, timeout=DOWNLOAD_TIMEOUT_S)
+        pool = ThreadPoolExecutor(DOWNLOAD_THREADS, thread_name_prefix="jars")
+        try:
+            for future in as_completed([pool.submit(self._fetch, context, jar) for jar in missing]):
+                future.result()
+        except (requests.RequestException, RuntimeError) as error:
+            raise LauncherError(_OFFLINE) from error
+        finally:
+            self.cancelled.set()
+            pool.shutdown(cancel_futures=True)
+            with contextlib.suppress(OSError):
+                shutil.rmtree(staging)
+
+    def _fetch(self, context: MavenContext, jar: _Jar) -> None:
         component = context.project(jar.group, jar.artifact).at_version(jar.version)
         arrived = component.artifact(jar.classifier, jar.packaging).resolve()
         _check(jar, arrived)
-        target = repository / jar.path
+        target = self._repository / jar.path
         target.parent.mkdir(parents=True, exist_ok=True)
         arrived.replace(target)
+        self._tell(jars=1)
 
-    pool = ThreadPoolExecutor(DOWNLOAD_THREADS, thread_name_prefix="jars")
-    try:
-        waiting = [pool.submit(fetch, jar) for jar in missing]
-        for count, future in enumerate(as_completed(waiting), start=1):
-            future.result()
-            left(len(missing) - count)
-    except (requests.RequestException, RuntimeError) as error:
-        raise LauncherError(_OFFLINE) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-        with contextlib.suppress(OSError):
-            shutil.rmtree(staging)
+    @contextlib.contextmanager
+    def _receiving(self, _name: str, _size: int) -> Iterator[Callable[[int], None]]:
+        yield lambda count: self._tell(received_bytes=count)
+
+    def _tell(self, *, jars: int = 0, received_bytes: int = 0) -> None:
+        if self.cancelled.is_set():
+            raise _CancelledError
+        with self._lock:
+            self._here += jars
+            self._received_bytes += received_bytes
+            told = Progress(self._here, len(self._locked), self._received_bytes)
+        self._on_progress(told)
 
 
 def _check(jar: _Jar, path: Path) -> None:

@@ -42,7 +42,8 @@ def bundled() -> Java:
 
 async def system(chosen: Path) -> Java:
     """Return a Java of the system, from its program or its home folder; checks the version."""
-    program = chosen / "bin" / "java" if chosen.is_dir() else chosen
+    home = await asyncio.to_thread(chosen.is_dir)
+    program = chosen / "bin" / "java" if home else chosen
     try:
         process = await asyncio.create_subprocess_exec(
             str(program),

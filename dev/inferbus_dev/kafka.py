@@ -44,7 +44,7 @@ class Broker:
     port: int
     controller_port: int
     class_path: tuple[Path, ...]
-    java: java.Java
+    runtime: java.Java
     archive: java.Archive
 
     @property
@@ -52,12 +52,12 @@ class Broker:
         """What clients take as `bootstrap_servers`."""
         return f"{LOOPBACK}:{self.port}"
 
-    def command(self, archive: tuple[str, ...], main: str, *arguments: str) -> tuple[str, ...]:
-        """Return the command line of one of Kafka's programs."""
+    def command(self, shared: tuple[str, ...], main: str, *arguments: str) -> tuple[str, ...]:
+        """Return the command line of one of Kafka's programs; `shared`: its archive's options."""
         return (
-            str(self.java.program),
+            str(self.runtime.program),
             *FLAGS,
-            *archive,
+            *shared,
             f"-Dlog4j2.configurationFile={KAFKA_FILES / 'log4j2.properties'}",
             "-cp",
             os.pathsep.join(map(str, self.class_path)),

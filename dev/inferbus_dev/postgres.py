@@ -79,17 +79,22 @@ def programs() -> Path:
 
 async def server(folder: Path, log: Path, port: int) -> Server:
     """Choose how to run and read or make the password; raises where Postgres cannot run."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    password = _password(folder)
     prefix, as_user = await _not_as_root(folder)
+    return Server(
+        folder=folder, log=log, port=port, password=password, prefix=prefix, as_user=as_user
+    )
+
+
+def _password(folder: Path) -> str:
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     secret = folder / "password"
     if not secret.exists():
         secret.touch(mode=0o600)
     if not (password := secret.read_text("utf-8").strip()):
         password = secrets.token_urlsafe(24)
         secret.write_text(password, "utf-8")
-    return Server(
-        folder=folder, log=log, port=port, password=password, prefix=prefix, as_user=as_user
-    )
+    return password
 
 
 async def prepare(postgres: Server) -> None:

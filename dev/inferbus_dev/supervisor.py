@@ -86,11 +86,14 @@ class Supervisor:
         offset = spec.log.stat().st_size if spec.log.exists() else 0
         try:
             child = await self._spawn(member)
-            if not await self._until_ready(member, child):
-                raise LauncherError(_why_not_ready(member, child, offset))
+            ready = await self._until_ready(member, child)
         except BaseException:
             await self._discard(member)
             raise
+        if not ready:
+            why = _why_not_ready(member, child, offset)
+            await self._discard(member)
+            raise LauncherError(why)
         member.keeper = asyncio.create_task(self._keep(member, child), name=f"keep {spec.name}")
         return member
 
@@ -118,7 +121,13 @@ class Supervisor:
 
     async def _spawn(self, member: Member) -> Child:
         member.became_ready.clear()
-        member.child = await process.Child.spawn(member.spec)
+        spawning = asyncio.ensure_future(process.Child.spawn(member.spec))
+        try:
+            member.child = await asyncio.shield(spawning)
+        except asyncio.CancelledError:
+            # A process that has begun must be known, or nobody would end it.
+            member.child = await spawning
+            raise
         self._enter(member, State.STARTING)
         return member.child
 

@@ -13,10 +13,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from inferbus_models import build, recipes
+from inferbus_models import build, recipes, samples
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+_KILOBYTES_SHOWN = 1000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,15 +64,19 @@ def _build(options: argparse.Namespace) -> None:
         built = build.ensure(name, options.out, variant=options.variant, force=options.force)
         how = f"built in {built.seconds:.1f} s" if built.seconds else "up to date"
         print(
-            f"[{number} of {len(names)}] {name}: {how}, {built.size_bytes / 1e6:.1f} MB, "
+            f"[{number} of {len(names)}] {name}: {how}, {_size(built.size_bytes)}, "
             f"version {built.version_sha256[:12]}, in {built.folder}",
             flush=True,
         )
 
 
+def _size(size_bytes: int) -> str:
+    kilobytes = size_bytes / 1e3
+    return f"{kilobytes:.0f} kB" if kilobytes < _KILOBYTES_SHOWN else f"{kilobytes / 1e3:.1f} MB"
+
+
 def _samples(options: argparse.Namespace) -> None:
-    samples = importlib.import_module("inferbus_models.samples")
-    for sample in samples.load(options.name, options.folder):
+    for sample in samples.ask(options.name, options.folder):
         print(json.dumps(asdict(sample), ensure_ascii=False))
 
 

@@ -12,7 +12,6 @@ import fcntl
 import hashlib
 import json
 import shutil
-import tempfile
 import time
 from dataclasses import dataclass
 from importlib import metadata
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from inferbus_models import folder as folders
-from inferbus_models import recipes
+from inferbus_models import recipes, samples
 from inferbus_schemas import manifest as manifests
 
 if TYPE_CHECKING:
@@ -68,14 +67,16 @@ def ensure(name: str, out: Path, *, variant: int = 1, force: bool = False) -> Bu
         if not force and _recorded(folder) == fingerprint and folders.is_whole(folder):
             return _built(folder, seconds=0.0)
         started = time.monotonic()
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=out) as scratch:
-            made = Path(scratch) / folder.name
-            made.mkdir()
-            recipes.module(name).build(made, variant=variant)
-            record = {"fingerprint": fingerprint, "recipe": name, "variant": variant}
-            (folders.originals(made) / _RECIPE_NAME).write_text(json.dumps(record) + "\n")
-            shutil.rmtree(folder, ignore_errors=True)
-            made.rename(folder)
+        made = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir()
+        print(f"{folder.name}: loading the libraries that build it", flush=True)
+        recipes.module(name).build(made, variant=variant)
+        samples.save(samples.ask(name, made), made)
+        record = {"fingerprint": fingerprint, "recipe": name, "variant": variant}
+        (folders.originals(made) / _RECIPE_NAME).write_text(json.dumps(record) + "\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        made.rename(folder)
         return _built(folder, seconds=time.monotonic() - started)
 
 

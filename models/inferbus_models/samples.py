@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
+from inferbus_models import folder as folders
 from inferbus_models import recipes, tensors
 from inferbus_schemas.manifest import JsonTensor
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 JsonObject = dict[str, Any]
 
+_SAVED_NAME = "samples.json"
 _SHOWN_NUMBERS = 4
 
 
@@ -43,16 +45,34 @@ class Sample:
     describe: str
 
 
-def load(model: str, folder: Path) -> list[Sample]:
-    """Return the samples of the model that was built into `folder`.
+def ask(model: str, folder: Path) -> list[Sample]:
+    """Return the samples of the model in `folder`; the original library answers now.
 
-    The original library answers now, from the original model (MiniLM: recorded vectors, and
-    `library` says so). Takes seconds of imports the first time.
+    It takes seconds of imports. MiniLM's library is not here: its vectors are recorded ones, and
+    `library` says so.
 
     Raises:
         KeyError: no recipe builds such a model.
     """
     return recipes.module(model).samples(folder)
+
+
+def save(samples: Sequence[Sample], folder: Path) -> None:
+    """Keep the samples in the model folder, outside the version."""
+    (folders.originals(folder) / _SAVED_NAME).write_bytes(msgspec.json.encode(samples))
+
+
+def load(folder: Path) -> list[Sample]:
+    """Return what `ask` said when the folder was built, without importing the original library.
+
+    The folder is built again when the version of that library changes, so the answers are those
+    that `ask` would give.
+
+    Raises:
+        OSError: the folder is not one that `inferbus_models.build.ensure` made.
+    """
+    raw = (folder / folders.ORIGINALS_NAME / _SAVED_NAME).read_bytes()
+    return msgspec.json.decode(raw, type=list[Sample])
 
 
 def of(
@@ -71,7 +91,7 @@ def of(
 
 
 def words(outputs: Sequence[JsonObject], classes: Sequence[str] = ()) -> str:
-    """Return one row's outputs in a few words, for example "malignant 99.8 %".
+    """Return one row's outputs in a few words, for example "malignant (99.8 %)".
 
     `outputs` may be a server's answer to a sample; `classes` are the names of the labels, as
     `task_settings["classes"]` of the manifest lists them.
@@ -81,7 +101,7 @@ def words(outputs: Sequence[JsonObject], classes: Sequence[str] = ()) -> str:
         return "; ".join(f"{name} {_few(values)}" for name, values in data.items())
     label = int(data["label"][0])
     name = classes[label] if label < len(classes) else str(label)
-    return f"{name} {100 * data['probabilities'][label]:.1f} %"
+    return f"{name} ({100 * data['probabilities'][label]:.1f} %)"
 
 
 def _few(values: Sequence[float]) -> str:

@@ -1,0 +1,162 @@
+"""A closed-loop HTTP load generator that costs little itself.
+
+In: one prepared request and a number of keep-alive connections. Out: latencies in seconds, by
+status, and the timing headers of the answers. Runs as a process of its own:
+`python -m bench.load URL --connections 16 --seconds 5 --body FILE`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import uvloop
+
+_LENGTH = b"content-length:"
+_TIMING = b"x-inferbus-timing:"
+
+
+@dataclass(slots=True)
+class Tally:
+    """What was seen after the warm-up. Latencies are seconds from write to last byte."""
+
+    latencies_s: list[float] = field(default_factory=list)
+    statuses: Counter[int] = field(default_factory=Counter)
+    timings: list[bytes] = field(default_factory=list)
+    first_bad: str = ""
+
+
+class Connection(asyncio.Protocol):
+    """One keep-alive connection that sends its request again as soon as it is answered."""
+
+    def __init__(self, request: bytes, tally: Tally, window: tuple[float, float]) -> None:
+        self._request = request
+        self._tally = tally
+        self._from, self._until = window
+        self._sent = 0.0
+        self._buffer = b""
+        self._transport: asyncio.Transport | None = None
+        self.closed = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._send()
+
+    def _send(self) -> None:
+        assert self._transport is not None
+        self._sent = time.perf_counter()
+        if self._sent >= self._until:
+            self._transport.close()
+            return
+        self._transport.write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer = self._buffer + data if self._buffer else data
+        head_end = self._buffer.find(b"\r\n\r\n")
+        if head_end < 0:
+            return
+        head = self._buffer[:head_end].lower()
+        at = head.find(_LENGTH)
+        length = int(head[at + len(_LENGTH) :].split(b"\r\n", 1)[0]) if at >= 0 else 0
+        if len(self._buffer) < head_end + 4 + length:
+            return
+        self._answered(head, self._buffer[head_end + 4 :])
+        self._buffer = b""
+        self._send()
+
+    def _answered(self, head: bytes, body: bytes) -> None:
+        now = time.perf_counter()
+        if now < self._from:
+            return
+        status = int(head[9:12])
+        self._tally.latencies_s.append(now - self._sent)
+        self._tally.statuses[status] += 1
+        if status != 200 and not self._tally.first_bad:
+            self._tally.first_bad = body[:300].decode("utf-8", "replace")
+        at = head.find(_TIMING)
+        if at >= 0 and len(self._tally.timings) < 20_000:
+            self._tally.timings.append(head[at + len(_TIMING) :].split(b"\r\n", 1)[0].strip())
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+
+async def drive(url: str, body: bytes, connections: int, seconds: float, warm_s: float) -> Tally:
+    """Send `body` over `connections` for `seconds` after `warm_s` of warm-up."""
+    parts = urlsplit(url)
+    request = (
+        f"POST {parts.path} HTTP/1.1\r\nhost: {parts.netloc}\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\n\r\n"
+    ).encode() + body
+    tally = Tally()
+    start = time.perf_counter()
+    window = (start + warm_s, start + warm_s + seconds)
+    loop = asyncio.get_running_loop()
+    made = [
+        (
+            await loop.create_connection(
+                lambda: Connection(request, tally, window),
+                str(parts.hostname),
+                int(parts.port or 80),
+            )
+        )[1]
+        for _ in range(connections)
+    ]
+    await asyncio.wait([one.closed for one in made], timeout=warm_s + seconds + 35)
+    return tally
+
+
+def quantile(values: list[float], share: float) -> float:
+    """Return a quantile of sorted values by the nearest-rank rule; NaN of none."""
+    if not values:
+        return float("nan")
+    return values[min(len(values) - 1, int(share * len(values)))]
+
+
+def summary(tally: Tally, seconds: float) -> dict[str, object]:
+    """Return the figures of a run; latencies in milliseconds."""
+    ordered = sorted(tally.latencies_s)
+    hops: dict[str, list[float]] = {}
+    for line in tally.timings:
+        for pair in line.decode().split(","):
+            name, _, value = pair.strip().partition("=")
+            hops.setdefault(name, []).append(float(value))
+    return {
+        "requests": len(ordered),
+        "req_per_s": round(len(ordered) / seconds, 1),
+        "p50_ms": round(quantile(ordered, 0.50) * 1e3, 3),
+        "p90_ms": round(quantile(ordered, 0.90) * 1e3, 3),
+        "p99_ms": round(quantile(ordered, 0.99) * 1e3, 3),
+        "max_ms": round(ordered[-1] * 1e3, 3) if ordered else None,
+        "statuses": {str(key): count for key, count in sorted(tally.statuses.items())},
+        "first_bad": tally.first_bad,
+        "hops_p50_us": {name: quantile(sorted(v), 0.50) for name, v in hops.items()},
+        "hops_p99_us": {name: quantile(sorted(v), 0.99) for name, v in hops.items()},
+    }
+
+
+def main() -> None:
+    """Run one load and print its figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("url")
+    parser.add_argument("--body", type=Path, required=True)
+    parser.add_argument("--connections", type=int, default=16)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--warm-s", type=float, default=1.0)
+    args = parser.parse_args()
+    body = args.body.read_bytes()
+    tally = uvloop.run(drive(args.url, body, args.connections, args.seconds, args.warm_s))
+    json.dump(summary(tally, args.seconds), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
