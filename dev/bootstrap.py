@@ -35,6 +35,8 @@ NETWORK_SIGNS = (
     "tls handshake",
     "operation timed out",
 )
+# What a user wants to see of uv: not every package by name, and no error that we put in a sentence.
+SHOWN = ("Downloading", "Downloaded", "Building", "Built", "Prepared", "Uninstalled", "Installed")
 
 
 class StopError(Exception):
@@ -158,8 +160,7 @@ def run(command: "list[str]", *, shown: bool = False) -> None:
     for raw in step.stderr or ():
         line = raw.decode("utf-8", "replace")
         said.append(line)
-        # uv lists every package by name; its summaries are enough.
-        if shown and not line.startswith((" + ", " - ", " ~ ")):
+        if shown and line.startswith(SHOWN):
             sys.stderr.write(line)
             sys.stderr.flush()
     if step.wait() != 0:

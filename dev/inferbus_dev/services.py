@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from inferbus_dev import process
+from inferbus_dev import loopback, process
 from inferbus_dev.errors import DISK_FULL, LauncherError
 from inferbus_dev.ports import LOOPBACK
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 POOL = "default"
-_PROBE_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +116,8 @@ def child(seat: Seat, place: Place) -> process.ChildSpec:
         return told
 
     async def ready() -> bool:
-        return await status(seat.metrics_port, "/readyz") == 200  # noqa: PLR2004 -- HTTP's OK
+        answer = await loopback.get(seat.metrics_port, "/readyz")
+        return answer is not None and answer.status == loopback.OK
 
     return process.ChildSpec(
         role=seat.role.name,
@@ -158,20 +158,3 @@ async def migrate(role: Role, place: Place, log: Path) -> None:
             f"The tables of {role.name} could not be made (its output stands in "
             f"{log.parent.name}/{log.name}{said})."
         )
-
-
-async def status(port: int, path: str) -> int | None:
-    """Return the HTTP status of a GET on a loopback port, None when nobody answers."""
-    try:
-        async with asyncio.timeout(_PROBE_TIMEOUT_S):
-            reader, writer = await asyncio.open_connection(LOOPBACK, port)
-            try:
-                writer.write(
-                    f"GET {path} HTTP/1.1\r\nhost: {LOOPBACK}\r\nconnection: close\r\n\r\n".encode()
-                )
-                line = await reader.readline()
-            finally:
-                writer.close()
-        return int(line.split()[1])
-    except (OSError, TimeoutError, ValueError, IndexError):
-        return None

@@ -68,7 +68,7 @@ class Stack:
         self._postgres_url = postgres_url
         self._java = java
         self._cache = cache or cache_dir(os.environ)
-        self._report: Report = report or Silent()
+        self.report: Report = report or Silent()
         self._taken: set[int] = set()
         self._state: state.StateDir | None = None
         self._seats: dict[str, services.Seat] = {}
@@ -92,6 +92,29 @@ class Stack:
         return self._seats["registry-0"].http_url
 
     @property
+    def logs(self) -> Path:
+        """The folder of all processes' output."""
+        return self._folder.logs
+
+    def metrics_ports(self) -> list[int]:
+        """Return the port of each service's /livez, /readyz and /metrics."""
+        return [seat.metrics_port for seat in self._seats.values()]
+
+    def addresses(self) -> dict[str, str]:
+        """Return where things are, for people; Postgres without its password."""
+        said = {}
+        if "gateway-0" in self._seats:
+            said["HTTP"] = self.http
+            said["metrics"] = self._seats["gateway-0"].metrics_url + "/metrics"
+        if "registry-0" in self._seats:
+            said["control plane"] = self.registry
+        if self.kafka:
+            said["Kafka"] = self.kafka
+        if self.postgres:
+            said["Postgres"] = self.postgres.rpartition("@")[2]
+        return said
+
+    @property
     def metrics(self) -> dict[str, str]:
         """The metrics addresses of all services, by process name."""
         return {name: seat.metrics_url for name, seat in self._seats.items()}
@@ -105,7 +128,7 @@ class Stack:
             for role in self._wanted():
                 for index in range(self._counts.get(role.name, 1)):
                     self._take_seat(role, index)
-            self._report.plan(self._steps())
+            self.report.plan(self._steps())
             await self._start_servers()
             await infra.together(*(self._start_service(name) for name in list(self._seats)))
         except BaseException:
@@ -124,7 +147,7 @@ class Stack:
         for role in services.STOP_ORDER:
             names = [name for name, one in self._members() if one.spec.role == role]
             if names:
-                with self._report.step(f"stop {role}"):
+                with self.report.step(f"stop {role}"):
                     await self.supervisor.stop(names)
         self._seats.clear()
         self._state.clear()
@@ -217,7 +240,7 @@ class Stack:
         left = await asyncio.to_thread(self._state.end_leftovers)
         if left:
             names = ", ".join(f"{one.role}-{one.index} (pid {one.pid})" for one in left)
-            self._report.note(f"An earlier launcher was killed; ended what it left: {names}")
+            self.report.note(f"An earlier launcher was killed; ended what it left: {names}")
         self._state.logs.mkdir(exist_ok=True)
         self._state.objects.mkdir(exist_ok=True)
 
@@ -236,7 +259,7 @@ class Stack:
         builder = infra.Infra(
             state=self._folder,
             supervisor=self.supervisor,
-            report=self._report,
+            report=self.report,
             cache=self._cache,
             java=self._java,
             taken=self._taken,
@@ -257,12 +280,12 @@ class Stack:
         await infra.together(*(self._migrate(role) for role in self._migrating()))
 
     async def _migrate(self, role: services.Role) -> None:
-        with self._report.step(f"{role.name} tables"):
+        with self.report.step(f"{role.name} tables"):
             await services.migrate(role, self._place(), self._folder.log(f"{role.name}-migrate"))
 
     async def _start_service(self, name: str) -> None:
         seat = self._seats[name]
-        with self._report.step(_start_step(name)):
+        with self.report.step(_start_step(name)):
             await self.supervisor.start(services.child(seat, self._place()))
 
     def _take_seat(self, role: services.Role, index: int) -> str:

@@ -79,15 +79,20 @@ def of(
     model: str, golden: Golden, *, library: str, about: str, classes: Sequence[str] = ()
 ) -> Sample:
     """Return a known answer as a sample, described as `about` followed by the answer in words."""
-    expected = tuple(msgspec.to_builtins(tensor) for tensor in golden.outputs)
+    expected = _plain(golden.outputs)
     return Sample(
         model=model,
-        inputs=tuple(msgspec.to_builtins(tensor) for tensor in golden.inputs),
+        inputs=_plain(golden.inputs),
         expected=expected,
         library=library,
         tolerance=golden.tolerance,
         describe=f"{about}: {words(expected, classes)}",
     )
+
+
+def _plain(several: tuple[JsonTensor, ...]) -> tuple[JsonObject, ...]:
+    """Return tensors as what JSON has: objects, lists, numbers, texts."""
+    return msgspec.json.decode(msgspec.json.encode(several), type=tuple[JsonObject, ...])
 
 
 def words(outputs: Sequence[JsonObject], classes: Sequence[str] = ()) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib import metadata
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -54,7 +55,7 @@ def test_fingerprint_depends_on_package_versions(monkeypatch: pytest.MonkeyPatch
     recipe = recipes.RECIPES[NAME]
     before = build._fingerprint(recipe, 1)
     assert before != build._fingerprint(recipe, 2)
-    monkeypatch.setattr(build.metadata, "version", lambda name: f"another {name}")
+    monkeypatch.setattr(metadata, "version", lambda name: f"another {name}")
     assert before != build._fingerprint(recipe, 1)
 
 
@@ -107,6 +108,7 @@ def test_command_says_what_is_there(out: Path, capsys: pytest.CaptureFixture[str
 
 def test_command_prints_samples_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     folder = model_folder("minilm")
+    capsys.readouterr()
     assert command.main(["samples", "minilm", "--folder", str(folder)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(minilm.SENTENCES)

@@ -1,0 +1,174 @@
+"""The kit's Kafka parts on a real broker."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+from aiokafka.errors import MessageSizeTooLargeError
+
+from inferbus_kit.consume import PartitionReader, Record, StateReader
+from inferbus_kit.dlq import DeadLetters
+from inferbus_kit.errors import BusUnavailableError, OverloadedError
+from inferbus_kit.produce import Producer
+from inferbus_schemas import topics
+from tests.support import servers
+
+
+@pytest.fixture
+async def producer(kafka_bootstrap: str) -> AsyncIterator[Producer]:
+    made = Producer(kafka_bootstrap, client_id="test")
+    await made.start()
+    yield made
+    await made.stop()
+
+
+async def _read_all(bootstrap: str, topic: str, partition: int = 0) -> list[Record]:
+    reader = PartitionReader(bootstrap, topic, partition, client_id="test")
+    position = await reader.start()
+    _, end = await reader.bounds()
+    found: list[Record] = []
+    try:
+        while position < end:
+            found += await reader.read()
+            position = await reader.position()
+    finally:
+        await reader.stop()
+    return found
+
+
+async def test_records_arrive_in_order(kafka_bootstrap: str, producer: Producer) -> None:
+    topic = await servers.fresh_topic(kafka_bootstrap)
+    deliveries = [
+        await producer.send(topic, 0, b"%d" % n, headers=[("h", b"v")]) for n in range(500)
+    ]
+    offsets = [(await delivery).offset for delivery in deliveries]
+    assert offsets == list(range(500))
+    assert producer.in_flight_bytes == producer.n_in_flight == 0
+    found = await _read_all(kafka_bootstrap, topic)
+    assert [record.value for record in found] == [b"%d" % n for n in range(500)]
+    assert found[0].headers == (("h", b"v"),)
+
+
+async def test_a_refused_batch_costs_only_itself(kafka_bootstrap: str, producer: Producer) -> None:
+    """With idempotence a refused batch poisons its partition until the client is replaced."""
+    topic = await servers.fresh_topic(kafka_bootstrap, config={"max.message.bytes": "20000"})
+    small = [await producer.send(topic, 0, b"a%d" % n) for n in range(3)]
+    await asyncio.gather(*small)
+    refused = await producer.send(topic, 0, b"x" * 100_000)
+    with pytest.raises(MessageSizeTooLargeError):
+        await asyncio.wait_for(refused, 30)
+    after = [await producer.send(topic, 0, b"b%d" % n) for n in range(5)]
+    await asyncio.wait_for(asyncio.gather(*after), 60)
+    values = [record.value for record in await _read_all(kafka_bootstrap, topic)]
+    assert set(values) == {b"a0", b"a1", b"a2", b"b0", b"b1", b"b2", b"b3", b"b4"}
+    assert producer.n_in_flight == 0
+
+
+async def test_the_producer_is_bounded(kafka_bootstrap: str) -> None:
+    topic = await servers.fresh_topic(kafka_bootstrap)
+    bounded = Producer(kafka_bootstrap, client_id="test", max_in_flight_bytes=1000)
+    await bounded.start()
+    try:
+        first = await bounded.send(topic, 0, b"x" * 5000)
+        with pytest.raises(OverloadedError):
+            await bounded.send(topic, 0, b"y")
+        await first
+        await (await bounded.send(topic, 0, b"z"))
+    finally:
+        await bounded.stop()
+
+
+async def test_a_record_over_the_limit_is_refused_before_the_broker(
+    kafka_bootstrap: str, producer: Producer
+) -> None:
+    topic = await servers.fresh_topic(kafka_bootstrap)
+    with pytest.raises(MessageSizeTooLargeError):
+        await producer.send(topic, 0, b"x" * (9 << 20))
+    assert producer.n_in_flight == 0
+
+
+async def test_no_broker_is_one_sentence_in_time() -> None:
+    started = time.monotonic()
+    with pytest.raises(BusUnavailableError, match="Kafka does not answer"):
+        await Producer("127.0.0.1:9", client_id="test").start(timeout_s=2)
+    assert time.monotonic() - started < 10
+
+
+async def test_reader_commits_and_restarts(kafka_bootstrap: str, producer: Producer) -> None:
+    topic = await servers.fresh_topic(kafka_bootstrap)
+    for n in range(10):
+        await (await producer.send(topic, 0, b"%d" % n))
+    group = f"g-{secrets.token_hex(3)}"
+    reader = PartitionReader(
+        kafka_bootstrap, topic, 0, client_id="t", group=group, start="committed"
+    )
+    assert await reader.start() == 0
+    assert len(await reader.read()) == 10
+    assert await reader.commit(7)
+    assert await reader.committed() == 7
+    await reader.stop()
+    again = PartitionReader(
+        kafka_bootstrap, topic, 0, client_id="t", group=group, start="committed"
+    )
+    assert await again.start() == 7
+    assert [record.value for record in await again.read()] == [b"7", b"8", b"9"]
+    await again.stop()
+    at_end = PartitionReader(kafka_bootstrap, topic, 0, client_id="t", start="end")
+    assert await at_end.start() == 10
+    await at_end.stop()
+
+
+async def test_state_reader_is_at_the_end_when_started(
+    kafka_bootstrap: str, producer: Producer
+) -> None:
+    topic = await servers.fresh_topic(kafka_bootstrap, config={"cleanup.policy": "compact"})
+    for n in range(50):
+        await (await producer.send(topic, 0, b"%d" % n, key=b"k%d" % (n % 3)))
+    seen: dict[bytes, bytes] = {}
+
+    def apply(record: Record) -> None:
+        assert record.key is not None
+        if record.value == b"bad":
+            raise ValueError("cannot be decoded")
+        seen[record.key] = record.value or b""
+
+    state = StateReader(kafka_bootstrap, topic, apply, client_id="t")
+    await state.start()
+    try:
+        assert seen == {b"k0": b"48", b"k1": b"49", b"k2": b"47"}
+        await (await producer.send(topic, 0, b"bad", key=b"k0"))
+        last = await (await producer.send(topic, 0, b"new", key=b"k9"))
+        await state.reach(last.offset + 1)
+        assert seen[b"k9"] == b"new"
+        assert state.n_undecodable == 1
+    finally:
+        await state.stop()
+
+
+async def test_dead_letters_say_where_they_came_from_and_have_a_limit(
+    kafka_bootstrap: str, producer: Producer
+) -> None:
+    topic = await servers.fresh_topic(kafka_bootstrap)
+    await servers.create_topics(kafka_bootstrap, [(topics.dead_letters(topic), 1, 1, {})])
+    await (await producer.send(topic, 0, b"junk", headers=[("ce_id", b"1")]))
+    record = (await _read_all(kafka_bootstrap, topic))[0]
+    letters = DeadLetters(producer, "worker-0", per_minute=2)
+    started = time.monotonic()
+    for _ in range(2):
+        await letters.put(record, ValueError("not a frame"))
+    quick = time.monotonic() - started
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(letters.put(record, ValueError("again")), 1.0)
+    assert quick < 5
+    found = await _read_all(kafka_bootstrap, topics.dead_letters(topic))
+    assert len(found) == letters.n_written == 2
+    headers = dict(found[0].headers)
+    assert found[0].value == b"junk"
+    assert headers["dlq_topic"] == topic.encode()
+    assert headers["dlq_offset"] == b"0"
+    assert headers["dlq_error"] == b"ValueError: not a frame"
+    assert headers["ce_id"] == b"1"
