@@ -1,0 +1,59 @@
+"""Brings the tables of schema `registry` to the version of this code; safe to run at any time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, text
+
+from inferbus_kit.errors import StartupError
+from inferbus_registry import errors, tables
+from inferbus_registry.database import Database, Lock
+
+
+def config() -> Config:
+    """Return alembic's configuration, made in memory: the scripts lie beside this module."""
+    made = Config()
+    made.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return made
+
+
+def head() -> str | None:
+    """Return the revision that this code needs."""
+    return ScriptDirectory.from_config(config()).get_current_head()
+
+
+def current(connection: Connection) -> str | None:
+    """Return the revision that the database has; None before the first."""
+    options = {"version_table_schema": tables.SCHEMA}
+    return MigrationContext.configure(connection, opts=options).get_current_revision()
+
+
+def _upgrade(connection: Connection) -> None:
+    # Two that migrate at once must run one after another, also where no schema exists yet.
+    connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": int(Lock.MIGRATE)})
+    connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {tables.SCHEMA}"))
+    with_connection = config()
+    with_connection.attributes["connection"] = connection
+    command.upgrade(with_connection, "head")
+
+
+async def migrate(database: Database) -> str | None:
+    """Upgrade to the newest revision and return it.
+
+    Raises:
+        StartupError: Postgres does not answer.
+    """
+    try:
+        async with database.write() as connection:
+            await connection.execute(text("SET LOCAL lock_timeout = '60s'"))
+            await connection.run_sync(_upgrade)
+            return await connection.run_sync(current)
+    except errors.DatabaseUnavailableError as error:
+        raise StartupError(
+            "Postgres does not answer; check INFERBUS_POSTGRES_URL and that it runs"
+        ) from error
