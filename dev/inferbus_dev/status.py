@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import Counter, deque
+from collections import defaultdict, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -56,8 +56,8 @@ async def read(ports: Iterable[int]) -> Reading:
 
 def add(at_s: float, pages: Iterable[str]) -> Reading:
     """Sum the metrics pages of several processes."""
-    sums: Counter[str] = Counter()
-    latency: Counter[float] = Counter()
+    sums: defaultdict[str, float] = defaultdict(float)
+    latency: defaultdict[float, float] = defaultdict(float)
     for page in pages:
         for family in text_string_to_metric_families(page):
             for sample in family.samples:

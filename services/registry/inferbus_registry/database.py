@@ -7,9 +7,8 @@ becomes one of three errors of our own; everything else is a bug and passes thro
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from enum import IntEnum
-from typing import Any
 
 import structlog
 from sqlalchemy import make_url, text
@@ -31,7 +30,6 @@ class Lock(IntEnum):
 
     WRITE = 0x1F0B_0001
     LEADER = 0x1F0B_0002
-    MIGRATE = 0x1F0B_0003
 
 
 class Database:
@@ -45,7 +43,6 @@ class Database:
     def __init__(self, url: str, application: str) -> None:
         settings = {
             "application_name": application[:63],
-            "lock_timeout": "5s",
             "idle_in_transaction_session_timeout": "30s",
             "tcp_keepalives_idle": "5",
             "tcp_keepalives_interval": "2",
@@ -76,14 +73,18 @@ class Database:
                 yield connection
 
     @contextlib.asynccontextmanager
-    async def write(self) -> AsyncIterator[AsyncConnection]:
+    async def write(self, wait_s: int = 5) -> AsyncIterator[AsyncConnection]:
         """Yield a connection in the one write transaction that runs at this time.
+
+        Args:
+            wait_s: how long to wait for the transaction before ours.
 
         Raises:
             DatabaseUnavailableError, DatabaseNotMigratedError, BusyError: see there.
         """
         with _translated():
             async with self.engine.begin() as connection:
+                await connection.execute(text(f"SET LOCAL lock_timeout = '{wait_s:d}s'"))
                 await connection.execute(
                     text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": int(Lock.WRITE)}
                 )
@@ -91,7 +92,7 @@ class Database:
 
 
 @contextlib.contextmanager
-def _translated() -> Any:
+def _translated() -> Iterator[None]:
     try:
         yield
     except (OSError, TimeoutError, PoolTimeoutError) as error:

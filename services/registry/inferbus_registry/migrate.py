@@ -12,7 +12,7 @@ from sqlalchemy import Connection, text
 
 from inferbus_kit.errors import StartupError
 from inferbus_registry import errors, tables
-from inferbus_registry.database import Database, Lock
+from inferbus_registry.database import Database
 
 
 def config() -> Config:
@@ -34,8 +34,6 @@ def current(connection: Connection) -> str | None:
 
 
 def _upgrade(connection: Connection) -> None:
-    # Two that migrate at once must run one after another, also where no schema exists yet.
-    connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": int(Lock.MIGRATE)})
     connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {tables.SCHEMA}"))
     with_connection = config()
     with_connection.attributes["connection"] = connection
@@ -49,8 +47,8 @@ async def migrate(database: Database) -> str | None:
         StartupError: Postgres does not answer.
     """
     try:
-        async with database.write() as connection:
-            await connection.execute(text("SET LOCAL lock_timeout = '60s'"))
+        # The lock of all writes: two that migrate at once run one after another.
+        async with database.write(wait_s=60) as connection:
             await connection.run_sync(_upgrade)
             return await connection.run_sync(current)
     except errors.DatabaseUnavailableError as error:

@@ -1,0 +1,1 @@
+"""What runs per change: membership, which versions to hold, loads, health."""

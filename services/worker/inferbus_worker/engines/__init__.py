@@ -1,0 +1,1 @@
+"""Engines: one child process per resident version, and the host that minds it."""

@@ -1,0 +1,110 @@
+"""The engine process: `python -m inferbus_worker.engines.child <fd> <parent pid>`.
+
+In: frames on an inherited socket (see `wire`). Out: an answer to each, in order. A plain blocking
+loop: native code may crash, leak or hang here, and costs one process. It ends when its socket does
+and, on Linux, when its parent does, however that ended.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from inferbus_worker.engines import wire
+    from inferbus_worker.engines.runner import Runner
+
+_PR_SET_PDEATHSIG = 1
+_MAX_FILES = 256
+_SOCKET_BUFFER_BYTES = 1 << 20
+
+
+def main() -> None:
+    """Serve until the socket ends."""
+    _bind_to_parent(int(sys.argv[2]))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_MAX_FILES, _MAX_FILES))
+    # Before numpy and the tokenizer are imported: they read these once.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    sock = socket.socket(fileno=int(sys.argv[1]))
+    sock.setblocking(True)
+    for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+        sock.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER_BYTES)
+    with sock, sock.makefile("rb", buffering=_SOCKET_BUFFER_BYTES) as stream:
+        _serve(sock, stream)
+
+
+def _bind_to_parent(parent_pid: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        os._exit(1)
+
+
+def _serve(sock: socket.socket, stream: BinaryIO) -> None:
+    from inferbus_worker.engines import wire  # noqa: PLC0415 -- after the environment is set
+
+    runner: Runner | None = None
+    while lengths := stream.read(wire.LENGTHS.size):
+        if len(lengths) < wire.LENGTHS.size:
+            return
+        n_header, n_body = wire.LENGTHS.unpack(lengths)
+        header, body = stream.read(n_header), stream.read(n_body)
+        if len(header) < n_header or len(body) < n_body:
+            return
+        command = wire.command(header)
+        if isinstance(command, wire.Load):
+            runner, error = _load(command)
+            sock.sendall(wire.frame(wire.Loaded(error, memory_bytes()), 0))
+        elif runner is not None:
+            started_ns = time.perf_counter_ns()
+            done, buffers = runner.run(command, body)
+            engine_us = (time.perf_counter_ns() - started_ns) // 1000
+            _answer(sock, done, buffers, engine_us)
+
+
+def _answer(
+    sock: socket.socket, done: wire.Done, buffers: list[bytes], engine_us: int
+) -> None:
+    from inferbus_worker.engines import wire  # noqa: PLC0415 -- loaded long ago
+
+    said = wire.Done(
+        done.number, done.outputs, done.bad_rows, done.error, engine_us, memory_bytes()
+    )
+    head = wire.frame(said, sum(map(len, buffers)))
+    sock.sendall(b"".join((head, *buffers)))
+
+
+def _load(command: wire.Load) -> tuple[Runner | None, str]:
+    from inferbus_worker.engines.runner import load  # noqa: PLC0415 -- costs numpy's import
+
+    if command.max_address_space_bytes and sys.platform == "linux":
+        limit = command.max_address_space_bytes
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    try:
+        return load(command.manifest, Path(command.folder), command.threads), ""
+    except (ValueError, OSError, MemoryError) as error:
+        return None, str(error) or type(error).__name__
+
+
+def memory_bytes() -> int:
+    """Return the resident memory of this process; its peak where the system tells no more."""
+    try:
+        with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 -- once per batch, so cheap
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What runs per request: frames in, batches through engines, predictions out."""

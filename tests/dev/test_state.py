@@ -1,0 +1,115 @@
+"""The state folder: one owner, one format, and an end for what a killed launcher left."""
+
+from __future__ import annotations
+
+import json
+import stat
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from inferbus_dev.errors import LauncherError
+from inferbus_dev.process import start_time
+from inferbus_dev.state import Running, StateDir
+from tests.dev import processes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SLEEPS = [sys.executable, "-c", "import time; time.sleep(60)"]
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    child = subprocess.Popen(SLEEPS, start_new_session=True)
+    yield child
+    child.kill()
+    child.wait()
+
+
+def test_a_second_launcher_is_refused(tmp_path: Path) -> None:
+    first = StateDir.open(tmp_path / ".inferbus")
+    with pytest.raises(LauncherError, match=r"already runs from the folder \.inferbus"):
+        StateDir.open(tmp_path / ".inferbus")
+    first.close()
+    StateDir.open(tmp_path / ".inferbus").close()
+
+
+@pytest.mark.parametrize("found", ["2", ""])
+def test_another_format_is_refused(tmp_path: Path, found: str) -> None:
+    (tmp_path / "format").write_text(found)
+    with pytest.raises(LauncherError, match="has format"):
+        StateDir.open(tmp_path)
+    (tmp_path / "format").write_text("1\n")
+    StateDir.open(tmp_path).close()
+
+
+def test_a_folder_with_data_and_no_format_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "kafka").mkdir()
+    with pytest.raises(LauncherError, match="has format unknown"):
+        StateDir.open(tmp_path)
+
+
+def test_stack_json_is_private_and_whole(tmp_path: Path) -> None:
+    state = StateDir.open(tmp_path)
+    state.write({"http": "http://127.0.0.1:1"}, [Running("worker", 1, 5, 2.5)])
+    written = tmp_path / "stack.json"
+    assert stat.S_IMODE(written.stat().st_mode) == 0o600
+    assert json.loads(written.read_text()) == {
+        "http": "http://127.0.0.1:1",
+        "processes": [{"role": "worker", "index": 1, "pid": 5, "started": 2.5}],
+    }
+    state.clear()
+    assert not written.exists()
+    state.close()
+
+
+def test_leftovers_are_ended(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
+    state = StateDir.open(tmp_path)
+    left = Running("worker", 0, sleeper.pid, start_time(sleeper.pid))
+    state.write({}, [left])
+    assert state.end_leftovers() == [left]
+    assert processes.gone(sleeper.pid)
+    assert not (tmp_path / "stack.json").exists()
+    state.close()
+
+
+def test_a_reused_pid_is_spared(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
+    state = StateDir.open(tmp_path)
+    state.write({}, [Running("worker", 0, sleeper.pid, start_time(sleeper.pid) - 60)])
+    assert state.end_leftovers() == []
+    assert sleeper.poll() is None
+    state.close()
+
+
+def test_children_of_a_dead_child_are_ended(tmp_path: Path) -> None:
+    """The engine of a worker that died with its launcher."""
+    program = (
+        "import subprocess, sys; child = subprocess.Popen([sys.executable, '-c', "
+        "'import time; time.sleep(60)']); print(child.pid, flush=True)"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program], start_new_session=True, stdout=subprocess.PIPE
+    )
+    assert parent.stdout is not None
+    started = start_time(parent.pid)
+    orphan = int(parent.stdout.readline())
+    parent.wait()
+    state = StateDir.open(tmp_path)
+    state.write({}, [Running("worker", 0, parent.pid, started)])
+    assert psutil.pid_exists(orphan)
+    state.end_leftovers()
+    assert processes.gone(orphan)
+    state.close()
+
+
+@pytest.mark.parametrize("torn", ["", "{", '{"processes": [{"role": "worker"}]}'])
+def test_an_unreadable_record_is_no_reason_to_fail(tmp_path: Path, torn: str) -> None:
+    state = StateDir.open(tmp_path)
+    (tmp_path / "stack.json").write_text(torn)
+    assert state.end_leftovers() == []
+    state.close()
