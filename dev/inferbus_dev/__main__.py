@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import signal
 import sys
@@ -60,7 +61,10 @@ def up(
 
 @app.command
 def topics(
-    bootstrap: str, *, pool: str = "default", profile: Literal["one-machine", "production"]
+    bootstrap: str,
+    *,
+    pool: str = "default",
+    profile: Literal["one-machine", "production"] = "one-machine",
 ) -> int:
     """Make the topics of the catalogue on a broker.
 
@@ -133,6 +137,7 @@ class _Session:
         serving.cancel()
 
     async def _serve(self, stack: Stack) -> None:
+        self._console.print("Inferbus starts on this machine. Ctrl-C stops it, at any time.")
         with terminal.report(self._console) as report:
             stack.report = report
             await stack.start()
@@ -178,6 +183,8 @@ async def _make_topics(
 
 def _guarded(work: Coroutine[Any, Any, int]) -> int:
     """Run a command; every failure that a user can mend becomes its sentence."""
+    # Its warnings about brokers that are not there yet are no sentences for a user.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     try:
         return asyncio.run(work)
     except LauncherError as error:

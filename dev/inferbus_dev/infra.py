@@ -115,12 +115,17 @@ async def together(*steps: Coroutine[Any, Any, None]) -> None:
         async with asyncio.TaskGroup() as group:
             for step in steps:
                 group.create_task(step)
-    except* LauncherError as failures:
-        raise _first(failures) from failures
+    except BaseExceptionGroup as failures:
+        raise _most_telling(failures) from failures
 
 
-def _first(failures: BaseExceptionGroup[LauncherError]) -> LauncherError:
-    failure = failures.exceptions[0]
-    while isinstance(failure, BaseExceptionGroup):
-        failure = failure.exceptions[0]
-    return failure
+def _most_telling(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the failure that says most to a user: a sentence, then a full disk, then any."""
+    for kind in (LauncherError, OSError, BaseException):
+        found = failures.subgroup(kind)
+        if found is not None:
+            failure: BaseException = found
+            while isinstance(failure, BaseExceptionGroup):
+                failure = failure.exceptions[0]
+            return failure
+    return failures

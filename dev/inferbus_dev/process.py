@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     Environment = Callable[[], Mapping[str, str]]
 
 LOG_LIMIT_BYTES = 16 * 1024 * 1024
+# In the environment of every child and of all that it starts: whose they are.
+MARK = "INFERBUS_CHILD_OF"
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
@@ -78,7 +80,7 @@ class Child:
         with spec.log.open("ab") as log:
             process = await asyncio.create_subprocess_exec(
                 *spec.argv,
-                env=dict(spec.env()),
+                env={**spec.env(), MARK: str(spec.log)},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=asyncio.subprocess.STDOUT,
@@ -98,7 +100,7 @@ class Child:
     async def ended(self) -> int:
         """Wait for the end, clear away what it started, return the exit code (-N: signal N)."""
         code = await self._process.wait()
-        end_session(self.pid, self.started)
+        end_session(self.pid, self.spec.log)
         if self.spec.on_end is not None:
             self.spec.on_end()
         return code
@@ -128,19 +130,18 @@ def start_time(pid: int) -> float:
         return 0.0
 
 
-def end_session(leader: int, started: float) -> list[int]:
+def end_session(leader: int, log: Path) -> list[int]:
     """Kill what is left of the session that `leader` led and return the pids.
 
-    A pid cannot be reused while its session has members, and members that are older than the
-    leader belong to somebody else.
+    Session ids are pids and may be reused, so a process must also carry the mark of our child.
     """
     left = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             if (
                 os.getsid(process.pid) == leader
-                and process.create_time() >= started
                 and process.status() != psutil.STATUS_ZOMBIE
+                and process.environ().get(MARK) == str(log)
             ):
                 os.kill(process.pid, signal.SIGKILL)
                 left.append(process.pid)

@@ -163,9 +163,9 @@ class Stack:
 
     def kill(self, role: str, index: int, number: signal.Signals) -> int:
         """Send a signal to a process and return its pid; the supervisor restarts what ends."""
-        child = self.process(role, index)
-        child.signal(number)
-        return child.pid
+        pid = self.process(role, index).pid
+        self.supervisor.signal(f"{role}-{index}", number)
+        return pid
 
     async def wait_ready(self, role: str, index: int = 0) -> None:
         """Wait until a process is ready, for example after `kill`."""
@@ -322,18 +322,18 @@ class Stack:
         """Write `stack.json` anew: an address or a process has changed."""
         if self._state is None:
             return
-        addresses: dict[str, object] = {}
+        addresses: dict[str, str] = {}
         if "gateway-0" in self._seats:
             addresses["http"] = self.http
+            addresses["metrics"] = self._seats["gateway-0"].metrics_url
         if "registry-0" in self._seats:
             addresses["registry"] = self.registry
-        if self._seats:
-            addresses["metrics"] = self.metrics
         running = [state.Running("launcher", 0, os.getpid(), start_time(os.getpid()))]
         for _, member in self._members():
             if (child := member.child) is not None and child.alive:
                 spec = member.spec
-                running.append(state.Running(spec.role, spec.index, child.pid, child.started))
+                url = self.metrics.get(spec.name, "")
+                running.append(state.Running(spec.role, spec.index, child.pid, child.started, url))
         self._state.write({**addresses, "kafka": self.kafka, "postgres": self.postgres}, running)
 
 

@@ -12,7 +12,7 @@ import json
 import os
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 import psutil
@@ -34,12 +34,16 @@ _END_SERVERS_S = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """One process as `stack.json` records it. Pid and start time together name it for good."""
+    """One process as `stack.json` records it. Pid and start time together name it for good.
+
+    `metrics` is the base URL of its /livez, /readyz and /metrics, empty where it has none.
+    """
 
     role: str
     index: int
     pid: int
     started: float
+    metrics: str = ""
 
 
 class StateDir:
@@ -95,8 +99,7 @@ class StateDir:
     def write(self, addresses: Mapping[str, Any], running: Iterable[Running]) -> None:
         """Put a new `stack.json` in place of the old one."""
         processes = [
-            {"role": one.role, "index": one.index, "pid": one.pid, "started": one.started}
-            for one in running
+            {name: value for name, value in asdict(one).items() if value != ""} for one in running
         ]
         fresh = self.path / "stack.json.new"
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -114,9 +117,7 @@ class StateDir:
         for group, patience_s in ((services, _END_SERVICES_S), (servers, _END_SERVERS_S)):
             ended += _end(group, patience_s)
         for one in recorded:
-            # Reused as another session's leader: then nothing of ours is in it.
-            if not psutil.pid_exists(one.pid):
-                process.end_session(one.pid, one.started - START_TOLERANCE_S)
+            process.end_session(one.pid, self.log(f"{one.role}-{one.index}"))
         self.clear()
         return ended
 
@@ -164,14 +165,13 @@ def _end(group: list[Running], patience_s: float) -> list[Running]:
             # Postgres waits for its clients on SIGTERM; SIGINT is its fast stop.
             found.send_signal(signal.SIGINT if one.role == "postgres" else signal.SIGTERM)
     deadline = time.monotonic() + patience_s
-    for one, found in alive:
+    for _, found in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             try:
                 found.wait(timeout=max(0.0, deadline - time.monotonic()))
             except psutil.TimeoutExpired:
                 found.kill()
                 found.wait(timeout=_END_SERVICES_S)
-        process.end_session(one.pid, one.started - START_TOLERANCE_S)
     return [one for one, _ in alive]
 
 

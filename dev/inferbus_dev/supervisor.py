@@ -108,6 +108,14 @@ class Supervisor:
         await self.stop([name])
         return await self.start(spec)
 
+    def signal(self, name: str, number: signal.Signals) -> None:
+        """Send a signal to a member; after SIGKILL, `wait_ready` waits for the next run."""
+        member = self.members[name]
+        if number is signal.SIGKILL:
+            member.became_ready.clear()
+        if member.child is not None:
+            member.child.signal(number)
+
     async def wait_ready(self, name: str) -> None:
         """Wait until a member is ready, over as many restarts as it takes."""
         await self.members[name].became_ready.wait()
@@ -117,7 +125,7 @@ class Supervisor:
         for member in self.members.values():
             if member.child is not None:
                 member.child.signal(signal.SIGKILL)
-                process.end_session(member.child.pid, member.child.started)
+                process.end_session(member.child.pid, member.spec.log)
 
     async def _spawn(self, member: Member) -> Child:
         member.became_ready.clear()

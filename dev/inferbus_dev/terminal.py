@@ -74,6 +74,8 @@ class Screen:
         except BaseException:
             line.well = False
             raise
+        else:
+            line.text = ""  # what it waited for has come
         finally:
             line.ended = time.monotonic()
 

@@ -88,7 +88,7 @@ def test_without_network_there_is_one_sentence(lock: Path, tmp_path: Path) -> No
     assert not any(folder.iterdir())
 
 
-async def test_a_lock_without_a_checksum_is_refused(lock: Path, repository: Path) -> None:
+def test_a_lock_without_a_checksum_is_refused(lock: Path, tmp_path: Path) -> None:
     lock.write_text(re.sub(r"sha256 = .*\n", "", lock.read_text()))
     with pytest.raises(LauncherError, match="lacks a jar's name or checksum"):
-        await jars.class_path(lock, repository, ignore)
+        asyncio.run(jars.class_path(lock, tmp_path / "jars", ignore))

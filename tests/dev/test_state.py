@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import stat
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-import psutil
 import pytest
 
+from inferbus_dev import process
 from inferbus_dev.errors import LauncherError
-from inferbus_dev.process import start_time
 from inferbus_dev.state import Running, StateDir
 from tests.dev import processes
 
@@ -70,7 +71,7 @@ def test_stack_json_is_private_and_whole(tmp_path: Path) -> None:
 
 def test_leftovers_are_ended(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
     state = StateDir.open(tmp_path)
-    left = Running("worker", 0, sleeper.pid, start_time(sleeper.pid))
+    left = Running("worker", 0, sleeper.pid, process.start_time(sleeper.pid))
     state.write({}, [left])
     assert state.end_leftovers() == [left]
     assert processes.gone(sleeper.pid)
@@ -80,31 +81,39 @@ def test_leftovers_are_ended(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -
 
 def test_a_reused_pid_is_spared(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
     state = StateDir.open(tmp_path)
-    state.write({}, [Running("worker", 0, sleeper.pid, start_time(sleeper.pid) - 60)])
+    state.write({}, [Running("worker", 0, sleeper.pid, process.start_time(sleeper.pid) - 60)])
     assert state.end_leftovers() == []
     assert sleeper.poll() is None
     state.close()
 
 
-def test_children_of_a_dead_child_are_ended(tmp_path: Path) -> None:
-    """The engine of a worker that died with its launcher."""
+@pytest.mark.parametrize("ours", [True, False])
+def test_children_of_a_dead_child_are_ended(tmp_path: Path, *, ours: bool) -> None:
+    """The engine of a worker that died with its launcher, and a stranger in a reused session."""
     program = (
         "import subprocess, sys; child = subprocess.Popen([sys.executable, '-c', "
         "'import time; time.sleep(60)']); print(child.pid, flush=True)"
     )
+    state = StateDir.open(tmp_path)
+    mark = str(state.log("worker-0" if ours else "worker-1"))
     parent = subprocess.Popen(
-        [sys.executable, "-c", program], start_new_session=True, stdout=subprocess.PIPE
+        [sys.executable, "-c", program],
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        env={**os.environ, process.MARK: mark},
     )
     assert parent.stdout is not None
-    started = start_time(parent.pid)
+    started = process.start_time(parent.pid)
     orphan = int(parent.stdout.readline())
     parent.wait()
-    state = StateDir.open(tmp_path)
     state.write({}, [Running("worker", 0, parent.pid, started)])
-    assert psutil.pid_exists(orphan)
-    state.end_leftovers()
-    assert processes.gone(orphan)
-    state.close()
+    try:
+        assert state.end_leftovers() == []
+        assert processes.gone(orphan, within_s=2.0 if ours else 0.2) is ours
+    finally:
+        if not ours:
+            os.kill(orphan, signal.SIGKILL)
+        state.close()
 
 
 @pytest.mark.parametrize("torn", ["", "{", '{"processes": [{"role": "worker"}]}'])

@@ -9,11 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,9 +115,20 @@ async def _execute(url: str, statement: str) -> None:
 
 
 async def _serve_until_input_ends() -> None:
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, ended.set)
     async with infra() as running:
-        print(json.dumps({"kafka": running.kafka, "postgres": running.postgres}), flush=True)  # noqa: T201 -- the parent reads it
-        await asyncio.to_thread(sys.stdin.buffer.read)
+        sys.stdout.write(json.dumps({"kafka": running.kafka, "postgres": running.postgres}) + "\n")
+        sys.stdout.flush()
+        # A thread that nobody waits for: it may still be reading when a signal ends the rest.
+        threading.Thread(target=_read_input, args=(loop, ended), daemon=True).start()
+        await ended.wait()
+
+
+def _read_input(loop: asyncio.AbstractEventLoop, ended: asyncio.Event) -> None:
+    os.read(sys.stdin.fileno(), 1)
+    loop.call_soon_threadsafe(ended.set)
 
 
 if __name__ == "__main__":

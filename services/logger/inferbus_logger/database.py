@@ -5,11 +5,16 @@ In: a URL. Out: a connection whose half-open twin cannot hold a lock for long.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import asyncpg
 
 from inferbus_kit.errors import StartupError
+
+if TYPE_CHECKING:
+    Connection = asyncpg.Connection[asyncpg.Record]
+else:
+    Connection = asyncpg.Connection  # generic in its stubs only
 
 CONNECT_TIMEOUT_S: Final = 5.0
 COMMAND_TIMEOUT_S: Final = 30.0
@@ -49,7 +54,7 @@ REFUSED_ROW: Final = (
 an `InterfaceError` of asyncpg may be a ValueError too."""
 
 
-async def connect(postgres_url: str, name: str) -> asyncpg.Connection[asyncpg.Record]:
+async def connect(postgres_url: str, name: str) -> Connection:
     """Open a connection that `pg_stat_activity` shows as `name`.
 
     Raises:
@@ -63,7 +68,7 @@ async def connect(postgres_url: str, name: str) -> asyncpg.Connection[asyncpg.Re
     )
 
 
-async def close(connection: asyncpg.Connection[asyncpg.Record] | None) -> None:
+async def close(connection: Connection | None) -> None:
     """Close within two seconds, or cut."""
     if connection is None or connection.is_closed():
         return
@@ -73,7 +78,7 @@ async def close(connection: asyncpg.Connection[asyncpg.Record] | None) -> None:
         connection.terminate()
 
 
-async def open_for_command(postgres_url: str, name: str) -> asyncpg.Connection[asyncpg.Record]:
+async def open_for_command(postgres_url: str, name: str) -> Connection:
     """Open a connection for one command of an operator.
 
     Raises:

@@ -11,9 +11,9 @@ import uuid
 from collections.abc import Iterable
 from typing import Final
 
-import asyncpg
 import structlog
 
+from inferbus_logger.database import Connection
 from inferbus_logger.plan import Batch
 from inferbus_schemas import ids
 
@@ -28,8 +28,6 @@ LOCK_KEY: Final = 0x696E6665726C7061
 
 _DAY_MS: Final = 86_400_000
 _EPOCH: Final = dt.date(1970, 1, 1)
-
-Connection = asyncpg.Connection[asyncpg.Record]
 
 
 def day_of(id_bytes: bytes) -> dt.date | None:
@@ -46,7 +44,7 @@ def bounds(day: dt.date) -> tuple[uuid.UUID, uuid.UUID]:
     Version and variant bits are left out: they would cut off the lowest ids of the day.
     """
     first_ms = (day - _EPOCH).days * _DAY_MS
-    return tuple(uuid.UUID(int=ms << 80) for ms in (first_ms, first_ms + _DAY_MS))  # type: ignore[return-value] -- two
+    return uuid.UUID(int=first_ms << 80), uuid.UUID(int=(first_ms + _DAY_MS) << 80)
 
 
 def table_name(day: dt.date) -> str:
@@ -141,9 +139,7 @@ class Partitions:
                 if not await self._attached(connection, day):
                     continue
                 name = table_name(day)
-                await connection.execute(
-                    f"ALTER TABLE log.predictions DETACH PARTITION log.{name}"
-                )
+                await connection.execute(f"ALTER TABLE log.predictions DETACH PARTITION log.{name}")
                 await connection.execute(
                     "INSERT INTO log.retired_days (day, table_name) VALUES ($1, $2)"
                     " ON CONFLICT DO NOTHING",
@@ -162,6 +158,6 @@ def _day_of_table(name: str) -> dt.date:
 async def default_rows(connection: Connection) -> int:
     """Return how many rows lie outside all days, counted up to 1,000."""
     found = await connection.fetchval(
-        "SELECT count(*) FROM (SELECT 1 FROM log.predictions_default LIMIT 1000) AS some"
+        "SELECT count(*) FROM (SELECT 1 FROM log.predictions_default LIMIT 1000) AS outside"
     )
     return int(found)

@@ -23,8 +23,8 @@ REMEMBERED_IDS: Final = 50_000
 class Batch(msgspec.Struct, frozen=True):
     """What one gap-free range of a partition's offsets brings.
 
-    Invariants: len(rows) + n_dups + n_nonterminal + n_quarantined = end - base, except for the kinds
-    `gap` and `control`, which count nothing; rows are in the order of their offsets, ids are
+    Invariants: len(rows) + n_dups + n_nonterminal + n_quarantined = end - base, except for the
+    kinds `gap` and `control`, which count nothing; rows are in the order of their offsets, ids are
     distinct; `last_id` names the record at end - 1 and is empty where there is none.
     """
 

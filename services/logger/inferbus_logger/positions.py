@@ -44,8 +44,10 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """Read on at `offset`. Where `expect_id` is not empty, read the record before it first: it
-    must have that id."""
+    """Read on at `offset`.
+
+    Where `expect_id` is not empty, read the record before it first: it must have that id.
+    """
 
     offset: int
     expect_id: bytes
@@ -76,9 +78,7 @@ def decide(stored: Stored | None, bus: Bus) -> Decision:
         return Stop(_advice(stored, "the topic was deleted and made again"))
     if bus.log_end < stored.next_offset:
         return Stop(
-            _advice(
-                stored, f"Kafka ends at {bus.log_end}, before the log's {stored.next_offset}"
-            )
+            _advice(stored, f"Kafka ends at {bus.log_end}, before the log's {stored.next_offset}")
         )
     if stored.next_offset < bus.log_start:
         return Skip(bus.log_start)

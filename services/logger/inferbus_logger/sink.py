@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-import asyncpg
 import msgspec
 
 from inferbus_logger import rows as r
-from inferbus_logger.database import REFUSED_ROW, UNAVAILABLE
+from inferbus_logger.database import REFUSED_ROW, UNAVAILABLE, Connection
 from inferbus_logger.fail_points import AFTER_COMMIT, AFTER_COPY, AFTER_UPDATE, Reach, nowhere
 from inferbus_logger.plan import Batch
 from inferbus_logger.rows import Item
@@ -58,8 +57,6 @@ SELECT DISTINCT ON (request_id) {_COLUMN_LIST} FROM pg_temp.staging
 ORDER BY request_id, k_offset
 ON CONFLICT DO NOTHING RETURNING k_offset
 """  # noqa: S608 -- names of columns
-
-Connection = asyncpg.Connection[asyncpg.Record]
 
 
 class Planned(msgspec.Struct, frozen=True):
@@ -178,8 +175,15 @@ class Sink:
             [each.prev for each in planned],
         )
         quarantined = [
-            (self._topic, batch.partition, batch.era, item.offset, item.row is not None,
-             item.error, item.value)
+            (
+                self._topic,
+                batch.partition,
+                batch.era,
+                item.offset,
+                item.row is not None,
+                item.error,
+                item.value,
+            )
             for batch in batches
             for item in _quarantined(batch)
         ]

@@ -67,7 +67,9 @@ aliases = Table(
     Column("alias", Text, primary_key=True),
     Column("wanted", Integer, nullable=False),
     Column("serving", Integer, nullable=False, server_default="0"),
-    ForeignKeyConstraint(["model", "wanted"], ["registry.versions.model", "registry.versions.version"]),
+    ForeignKeyConstraint(
+        ["model", "wanted"], ["registry.versions.model", "registry.versions.version"]
+    ),
 )
 
 pools = Table(
@@ -120,8 +122,8 @@ outbox = Table(
 outbox_cursor = Table(
     "outbox_cursor",
     metadata,
-    Column("only", Integer, primary_key=True, autoincrement=False),
+    Column("one", Integer, primary_key=True, autoincrement=False),
     Column("published_id", BigInteger, nullable=False),
-    CheckConstraint("only = 1", name="only"),
+    CheckConstraint("one = 1", name="one"),
 )
 """One row: every outbox row up to this id is acknowledged by Kafka."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any, TypeAlias
 
 import asyncpg
 import structlog
@@ -27,8 +28,10 @@ LOOP = "leader"
 RETRY_S = 1.0
 _SILENCE_LIMIT_S = 60.0
 
-Session = asyncpg.Connection[asyncpg.Record]
+Session: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 Lead = Callable[[Session], Awaitable[None]]
+Spawn = Callable[[str, Coroutine[Any, Any, None]], asyncio.Task[None]]
+"""Runs a task whose failure ends the process, as `Lifecycle.spawn` does."""
 
 TROUBLE = (
     OSError,
@@ -50,18 +53,26 @@ class Leader:
     """
 
     def __init__(
-        self, url: str, application: str, lead: Lead, *, health: Health, leading: Gauge
+        self,
+        url: str,
+        application: str,
+        lead: Lead,
+        *,
+        spawn: Spawn,
+        health: Health,
+        leading: Gauge,
     ) -> None:
         self._dsn = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
         self._application = f"{application}-leader"[:63]
         self._lead = lead
+        self._spawn = spawn
         self._health = health
         self._leading = leading
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         self._health.watch(LOOP, _SILENCE_LIMIT_S)
-        self._task = asyncio.create_task(self._run(), name=LOOP)
+        self._task = self._spawn(LOOP, self._run())
 
     async def stop(self) -> None:
         await cancel(self._task)

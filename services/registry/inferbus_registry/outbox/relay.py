@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -175,25 +176,23 @@ class Relay:
         tail.trust()
         async with self._database.read() as tx:
             desired = await repository.desired(tx, short)
-        for key, generation, digest in desired:
-            last = tail.last.get(key)
-            if last is not None and last.sha256 == digest:
-                continue
-            _log.warning(
-                "republished",
-                topic=short,
-                key=key,
-                generation=generation,
-                found=None if last is None else last.generation,
-            )
-            if last is not None and last.generation > generation:
-                async with self._database.write() as tx:
-                    await repository.reissue(tx, short, key, last.generation)
-            else:
-                await self._republish(short, key)
+        for one in desired:
+            last = tail.last.get(one.key)
+            if last is None or last.sha256 != one.sha256:
+                await self._repair_key(short, one, 0 if last is None else last.generation)
+
+    async def _repair_key(self, short: str, one: repository.Desired, found: int) -> None:
+        _log.warning(
+            "republished", topic=short, key=one.key, generation=one.generation, found=found
+        )
+        if found > one.generation:
+            async with self._database.write() as tx:
+                await repository.reissue(tx, short, one.key, found)
+        else:
+            await self._republish(short, one.key)
 
     async def _republish(self, short: str, key: str) -> None:
         async with self._database.read() as tx:
             body = await repository.message(tx, short, key)
         if body is not None:
-            await self._publish(short, key, body, f"repair-{ids.mint().hex()}")
+            await self._publish(short, key, body, f"repair-{uuid.uuid4().hex}")

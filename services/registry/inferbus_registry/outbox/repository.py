@@ -6,7 +6,9 @@ relay reads in the order of their ids, which is the order of the commits.
 
 from __future__ import annotations
 
-from sqlalchemy import Row, bindparam, func, insert, select, text
+from dataclasses import dataclass
+
+from sqlalchemy import func, insert, select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -23,6 +25,15 @@ MESSAGES: dict[str, type[Message]] = {
     topics.DEPLOYMENTS: m.Deployment,
 }
 """The topics that the registry owns, by short name, and what they carry."""
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """What the last record of a key must be: its generation and the sha256 of its bytes."""
+
+    key: str
+    generation: int
+    sha256: bytes
 
 
 async def append(tx: AsyncConnection, topic: str, key: str, message: Message) -> int:
@@ -94,25 +105,15 @@ async def raise_generation(tx: AsyncConnection, above: int) -> None:
     )
 
 
-async def pending(tx: AsyncConnection) -> int:
-    """Return how many rows are committed and not published."""
-    cursor = select(tables.outbox_cursor.c.published_id).scalar_subquery()
-    found = await tx.execute(
-        select(func.count()).select_from(tables.outbox).where(tables.outbox.c.id > cursor)
-    )
-    return int(found.scalar_one())
-
-
-async def desired(tx: AsyncConnection, topic: str) -> list[Row[tuple[str, int, bytes]]]:
-    """Return key, generation and message's sha256 of every key whose last message is published."""
+async def desired(tx: AsyncConnection, topic: str) -> list[Desired]:
+    """Return every key of a topic whose last message is published."""
     cursor = select(tables.outbox_cursor.c.published_id).scalar_subquery()
     found = await tx.execute(
         select(
             tables.state.c.key, tables.state.c.generation, func.sha256(tables.state.c.message)
-        ).where(tables.state.c.topic == bindparam("topic"), tables.state.c.outbox_id <= cursor),
-        {"topic": topic},
+        ).where(tables.state.c.topic == topic, tables.state.c.outbox_id <= cursor)
     )
-    return list(found.all())
+    return [Desired(*row) for row in found.all()]
 
 
 async def message(tx: AsyncConnection, topic: str, key: str) -> bytes | None:

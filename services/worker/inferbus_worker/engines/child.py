@@ -8,6 +8,7 @@ and, on Linux, when its parent does, however that ended.
 from __future__ import annotations
 
 import ctypes
+import io
 import os
 import resource
 import signal
@@ -15,7 +16,7 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from inferbus_worker.engines import wire
@@ -39,7 +40,7 @@ def main() -> None:
     sock.setblocking(True)
     for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
         sock.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER_BYTES)
-    with sock, sock.makefile("rb", buffering=_SOCKET_BUFFER_BYTES) as stream:
+    with sock, io.BufferedReader(socket.SocketIO(sock, "rb"), _SOCKET_BUFFER_BYTES) as stream:
         _serve(sock, stream)
 
 
@@ -50,7 +51,7 @@ def _bind_to_parent(parent_pid: int) -> None:
         os._exit(1)
 
 
-def _serve(sock: socket.socket, stream: BinaryIO) -> None:
+def _serve(sock: socket.socket, stream: io.BufferedReader) -> None:
     from inferbus_worker.engines import wire  # noqa: PLC0415 -- after the environment is set
 
     runner: Runner | None = None
@@ -72,9 +73,7 @@ def _serve(sock: socket.socket, stream: BinaryIO) -> None:
             _answer(sock, done, buffers, engine_us)
 
 
-def _answer(
-    sock: socket.socket, done: wire.Done, buffers: list[bytes], engine_us: int
-) -> None:
+def _answer(sock: socket.socket, done: wire.Done, buffers: list[bytes], engine_us: int) -> None:
     from inferbus_worker.engines import wire  # noqa: PLC0415 -- loaded long ago
 
     said = wire.Done(

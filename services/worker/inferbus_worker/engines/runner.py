@@ -14,7 +14,7 @@ from inferbus_schemas import tensors
 from inferbus_worker import tasks
 from inferbus_worker.engines import wire
 from inferbus_worker.engines.onnx import DTYPES, OnnxEngine
-from inferbus_worker.tasks.base import Array, RowsError, Values
+from inferbus_worker.tasks.base import Array, RowsError
 
 
 def load(raw_manifest: bytes, folder: Path, threads: int) -> Runner:
@@ -51,15 +51,18 @@ class Runner:
             return wire.Done(batch.number, (), {}, str(error) or "out of memory", 0, 0), []
 
 
-def _values(batch: wire.Run, body: bytes) -> dict[str, Values]:
-    out: dict[str, Values] = {}
+def _values(batch: wire.Run, body: bytes) -> dict[str, Array]:
+    out: dict[str, Array] = {}
     view = memoryview(body)
     at = 0
     for head in batch.inputs:
         data = view[at : at + head.n_bytes]
         at += head.n_bytes
         if head.datatype == "BYTES":
-            out[head.name] = tensors.split_bytes(data.tobytes())
+            elements = tensors.split_bytes(data.tobytes())
+            values = np.empty(len(elements), dtype=object)
+            values[:] = elements
+            out[head.name] = values.reshape(head.shape)
         else:
             out[head.name] = np.frombuffer(data, DTYPES[head.datatype]).reshape(head.shape)
     return out

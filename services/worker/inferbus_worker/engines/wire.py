@@ -59,8 +59,8 @@ class Done(msgspec.Struct, frozen=True, array_like=True, tag="done"):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_commands = msgspec.msgpack.Decoder(Load | Run)
-_answers = msgspec.msgpack.Decoder(Loaded | Done)
+_commands: msgspec.msgpack.Decoder[Load | Run] = msgspec.msgpack.Decoder(Load | Run)
+_answers: msgspec.msgpack.Decoder[Loaded | Done] = msgspec.msgpack.Decoder(Loaded | Done)
 
 
 def frame(header: Load | Run | Loaded | Done, n_body_bytes: int) -> bytes:

@@ -8,8 +8,7 @@ import msgspec
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-Values = Array | list[bytes]
-"""A public input: an array, or the elements of a BYTES tensor in row-major order."""
+"""A tensor; one of datatype BYTES is an array of `bytes` objects."""
 
 
 class TaskError(ValueError):
@@ -33,7 +32,7 @@ class Task(Protocol):
     Invariants: row i of every feed comes from row i of the inputs and from nothing else.
     """
 
-    def prepare(self, inputs: dict[str, Values]) -> dict[str, Array]:
+    def prepare(self, inputs: dict[str, Array]) -> dict[str, Array]:
         """Return the graph's feeds.
 
         Raises:

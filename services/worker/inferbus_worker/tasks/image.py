@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from inferbus_schemas.manifest import Manifest
-from inferbus_worker.tasks.base import Array, RowsError, TaskError, Values, read_settings
+from inferbus_worker.tasks.base import Array, RowsError, TaskError, read_settings
 
 _FORMATS = ("PNG", "JPEG")
 _MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
@@ -60,7 +60,7 @@ class ImageTask:
         # Pillow's own bomb check only warns below twice its limit; ours decides before decoding.
         Image.MAX_IMAGE_PIXELS = None
 
-    def prepare(self, inputs: dict[str, Values]) -> dict[str, Array]:
+    def prepare(self, inputs: dict[str, Array]) -> dict[str, Array]:
         bad: dict[int, str] = {}
         images: list[Array] = []
         for row, element in enumerate(inputs[self._input]):

@@ -7,7 +7,7 @@ signature's own inputs and outputs, so there is nothing to prepare, only somethi
 from __future__ import annotations
 
 from inferbus_schemas.manifest import Manifest
-from inferbus_worker.tasks.base import Array, TaskError, Values
+from inferbus_worker.tasks.base import Array, TaskError
 
 _RANK = 2
 
@@ -29,5 +29,5 @@ class TabularTask:
         }:
             raise TaskError("task_settings.features must name each column of the first input")
 
-    def prepare(self, inputs: dict[str, Values]) -> dict[str, Array]:
-        return {name: values for name, values in inputs.items() if not isinstance(values, list)}
+    def prepare(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        return inputs

@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import numpy as np
 
-from inferbus_worker.tasks.base import Array, RowsError, Values
+from inferbus_worker.tasks.base import Array, RowsError
 
 
 class TensorTask:
     """Hands arrays through; BYTES become strings, since that is what a graph takes."""
 
-    def prepare(self, inputs: dict[str, Values]) -> dict[str, Array]:
+    def prepare(self, inputs: dict[str, Array]) -> dict[str, Array]:
         return {
-            name: texts(values) if isinstance(values, list) else values
+            name: _texts(values) if values.dtype == object else values
             for name, values in inputs.items()
         }
 
 
-def texts(elements: list[bytes]) -> Array:
-    """Return BYTES elements as an array of strings, one to a row."""
+def _texts(elements: Array) -> Array:
     bad: dict[int, str] = {}
-    out = np.empty(len(elements), dtype=object)
-    for row, element in enumerate(elements):
+    out = np.empty(elements.shape, dtype=object)
+    for at, element in np.ndenumerate(elements):
         try:
-            out[row] = element.decode()
+            out[at] = element.decode()
         except UnicodeDecodeError:
-            bad[row] = "the text is not valid UTF-8"
+            bad[at[0]] = "the text is not valid UTF-8"
     if bad:
         raise RowsError(bad)
     return out

@@ -14,7 +14,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from inferbus_schemas.manifest import Manifest
-from inferbus_worker.tasks.base import Array, RowsError, TaskError, Values, read_settings
+from inferbus_worker.tasks.base import Array, RowsError, TaskError, read_settings
 
 _MAX_TEXT_BYTES = 256 << 10
 
@@ -55,7 +55,7 @@ class TextTask:
         self._tokenizer.enable_truncation(self._settings.max_tokens)
         self._tokenizer.enable_padding()
 
-    def prepare(self, inputs: dict[str, Values]) -> dict[str, Array]:
+    def prepare(self, inputs: dict[str, Array]) -> dict[str, Array]:
         encoded = self._tokenizer.encode_batch(_texts(inputs[self._input]))
         names = self._settings.graph_inputs
         feeds = {names.input_ids: np.array([one.ids for one in encoded], dtype=np.int64)}
@@ -67,7 +67,7 @@ class TextTask:
         return feeds
 
 
-def _texts(elements: Values) -> list[str]:
+def _texts(elements: Array) -> list[str]:
     bad: dict[int, str] = {}
     out: list[str] = []
     for row, element in enumerate(elements):

@@ -100,13 +100,13 @@ _STATEMENTS = (
     """,
     """
     CREATE TABLE registry.outbox_cursor (
-        only integer NOT NULL,
+        one integer NOT NULL,
         published_id bigint NOT NULL,
-        CONSTRAINT outbox_cursor_pkey PRIMARY KEY (only),
-        CONSTRAINT outbox_cursor_only_check CHECK (only = 1)
+        CONSTRAINT outbox_cursor_pkey PRIMARY KEY (one),
+        CONSTRAINT outbox_cursor_one_check CHECK (one = 1)
     )
     """,
-    "INSERT INTO registry.outbox_cursor (only, published_id) VALUES (1, 0)",
+    "INSERT INTO registry.outbox_cursor (one, published_id) VALUES (1, 0)",
 )
 
 

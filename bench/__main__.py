@@ -1,0 +1,25 @@
+"""`python -m bench NAME`: run one benchmark and store its result in bench/results."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+NAMES = {
+    "roundtrip": "HTTP to HTTP latency by hop at 1, 16, 64, 256 connections",
+    "peers": "the same model behind the usual and a tuned FastAPI server, side by side",
+}
+
+
+def main() -> int:
+    """Run the named benchmark, or say which there are."""
+    if len(sys.argv) < 2 or sys.argv[1] not in NAMES:
+        for name, what in NAMES.items():
+            sys.stderr.write(f"python -m bench {name:<12} {what}\n")
+        return 2
+    importlib.import_module(f"bench.{sys.argv[1]}").main()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""The same ONNX model behind Inferbus and behind two FastAPI servers, side by side in one run.
+
+All servers run at once and take turns under load, several rounds, so that a machine whose speed
+drifts hurts all alike; quote the medians and the ratios of one round.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import statistics
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from bench.deployed import deployed, load, oip_body
+from bench.record import memory_mib, store
+from bench.roundtrip import WARM_S, rows
+from inferbus_dev.ports import free_port
+
+ROUNDS = 3
+SECONDS = 5.0
+CASES = ((16, 1), (64, 1), (16, 64), (64, 64))
+
+
+@contextlib.asynccontextmanager
+async def peer(kind: str, model: Path) -> AsyncIterator[tuple[str, int]]:
+    """Run one of the FastAPI servers; yield its URL and pid."""
+    port = free_port()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "bench.peer_app", kind, str(model), str(port)
+    )
+    try:
+        for _ in range(100):
+            with contextlib.suppress(OSError):
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.close()
+                break
+            await asyncio.sleep(0.1)
+        yield f"http://127.0.0.1:{port}/predict", process.pid
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def measure() -> dict[str, object]:
+    """Return figures by case and server, and the ratios of medians."""
+    runs: dict[str, dict[str, list[dict[str, object]]]] = {}
+    async with contextlib.AsyncExitStack() as stack_of:
+        stack, folder = await stack_of.enter_async_context(deployed(["breast-cancer"]))
+        model = folder / "models" / "breast-cancer" / "model.onnx"
+        usual, usual_pid = await stack_of.enter_async_context(peer("usual", model))
+        tuned, tuned_pid = await stack_of.enter_async_context(peer("tuned", model))
+        urls = {
+            "inferbus": f"{stack.http}/v2/models/breast-cancer/infer",
+            "usual": usual,
+            "tuned": tuned,
+        }
+        bodies: dict[tuple[str, int], Path] = {}
+        for count in {count for _, count in CASES}:
+            data = rows(count, folder)
+            for name in urls:
+                content = oip_body(data) if name == "inferbus" else {"features": data}
+                bodies[name, count] = folder / f"{name}-{count}.json"
+                bodies[name, count].write_text(json.dumps(content))
+        await load(urls["inferbus"], bodies["inferbus", 1], 64, 1.0, WARM_S)
+        for number in range(ROUNDS):
+            for connections, count in CASES:
+                case = f"{connections} connections, {count} rows"
+                for name, url in urls.items():
+                    found = await load(url, bodies[name, count], connections, SECONDS)
+                    runs.setdefault(case, {}).setdefault(name, []).append(found)
+                    line = {k: found[k] for k in ("req_per_s", "p50_ms", "p99_ms", "statuses")}
+                    sys.stderr.write(f"round {number + 1}: {case}: {name}: {json.dumps(line)}\n")
+        pids = [stack.process(r).pid for r in ("gateway", "worker", "logger", "registry")]
+        servers = [stack.process(r).pid for r in ("kafka", "postgres")]
+        memory = {
+            "inferbus services": memory_mib(pids),
+            "kafka and postgres": memory_mib(servers),
+            "usual": memory_mib([usual_pid]),
+            "tuned": memory_mib([tuned_pid]),
+        }
+    return {"cases": {case: _compare(found) for case, found in runs.items()}, "memory_mib": memory}
+
+
+def _compare(found: dict[str, list[dict[str, object]]]) -> dict[str, object]:
+    medians = {
+        name: {
+            key: statistics.median(float(str(run[key])) for run in each)
+            for key in ("req_per_s", "p50_ms", "p99_ms")
+        }
+        for name, each in found.items()
+    }
+    ratios = {
+        f"req_per_s over {name}": round(
+            statistics.median(
+                float(str(ours["req_per_s"])) / float(str(theirs["req_per_s"]))
+                for ours, theirs in zip(found["inferbus"], found[name], strict=True)
+            ),
+            2,
+        )
+        for name in ("usual", "tuned")
+    }
+    statuses = {name: [run["statuses"] for run in each] for name, each in found.items()}
+    return {"medians": medians, "ratios": ratios, "statuses": statuses}
+
+
+def main() -> None:
+    """Measure and store."""
+    path = store("peers", asyncio.run(measure()))
+    sys.stderr.write(f"stored in bench/results/{path.name}\n")

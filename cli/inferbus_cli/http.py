@@ -1,0 +1,123 @@
+"""Requests to our own services; trouble becomes a sentence.
+
+In: a service's URL. Out: answers that are good, or a `CommandError` with what the service said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from inferbus_cli.errors import CommandError
+
+_TIMEOUT = httpx.Timeout(30.0, connect=3.0)
+
+
+class Service:
+    """One of our HTTP services.
+
+    Invariants: `call` returns only answers below 400 or those in `accept`; nothing goes through a
+    proxy of the environment.
+    """
+
+    def __init__(self, name: str, url: str, option: str) -> None:
+        self._name = name
+        self._url = url
+        self._option = option
+        self._client = httpx.Client(base_url=url, timeout=_TIMEOUT, trust_env=False)
+
+    def __enter__(self) -> Self:
+        """Return this service; its connections close at exit."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        json: object = None,
+        content: bytes | Iterable[bytes] | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
+        accept: frozenset[int] = frozenset(),
+    ) -> httpx.Response:
+        """Send a request and return its answer.
+
+        Raises:
+            CommandError: nobody answers, or the answer is an error that `accept` does not name.
+        """
+        options: dict[str, Any] = {} if timeout_s is None else {"timeout": timeout_s}
+        if json is not None:
+            options["json"] = json
+        try:
+            answer = self._client.request(
+                method, path, content=content, headers=dict(headers or {}), **options
+            )
+        except httpx.ConnectError as error:
+            raise CommandError(
+                f"The {self._name} at {self._url} does not answer: start the stack with "
+                f"`make up`, or name another address with {self._option}."
+            ) from error
+        except httpx.TimeoutException as error:
+            raise CommandError(
+                f"The {self._name} at {self._url} took too long to answer; try again."
+            ) from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise CommandError(
+                f"The {self._name} at {self._url} broke the connection off; try again."
+            ) from error
+        if answer.status_code >= httpx.codes.BAD_REQUEST and answer.status_code not in accept:
+            raise CommandError(self._refusal(answer))
+        return answer
+
+    def get(self, path: str) -> Any:
+        """Return the JSON of an address."""
+        return body(self.call("GET", path))
+
+    def _refusal(self, answer: httpx.Response) -> str:
+        try:
+            said = answer.json()
+        except ValueError:
+            said = {}
+        if not isinstance(said, dict):
+            said = {}
+        detail = said.get("detail") or said.get("error") or answer.reason_phrase
+        code = said.get("code")
+        mark = f"{answer.status_code} {code}" if code else str(answer.status_code)
+        return f"The {self._name} refuses ({mark}): {detail}"
+
+
+def registry(url: str) -> Service:
+    """Return the registry at a URL."""
+    return Service("registry", url, "--registry or INFERBUS_REGISTRY_URL")
+
+
+def gateway(url: str) -> Service:
+    """Return the gateway at a URL."""
+    return Service("gateway", url, "--gateway or INFERBUS_GATEWAY_URL")
+
+
+def body(answer: httpx.Response) -> Any:
+    """Return an answer's JSON.
+
+    Raises:
+        CommandError: it has none, so that something else listens there.
+    """
+    try:
+        return answer.json()
+    except ValueError as error:
+        raise CommandError(
+            f"What answers at {answer.url} is no part of Inferbus; check the address."
+        ) from error

@@ -1,0 +1,1 @@
+"""Files of model versions, by digest."""

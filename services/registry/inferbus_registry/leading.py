@@ -1,0 +1,60 @@
+"""What the leader does: it publishes the outbox and moves rollouts on, both or neither."""
+
+from __future__ import annotations
+
+import asyncio
+
+from inferbus_kit.health import Health
+from inferbus_kit.lifecycle import cancel
+from inferbus_kit.metrics import RegistryMetrics
+from inferbus_registry.database import Database
+from inferbus_registry.outbox.leader import Session
+from inferbus_registry.outbox.relay import Bus, Relay
+from inferbus_registry.placement.fleet import Fleet
+
+
+class Leading:
+    """One leadership after another.
+
+    Invariants: when one of the two parts fails the other is ended and the failure raised, so
+    that a leader always does the whole of its work.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        database: Database,
+        fleet: Fleet,
+        *,
+        instance: str,
+        health: Health,
+        metrics: RegistryMetrics,
+        check_s: float,
+    ) -> None:
+        self._bus = bus
+        self._database = database
+        self._fleet = fleet
+        self._instance = instance
+        self._health = health
+        self._metrics = metrics
+        self._check_s = check_s
+
+    async def lead(self, session: Session) -> None:
+        """Lead until something fails; what failed is raised."""
+        relay = Relay(
+            self._bus,
+            self._database,
+            session,
+            instance=self._instance,
+            health=self._health,
+            metrics=self._metrics,
+            check_s=self._check_s,
+        )
+        work = [asyncio.create_task(relay.run(), name="relay")]
+        try:
+            done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in work:
+                await cancel(task)

@@ -1,0 +1,1 @@
+"""Desired state: which versions each pool holds, and how a rollout goes on."""

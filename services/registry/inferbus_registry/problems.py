@@ -1,0 +1,155 @@
+"""Errors as RFC 9457 problem documents, request ids and headers of caution, for every answer.
+
+In: whatever an endpoint raised. Out: `application/problem+json` with a stable `code` and the
+request's id; never a stack, a path or an address.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Mapping
+from http import HTTPStatus
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from inferbus_kit.errors import InferbusError
+
+_log = structlog.get_logger("http")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_RETRY_AFTER_S = "2"
+
+_HEADERS = (
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+)
+
+
+class Outermost:
+    """Wraps the app: request id in, request id and headers of caution out.
+
+    Invariants: an exception that no handler took is logged here and ends here; a client that
+    left is no error.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection's scope."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
+        extra = [*_HEADERS, (b"x-request-id", request_id.encode())]
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *extra]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers)
+        except ClientDisconnect:
+            _log.info("client_left", request_id=request_id)
+        except Exception:  # noqa: BLE001 -- its answer is sent; what is left is for our log
+            _log.exception("unexpected", request_id=request_id)
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        text = str(value, "latin-1")
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(text):
+            return text
+    return uuid.uuid4().hex
+
+
+def problem(
+    request: Request,
+    status: int,
+    code: str,
+    *,
+    title: str,
+    detail: str,
+    members: Mapping[str, object] | None = None,
+) -> Response:
+    """Return a problem document."""
+    body = {
+        **(members or {}),
+        "type": "about:blank",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "request_id": request.state.request_id,
+    }
+    headers = {"retry-after": _RETRY_AFTER_S} if status == HTTPStatus.SERVICE_UNAVAILABLE else {}
+    return JSONResponse(body, status, headers, media_type="application/problem+json")
+
+
+async def _ours(request: Request, error: Exception) -> Response:
+    assert isinstance(error, InferbusError)  # noqa: S101 -- registered for it alone
+    title = str(getattr(error, "title", "Error"))
+    members = getattr(error, "members", {})
+    return problem(
+        request, error.http_status, error.code, title=title, detail=str(error), members=members
+    )
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 -- registered for it alone
+    status = HTTPStatus(error.status_code)
+    response = problem(
+        request,
+        status,
+        status.name.lower(),
+        title=status.phrase,
+        detail=_DETAILS.get(status, status.phrase),
+    )
+    if status == HTTPStatus.METHOD_NOT_ALLOWED and error.headers:
+        response.headers.update(error.headers)
+    return response
+
+
+_DETAILS = {
+    HTTPStatus.NOT_FOUND: "There is nothing at this address.",
+    HTTPStatus.METHOD_NOT_ALLOWED: "This address does not take this method.",
+    HTTPStatus.BAD_REQUEST: "The body is not JSON.",
+}
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 -- registered for it alone
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if isinstance(part, str | int))
+    # The value itself is never echoed.
+    return problem(
+        request,
+        422,
+        "invalid_request",
+        title="Invalid request",
+        detail=f"{where}: {first['msg']}",
+    )
+
+
+async def _unexpected(request: Request, _error: Exception) -> Response:
+    detail = "Something failed inside; the log has it under this request id."
+    return problem(request, 500, "internal", title="Internal error", detail=detail)
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of `app` a problem document."""
+    app.add_exception_handler(InferbusError, _ours)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(Exception, _unexpected)

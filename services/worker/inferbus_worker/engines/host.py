@@ -1,0 +1,323 @@
+"""The engine of one resident version over all its lives: load, warm, prove, run, restart.
+
+In: batches with a token each. Out: `on_done` per answered batch, `on_down` with the tokens of what
+a dead process left unanswered, `on_up` when it can be given work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import structlog
+
+from inferbus_kit.errors import InferbusError
+from inferbus_kit.lifecycle import cancel
+from inferbus_schemas.manifest import Manifest
+from inferbus_worker.engines import golden, wire
+from inferbus_worker.engines.process import Answer, EngineProcess
+
+_log = structlog.get_logger("engine")
+
+DEPTH = 2
+"""Batches that a process may hold: one that it computes and the next, so that it never waits."""
+
+_LOAD_TIMEOUT_S = 120.0
+_STUCK_S = 10.0
+_STUCK_P99S = 5.0
+_QUICK_RESTARTS = 3
+_MAX_RESTARTS = 8
+_MAX_BACKOFF_S = 30.0
+
+
+class EngineError(InferbusError):
+    """The version cannot be run here; the message says why."""
+
+    code = "engine_failed"
+
+
+class Listener(Protocol):
+    """Who gives an engine its work."""
+
+    def on_up(self) -> None:
+        """The engine takes work from now on."""
+
+    def on_done(self, token: Any, done: wire.Done, body: memoryview) -> None:
+        """A batch was answered."""
+
+    def on_down(self, tokens: list[Any]) -> None:
+        """The process is gone; these batches, oldest first, were not answered."""
+
+    def on_stopped(self, tokens: list[Any]) -> None:
+        """The host was stopped; these batches were not answered."""
+
+    def on_failed(self, reason: str) -> None:
+        """It died and cannot be brought back."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """What to load and what it may take."""
+
+    manifest: Manifest
+    raw_manifest: bytes
+    folder: Path
+    scratch: Path
+    threads: int
+    max_address_space_bytes: int
+
+
+class _Call:
+    """A batch of the host's own, awaited."""
+
+    __slots__ = ("answer",)
+
+    def __init__(self) -> None:
+        self.answer: asyncio.Future[tuple[wire.Done, memoryview]] = (
+            asyncio.get_running_loop().create_future()
+        )
+
+
+class EngineHost:
+    """One version's engine.
+
+    Invariants: at most one process lives; `up` only after it has passed warm-up and golden
+    samples; each token given to `submit` comes back exactly once, by `on_done`, `on_down`
+    or `on_stopped`.
+    """
+
+    def __init__(self, spec: EngineSpec, listener: Listener) -> None:
+        self._spec = spec
+        self._listener = listener
+        self._process: EngineProcess | None = None
+        self._open: deque[tuple[int, Any]] = deque()
+        self._loaded: asyncio.Future[wire.Loaded] | None = None
+        self._gone = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._engine_us: deque[int] = deque(maxlen=256)
+        self._number = 0
+        self._n_deaths = 0
+        self._progress_s = 0.0
+        self._stopping = False
+        self.up = False
+        self.memory_bytes = 0
+        self.n_restarts = 0
+        self.proven_s = 0.0
+
+    @property
+    def n_in_flight(self) -> int:
+        """Batches that were submitted and not answered."""
+        return len(self._open)
+
+    @property
+    def pid(self) -> int:
+        """The present process's id, 0 where none lives."""
+        return 0 if self._process is None else self._process.pid
+
+    async def start(self) -> None:
+        """Load, warm every batch size, run the golden samples; then mind the process.
+
+        Raises:
+            EngineError: it cannot be loaded, or does not say what it should.
+        """
+        try:
+            await self._live(whole=True)
+        except BaseException:
+            await self._end_process()
+            raise
+        self._tasks = [
+            asyncio.create_task(self._mind(), name="engine-mind"),
+            asyncio.create_task(self._watch(), name="engine-watch"),
+        ]
+        self._go_up()
+
+    async def stop(self) -> None:
+        """End the process; open batches come back by `on_stopped`."""
+        self._stopping = True
+        self.up = False
+        for task in self._tasks:
+            await cancel(task)
+        tokens = [token for _, token in self._open if not isinstance(token, _Call)]
+        await self._end_process()
+        if tokens:
+            self._listener.on_stopped(tokens)
+
+    def submit(
+        self, token: Any, heads: Sequence[wire.TensorHead], buffers: Sequence[bytes]
+    ) -> None:
+        """Give the engine a batch; the caller keeps to `DEPTH`."""
+        assert self._process is not None  # noqa: S101 -- only while up
+        if not self._open:
+            self._progress_s = time.monotonic()
+        self._number += 1
+        self._open.append((self._number, token))
+        self._process.send(wire.Run(self._number, tuple(heads)), buffers)
+
+    async def probe(self) -> None:
+        """Run one golden sample, or a warm-up batch where there is none, through the real path.
+
+        Raises:
+            EngineError: the answer is wrong, or none came in time.
+        """
+        if not self.up:
+            raise EngineError("the engine is not up")
+        await self._prove(self._spec.manifest.golden[:1], _STUCK_S)
+
+    async def _live(self, *, whole: bool) -> None:
+        self._gone.clear()
+        # Each life has its own callbacks: a late word of a dead process must not reach the next.
+        process = EngineProcess(
+            lambda answer, body: self._on_answer(process, answer, body),
+            lambda: self._on_gone(process),
+        )
+        self._process = process
+        self._loaded = asyncio.get_running_loop().create_future()
+        await process.start(self._spec.scratch)
+        load = wire.Load(
+            self._spec.raw_manifest,
+            str(self._spec.folder),
+            self._spec.threads,
+            self._spec.max_address_space_bytes,
+        )
+        process.send(load, ())
+        try:
+            async with asyncio.timeout(_LOAD_TIMEOUT_S):
+                loaded = await self._loaded
+        except TimeoutError as error:
+            raise EngineError(f"the engine did not load it in {_LOAD_TIMEOUT_S:.0f} s") from error
+        if loaded.error:
+            raise EngineError(loaded.error)
+        self.memory_bytes = loaded.memory_bytes
+        manifest = self._spec.manifest
+        if whole:
+            for batch in golden.warm_up(manifest):
+                await self._call(batch, _LOAD_TIMEOUT_S)
+        await self._prove(manifest.golden if whole else manifest.golden[:1], _LOAD_TIMEOUT_S)
+
+    async def _prove(self, samples: tuple[Any, ...], timeout_s: float) -> None:
+        manifest = self._spec.manifest
+        try:
+            for sample in samples:
+                batch = golden.inputs_of(sample, manifest.signature.inputs)
+                golden.check(sample, *await self._call(batch, timeout_s))
+            if not samples:
+                await self._call(golden.warm_up(manifest)[0], timeout_s)
+        except golden.GoldenError as error:
+            raise EngineError(str(error)) from error
+        self.proven_s = time.monotonic()
+
+    async def _call(self, batch: golden.Inputs, timeout_s: float) -> tuple[wire.Done, memoryview]:
+        call = _Call()
+        self.submit(call, batch.heads, batch.buffers)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await call.answer
+        except TimeoutError as error:
+            raise EngineError(f"the engine did not answer in {timeout_s:.0f} s") from error
+
+    def _on_answer(self, process: EngineProcess, answer: Answer, body: memoryview) -> None:
+        if process is not self._process:
+            return
+        self._progress_s = time.monotonic()
+        if isinstance(answer, wire.Loaded):
+            if self._loaded is not None and not self._loaded.done():
+                self._loaded.set_result(answer)
+            return
+        number, token = self._open.popleft()
+        if number != answer.number:
+            raise AssertionError("the engine answers out of order")
+        self.memory_bytes = answer.memory_bytes
+        self._engine_us.append(answer.engine_us)
+        if isinstance(token, _Call):
+            if not token.answer.done():
+                token.answer.set_result((answer, body))
+            # A slot is free again, and only the listener knows what waits for it.
+            if self.up:
+                self._listener.on_up()
+            return
+        self._n_deaths = 0
+        self.proven_s = self._progress_s
+        self._listener.on_done(token, answer, body)
+
+    def _on_gone(self, process: EngineProcess) -> None:
+        if process is not self._process:
+            return
+        was_up, self.up = self.up, False
+        left = [token for _, token in self._open]
+        self._open.clear()
+        died = EngineError("the engine process died")
+        if self._loaded is not None and not self._loaded.done():
+            self._loaded.set_exception(died)
+        for token in left:
+            if isinstance(token, _Call) and not token.answer.done():
+                token.answer.set_exception(died)
+        self._gone.set()
+        if was_up and not self._stopping:
+            self._listener.on_down([token for token in left if not isinstance(token, _Call)])
+
+    def _go_up(self) -> None:
+        self.up = True
+        self._listener.on_up()
+
+    async def _mind(self) -> None:
+        """Bring the engine back each time it dies."""
+        while True:
+            await self._gone.wait()
+            self.n_restarts += 1
+            words, log = "never started", []
+            if self._process is not None:
+                await self._end_process(keep=True)
+                words, log = self._process.exit_words(), list(self._process.log)[-5:]
+            _log.warning("engine_died", model=self._spec.manifest.model, how=words, said=log)
+            if not await self._revive():
+                return
+            self._go_up()
+
+    async def _revive(self) -> bool:
+        while True:
+            self._n_deaths += 1
+            if self._n_deaths > _MAX_RESTARTS:
+                self._listener.on_failed("its engine dies again and again")
+                return False
+            if self._n_deaths > _QUICK_RESTARTS:
+                exponent = self._n_deaths - _QUICK_RESTARTS
+                await asyncio.sleep(min(_MAX_BACKOFF_S, 0.25 * 2**exponent))
+            try:
+                await self._live(whole=False)
+            except (EngineError, OSError) as error:
+                _log.warning(
+                    "engine_restart_failed", model=self._spec.manifest.model, error=str(error)
+                )
+                await self._end_process(keep=True)
+            else:
+                return True
+
+    async def _watch(self) -> None:
+        """Kill a process that has work and makes no progress; alive is not progress."""
+        while True:
+            await asyncio.sleep(1.0)
+            if self.up and self._open and self._process is not None:
+                silent_s = time.monotonic() - self._progress_s
+                if silent_s > self._patience_s():
+                    _log.error(
+                        "engine_stuck",
+                        model=self._spec.manifest.model,
+                        silent_s=round(silent_s, 1),
+                    )
+                    self._process.kill()
+
+    def _patience_s(self) -> float:
+        times = sorted(self._engine_us)
+        p99_s = times[int(len(times) * 0.99)] / 1e6 if times else 0.0
+        return max(_STUCK_S, _STUCK_P99S * p99_s)
+
+    async def _end_process(self, *, keep: bool = False) -> None:
+        if self._process is not None:
+            await self._process.stop()
+            if not keep:
+                self._process = None

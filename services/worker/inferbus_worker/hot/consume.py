@@ -1,0 +1,268 @@
+"""Frames in: one consumer on one inbox, and what every request of a frame goes through first.
+
+In: records of the inbox. Out: requests to the executors of their versions, a record at once for
+those that cannot run, dead letters for records that cannot be read, and committed offsets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import structlog
+from aiokafka.errors import KafkaError
+from google.protobuf.message import DecodeError
+from prometheus_client import Counter
+
+from inferbus_kit.consume import PartitionReader, Record
+from inferbus_kit.dlq import DeadLetters
+from inferbus_kit.lifecycle import cancel
+from inferbus_kit.metrics import WorkerMetrics
+from inferbus_kit.offsets import ContiguousOffsets
+from inferbus_schemas import envelope, topics
+from inferbus_schemas import messages as m
+from inferbus_worker.hot.emit import Emitter
+from inferbus_worker.hot.execute import Executor
+from inferbus_worker.hot.work import Frame, Work
+
+_log = structlog.get_logger("inbox")
+
+MAX_FRAME_AGE_MS = 15 * 60 * 1000
+"""Nothing is written for an older frame: its readers have forgotten the ids."""
+_COMMIT_EVERY_S = 0.2
+_MAX_OPEN_REQUESTS = 20_000
+_MAX_OPEN_BYTES = 128 << 20
+_ID_BYTES = 16
+
+
+class UnreadableFrameError(ValueError):
+    """A record that is no frame, or holds a request that nobody could be answered about."""
+
+
+class Desk:
+    """What all inboxes of a worker share: the executors, the emitter, the count of open work.
+
+    Invariants: `n_open` is the number of requests that were accepted and have no record yet;
+    each accepted request gets exactly one.
+    """
+
+    def __init__(
+        self,
+        emitter: Emitter,
+        metrics: WorkerMetrics,
+        skew_ms: Callable[[], float],
+        ce_type: str,
+    ) -> None:
+        self.emitter = emitter
+        emitter.on_written = self._written
+        self._predictions = metrics.predictions
+        self._counters: dict[tuple[str, int, int], Counter] = {}
+        self.executors: dict[tuple[str, int], Executor] = {}
+        self.skew_ms = skew_ms
+        self.ce_type = ce_type
+        self.n_open = 0
+        self.open_rows = 0
+        self.open_bytes = 0
+        self.rows_done = 0
+
+    def take(self, record: Record, inbox: Inbox, now_s: float, now_ms: float) -> set[Executor]:
+        """Accept the requests of one record; return the executors to pump.
+
+        Raises:
+            UnreadableFrameError: the record cannot be read.
+        """
+        frame_message = self._decode(record)
+        touched: set[Executor] = set()
+        requests = frame_message.requests
+        frame = Frame(inbox, record.offset, record.timestamp, len(requests))
+        for request in requests:
+            self._accept(request, frame, now_s, now_ms, touched)
+        if not requests:
+            inbox.frame_done(record.offset)
+        return touched
+
+    def _decode(self, record: Record) -> m.RequestFrame:
+        try:
+            envelope.check(record.headers, self.ce_type)
+            frame = m.RequestFrame.FromString(record.value or b"")
+        except (envelope.EnvelopeError, DecodeError) as error:
+            raise UnreadableFrameError(str(error)) from error
+        for request in frame.requests:
+            if len(request.id) != _ID_BYTES or request.reply_partition < 0:
+                raise UnreadableFrameError("a request has no id or no reply partition")
+        return frame
+
+    def _accept(
+        self,
+        request: m.Request,
+        frame: Frame,
+        now_s: float,
+        now_ms: float,
+        touched: set[Executor],
+    ) -> None:
+        if self.emitter.has_ended(request.id):
+            frame.member_done()
+            return
+        left_ms = frame.append_ms + request.ttl_ms - now_ms
+        work = Work(request, frame, now_s, now_s + left_ms / 1000)
+        self.n_open += 1
+        self.open_bytes += len(request.tensors)
+        executor = self.executors.get((request.model, request.version))
+        if left_ms <= 0:
+            self.emitter.expired(work, None if executor is None else executor.served)
+        elif executor is None:
+            self.emitter.attempt_failed(
+                work, "version_not_held", "this worker does not hold the version"
+            )
+        elif executor.add(work):
+            self.open_rows += work.rows
+            touched.add(executor)
+
+    def _written(self, work: Work, outcome: int) -> None:
+        """Note that a request has its record."""
+        request = work.request
+        key = (request.model, request.version, outcome)
+        counter = self._counters.get(key)
+        if counter is None:
+            counter = self._counters[key] = self._predictions.labels(
+                request.model, str(request.version), m.outcome_name(outcome)
+            )
+        counter.inc()
+        self.n_open -= 1
+        self.open_bytes -= len(work.request.tensors)
+        if work.rows:
+            self.open_rows -= work.rows
+            self.rows_done += work.rows
+
+    @property
+    def full(self) -> bool:
+        """Whether reading on would only fill memory."""
+        return (
+            self.n_open + self.emitter.n_unacknowledged > _MAX_OPEN_REQUESTS
+            or self.open_bytes > _MAX_OPEN_BYTES
+        )
+
+
+class Inbox:
+    """One inbox that this worker reads.
+
+    Invariants: the committed offset never passes a frame with a member that has no acknowledged
+    record; frames are read in order, one poll at a time.
+    """
+
+    def __init__(
+        self,
+        bootstrap: str,
+        pool: str,
+        inbox: int,
+        desk: Desk,
+        letters: DeadLetters,
+        *,
+        client_id: str,
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
+        topic = topics.topic(topics.REQUESTS, pool)
+        self.inbox = inbox
+        self._desk = desk
+        self._letters = letters
+        self._beat = beat
+        self._reader = PartitionReader(
+            bootstrap,
+            topic.name,
+            inbox,
+            client_id=client_id,
+            group=f"worker.inbox.{pool}",
+            start="committed",
+        )
+        self._offsets = ContiguousOffsets(0)
+        self._committed = -1
+        self._tasks: list[asyncio.Task[None]] = []
+        self.position = 0
+        self.failed: BaseException | None = None
+
+    async def start(self) -> None:
+        """Connect at the committed offset, else at the earliest, and read."""
+        self.position = await self._reader.start()
+        self._offsets = ContiguousOffsets(self.position)
+        self._committed = self.position
+        self._tasks = [
+            asyncio.create_task(self._read(), name=f"inbox:{self.inbox}"),
+            asyncio.create_task(self._commit(), name=f"inbox-commit:{self.inbox}"),
+        ]
+
+    def frame_done(self, offset: int) -> None:
+        self._offsets.done(offset)
+
+    @property
+    def n_open(self) -> int:
+        """Frames that were read and are not done."""
+        return self._offsets.n_open
+
+    async def end_offset(self) -> int:
+        """Return the end of the inbox now."""
+        return (await self._reader.bounds())[1]
+
+    async def stop_reading(self) -> int:
+        """Read no more; return the offset up to which, exclusive, frames were read."""
+        if self._tasks:
+            await cancel(self._tasks[0])
+        return self.position
+
+    async def stop(self) -> None:
+        """Read no more, commit what is done, disconnect."""
+        for task in self._tasks:
+            await cancel(task)
+        self._tasks = []
+        await self.commit()
+        await self._reader.stop()
+
+    async def commit(self) -> None:
+        """Commit the contiguous prefix of done frames."""
+        offset = self._offsets.committable
+        if offset > self._committed and await self._reader.commit(offset):
+            self._committed = offset
+
+    async def _commit(self) -> None:
+        while True:
+            await asyncio.sleep(_COMMIT_EVERY_S)
+            await self.commit()
+
+    async def _read(self) -> None:
+        while True:
+            self._beat()
+            if self._desk.full:
+                await asyncio.sleep(0.005)
+                continue
+            try:
+                records = await self._reader.read(timeout_ms=500)
+            except KafkaError as error:
+                _log.warning("read_failed", inbox=self.inbox, error=repr(error))
+                await asyncio.sleep(0.5)
+                continue
+            if records:
+                await self._take(records)
+
+    async def _take(self, records: list[Record]) -> None:
+        now_s = time.monotonic()
+        now_ms = time.time() * 1000 + self._desk.skew_ms()
+        touched: set[Executor] = set()
+        for record in records:
+            self._offsets.read(record.offset)
+            self.position = record.offset + 1
+            if now_ms - record.timestamp > MAX_FRAME_AGE_MS:
+                self._offsets.done(record.offset)
+                continue
+            try:
+                touched |= self._desk.take(record, self, now_s, now_ms)
+            except UnreadableFrameError as error:
+                # What was accepted before must not wait for the dead letter.
+                _pump(touched, now_s)
+                await self._letters.put(record, error)
+                self._offsets.done(record.offset)
+        _pump(touched, now_s)
+
+
+def _pump(touched: set[Executor], now_s: float) -> None:
+    for executor in touched:
+        executor.pump(now_s)

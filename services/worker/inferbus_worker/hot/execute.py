@@ -1,0 +1,343 @@
+"""One version's work: requests through its batcher and its engine, each to exactly one record.
+
+In: requests that passed the signature, answers of the engine. Out: batches to the engine, records
+to the emitter. What a dead engine left unanswered runs again, the batch that it died of in halves,
+until the payload that kills it stands alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import structlog
+
+from inferbus_kit.metrics import WorkerMetrics
+from inferbus_kit.telemetry import Tracing
+from inferbus_schemas import messages as m
+from inferbus_schemas.manifest import Manifest
+from inferbus_worker.engines import wire
+from inferbus_worker.hot.batcher import Batcher, Limits
+from inferbus_worker.hot.emit import Emitter, OkAnswer, Served
+from inferbus_worker.hot.rows import Answer
+from inferbus_worker.hot.signature import InvalidInputError, SignatureCheck
+from inferbus_worker.hot.work import Batch, Work
+
+_log = structlog.get_logger("execute")
+
+DEPTH = 2
+"""Batches given to an engine at once: while it computes one, the next is on its socket."""
+_FATAL_ALONE = 2
+
+
+class Engine(Protocol):
+    """What runs batches; see `engines.host`."""
+
+    @property
+    def up(self) -> bool: ...
+    @property
+    def n_in_flight(self) -> int: ...
+    def submit(
+        self, token: Any, heads: Sequence[wire.TensorHead], buffers: Sequence[bytes]
+    ) -> None: ...
+
+
+class VersionMetrics:
+    """The metrics of one version, with their labels looked up once."""
+
+    def __init__(self, metrics: WorkerMetrics, model: str, version: int) -> None:
+        labels = (model, str(version))
+        self.batches = {
+            reason: metrics.batches.labels(*labels, reason)
+            for reason in ("rows", "bytes", "deadline", "idle", "again")
+        }
+        self.batch_rows = metrics.batch_rows.labels(*labels)
+        self.engine_seconds = metrics.engine_seconds.labels(*labels)
+        self.queue_seconds = metrics.queue_seconds.labels(*labels)
+
+
+class Executor:
+    """The hot side of one resident version.
+
+    Invariants: each request that was added leaves with exactly one call of the emitter; batches
+    that must run again go before new ones; a request that has killed the engine twice while it
+    ran alone is POISON and runs no more.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        served: Served,
+        *,
+        emitter: Emitter,
+        metrics: VersionMetrics,
+        tracing: Tracing,
+        request_topic: str,
+    ) -> None:
+        batching = manifest.batching
+        self._emitter = emitter
+        self._metrics = metrics
+        self._tracing = tracing
+        self._request_topic = request_topic
+        self._check = SignatureCheck(manifest.signature)
+        self._names = [(spec.name, spec.datatype) for spec in manifest.signature.inputs]
+        fixed_rows = any(spec.shape[0] != -1 for spec in manifest.signature.inputs)
+        max_rows = 1 if fixed_rows else batching.max_rows
+        self._batcher: Batcher[Work] = Batcher(Limits(max_rows, batching.max_wait_ms / 1000))
+        self._again: deque[list[Work]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._engine: Engine | None = None
+        self.served = served
+        self.failed_reason = ""
+
+    def attach(self, engine: Engine) -> None:
+        """Use this engine; once, before the first request."""
+        self._engine = engine
+
+    @property
+    def oldest_s(self) -> float | None:
+        """Arrival of the request that waits longest."""
+        waiting = [works[0].arrived_s for works in self._again]
+        if (oldest := self._batcher.oldest_s) is not None:
+            waiting.append(oldest)
+        return min(waiting, default=None)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits and nothing runs."""
+        running = self._engine.n_in_flight if self._engine is not None else 0
+        return not self._batcher and not self._again and not running
+
+    def add(self, work: Work) -> bool:
+        """Take a request; tell whether it waits for its engine now. `pump` must follow."""
+        if self.failed_reason:
+            self._emitter.attempt_failed(work, "engine_lost", self.failed_reason, self.served)
+            return False
+        request = work.request
+        try:
+            work.rows, bucket, work.shapes, work.data = self._check.take(
+                request.tensors, request.outputs
+            )
+        except InvalidInputError as error:
+            self._emitter.ended(
+                work, m.OUTCOME_INVALID_INPUT, "invalid_input", str(error), self.served
+            )
+            return False
+        work.n_bytes = len(request.tensors)
+        self._batcher.add(bucket, work)
+        return True
+
+    def pump(self, now_s: float) -> None:
+        """Give the engine what it should run now."""
+        engine = self._engine
+        if engine is None or not engine.up:
+            return
+        while (n_in_flight := engine.n_in_flight) < DEPTH:
+            if self._again:
+                self._submit(engine, self._again.popleft(), "again", now_s)
+                continue
+            released = self._batcher.take(now_s, idle=n_in_flight == 0)
+            if released is None:
+                break
+            self._submit(engine, released.items, released.released_by, now_s)
+        self._arm(now_s)
+
+    def _arm(self, now_s: float) -> None:
+        """Come back when the oldest request has waited for as long as it may."""
+        if self._timer is None and self._batcher and (due_s := self._batcher.due_s) is not None:
+            delay_s = max(0.001, due_s - now_s)
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        engine = self._engine
+        if engine is not None and engine.n_in_flight < DEPTH:
+            self.pump(time.monotonic())
+
+    def tick(self, now_s: float) -> None:
+        """Answer what has expired while it waited; called a few times a second."""
+        for work in self._batcher.expire(now_s):
+            self._emitter.expired(work, self.served)
+        self._sweep_again(now_s)
+        self.pump(now_s)
+
+    def _sweep_again(self, now_s: float) -> None:
+        for _ in range(len(self._again)):
+            works = self._live(self._again.popleft(), now_s)
+            if works:
+                self._again.append(works)
+
+    def _live(self, works: list[Work], now_s: float) -> list[Work]:
+        """Return those whose deadline has not passed; answer the others."""
+        for work in works:
+            if work.deadline_s <= now_s:
+                self._emitter.expired(work, self.served)
+        return [work for work in works if work.deadline_s > now_s]
+
+    def _submit(self, engine: Engine, works: list[Work], reason: str, now_s: float) -> None:
+        works = self._live(works, now_s)
+        if not works:
+            return
+        rows = sum(work.rows for work in works)
+        batch = Batch(works, rows, os.urandom(16), now_s)
+        if self._tracing.on:
+            batch.started_ns = time.time_ns()
+        heads: list[wire.TensorHead] = []
+        buffers: list[bytes] = []
+        first = works[0]
+        for index, (name, datatype) in enumerate(self._names):
+            if len(works) == 1:
+                data = first.data[index]
+            else:
+                data = b"".join([work.data[index] for work in works])
+            shape = (rows, *first.shapes[index][1:])
+            heads.append(wire.TensorHead(name, datatype, shape, len(data)))
+            buffers.append(data)
+        self._metrics.batches[reason].inc()
+        self._metrics.batch_rows.observe(rows)
+        engine.submit(batch, heads, buffers)
+
+    # What the engine says.
+
+    def on_up(self) -> None:
+        self.pump(time.monotonic())
+
+    def on_done(self, batch: Batch, done: wire.Done, body: memoryview) -> None:
+        now_s = time.monotonic()
+        batch.engine_us = done.engine_us
+        if done.bad_rows:
+            self._without_bad_rows(batch, done.bad_rows)
+        elif done.error:
+            self._split_error(batch, done.error)
+        else:
+            self._answer(batch, done, body)
+        self.pump(now_s)
+
+    def _answer(self, batch: Batch, done: wire.Done, body: memoryview) -> None:
+        answer = Answer(done.outputs, body, batch.rows)
+        self._metrics.engine_seconds.observe(done.engine_us / 1e6)
+        spans = self._trace(batch) if self._tracing.on else {}
+        observe = self._metrics.queue_seconds.observe
+        row = 0
+        for work in batch.works:
+            outputs, digest = answer.cut(row, work.rows, work.request.outputs)
+            observe(batch.started_s - work.arrived_s)
+            answer_of = OkAnswer(row, outputs, digest, spans.get(id(work), ""))
+            self._emitter.ok(work, batch, self.served, answer_of)
+            row += work.rows
+
+    def _without_bad_rows(self, batch: Batch, bad_rows: dict[int, str]) -> None:
+        good: list[Work] = []
+        row = 0
+        for work in batch.works:
+            bad = [at for at in bad_rows if row <= at < row + work.rows]
+            if bad:
+                at = min(bad)
+                said = f"row {at - row}: {bad_rows[at]}" if work.rows > 1 else bad_rows[at]
+                self._emitter.ended(
+                    work, m.OUTCOME_INVALID_INPUT, "invalid_input", said, self.served
+                )
+            else:
+                good.append(work)
+            row += work.rows
+        if good:
+            self._again.appendleft(good)
+
+    def _split_error(self, batch: Batch, error: str) -> None:
+        _log.warning("batch_failed", model=batch.works[0].request.model, error=error)
+        if len(batch.works) > 1:
+            self._again.extendleft(reversed(_halves(batch.works)))
+            return
+        self._emitter.ended(
+            batch.works[0],
+            m.OUTCOME_FAILED,
+            "engine_error",
+            "the model cannot compute this input",
+            self.served,
+        )
+
+    def on_down(self, batches: list[Batch]) -> None:
+        """Queue again what a dead process left; it died of the oldest."""
+        again = [batch.works for batch in batches[1:]]
+        if batches:
+            again = self._suspects(batches[0].works) + again
+        self._again.extendleft(reversed(again))
+
+    def on_stopped(self, batches: list[Batch]) -> None:
+        """Queue again what ran when the engine was stopped on purpose."""
+        self._again.extendleft(reversed([batch.works for batch in batches]))
+
+    def _suspects(self, works: list[Work]) -> list[list[Work]]:
+        if len(works) > 1:
+            return _halves(works)
+        work = works[0]
+        work.n_alone_deaths += 1
+        if work.n_alone_deaths < _FATAL_ALONE:
+            return [works]
+        _log.error("poison", model=work.request.model, request_id=work.request.id.hex())
+        self._emitter.ended(
+            work,
+            m.OUTCOME_POISON,
+            "poison_input",
+            "this input crashes the model's engine; it was not tried again",
+            self.served,
+        )
+        return []
+
+    def on_failed(self, reason: str) -> None:
+        """Give everything back: the engine will not come again."""
+        self.give_up(f"the model's engine is lost: {reason}")
+
+    def give_up(self, reason: str) -> None:
+        """End all attempts that are open here, and those that come."""
+        self.failed_reason = reason
+        waiting = [work for works in self._again for work in works] + self._batcher.drain()
+        self._again.clear()
+        for work in waiting:
+            self._emitter.attempt_failed(work, "engine_lost", reason, self.served)
+
+    def _trace(self, batch: Batch) -> dict[int, str]:
+        """Record a span for the batch and one for each traced request of it."""
+        traced = [work for work in batch.works if work.request.traceparent]
+        if not traced:
+            return {}
+        end_ns = time.time_ns()
+        model = batch.works[0].request.model
+        version = batch.works[0].request.version
+        attributes: dict[str, str | int | float | bool] = {
+            "inferbus.model": model,
+            "inferbus.version": version,
+        }
+        self._tracing.span(
+            "batch",
+            links=[work.request.traceparent for work in traced],
+            start_ns=batch.started_ns,
+            end_ns=end_ns,
+            attributes={
+                **attributes,
+                "inferbus.batch.rows": batch.rows,
+                "inferbus.batch.requests": len(batch.works),
+                "inferbus.engine_us": batch.engine_us,
+            },
+        )
+        out: dict[int, str] = {}
+        for work in traced:
+            queue_ns = int((batch.started_s - work.arrived_s) * 1e9)
+            out[id(work)] = self._tracing.span(
+                f"process {self._request_topic}",
+                parent=work.request.traceparent,
+                kind="CONSUMER",
+                start_ns=batch.started_ns - queue_ns,
+                end_ns=end_ns,
+                attributes={**attributes, "inferbus.request_id": work.request.id.hex()},
+            )
+        return out
+
+
+def _halves(works: list[Work]) -> list[list[Work]]:
+    middle = len(works) // 2
+    return [works[:middle], works[middle:]]

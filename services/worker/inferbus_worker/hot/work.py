@@ -1,0 +1,66 @@
+"""The things that pass through the hot path: an inbox's frame, a request of it, a record for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from inferbus_schemas import messages as m
+
+
+class Inbox(Protocol):
+    """Where frames come from."""
+
+    def frame_done(self, offset: int) -> None:
+        """Every member of the frame at `offset` is done."""
+
+
+class Frame:
+    """A frame that was read and the number of its members that are not done.
+
+    Invariants: the inbox hears of it exactly once, when the last member is done.
+    """
+
+    __slots__ = ("_inbox", "_left", "append_ms", "offset")
+
+    def __init__(self, inbox: Inbox, offset: int, append_ms: int, n_members: int) -> None:
+        self._inbox = inbox
+        self._left = n_members
+        self.offset = offset
+        self.append_ms = append_ms
+
+    def member_done(self) -> None:
+        """One member has its acknowledged record, or needs none."""
+        self._left -= 1
+        if self._left == 0:
+            self._inbox.frame_done(self.offset)
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """One request on its way. Times are seconds of the monotonic clock.
+
+    `data` and `shapes` stand in the order of the version's inputs.
+    """
+
+    request: m.Request
+    frame: Frame
+    arrived_s: float
+    deadline_s: float
+    rows: int = 0
+    n_bytes: int = 0
+    shapes: tuple[tuple[int, ...], ...] = ()
+    data: tuple[bytes, ...] = ()
+    n_alone_deaths: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Requests that run together; `batch_id` names it in the records of its requests."""
+
+    works: list[Work]
+    rows: int
+    batch_id: bytes
+    started_s: float = 0.0
+    started_ns: int = 0
+    engine_us: int = field(default=0)

@@ -1,0 +1,143 @@
+"""Builds the worker's parts, once, from its settings."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+
+from prometheus_client import CollectorRegistry
+
+from inferbus_kit.consume import Record, StateReader
+from inferbus_kit.dlq import DeadLetters
+from inferbus_kit.health import Health, health_app
+from inferbus_kit.heartbeat import Beater
+from inferbus_kit.http import HttpServer
+from inferbus_kit.lifecycle import Lifecycle
+from inferbus_kit.metrics import worker_metrics
+from inferbus_kit.produce import Producer
+from inferbus_kit.settings import load
+from inferbus_kit.telemetry import Tracing, configure_logs
+from inferbus_schemas import messages as m
+from inferbus_schemas import topics
+from inferbus_schemas.membership import Membership
+from inferbus_worker import VERSION
+from inferbus_worker.app import LoadReport, Process, add_stages
+from inferbus_worker.artifacts import Artifacts, open_store
+from inferbus_worker.control.desired import Desired
+from inferbus_worker.control.residents import EngineLimits, Residents
+from inferbus_worker.control.tenure import Tenure
+from inferbus_worker.hot.consume import Desk, Inbox
+from inferbus_worker.hot.emit import Emitter
+from inferbus_worker.settings import WorkerSettings
+
+
+async def build(lifecycle: Lifecycle) -> None:
+    """Read the settings, build the process and add its stages."""
+    settings = load(WorkerSettings)
+    configure_logs(settings.log_level, role="worker", instance=settings.instance)
+    add_stages(wire(settings), lifecycle)
+
+
+def wire(settings: WorkerSettings) -> Process:
+    """Build the parts; nothing runs yet, only the metrics port is bound.
+
+    Raises:
+        StartupError: the object store's URL or the metrics port cannot be used.
+    """
+    instance, bootstrap = settings.instance, settings.kafka_bootstrap
+    store = open_store(settings.object_store_url)
+    registry = CollectorRegistry()
+    metrics = worker_metrics(registry)
+    health = Health()
+    server = HttpServer(health_app(health, registry), settings.http_host, settings.metrics_port)
+    tracing = Tracing("worker", instance, settings.otlp_endpoint, settings.trace_ratio)
+    records = Producer(bootstrap, client_id=f"{instance}-records")
+    control = Producer(bootstrap, client_id=f"{instance}-control")
+    changed = asyncio.Event()
+    desired = Desired(changed.set)
+    fleet = Membership()
+    beater = Beater(control, instance, "worker", lambda: make())
+    emitter = Emitter(records, instance)
+    requests = topics.topic(topics.REQUESTS, settings.pool)
+    desk = Desk(emitter, metrics, lambda: beater.skew_ms, requests.ce_type)
+    letters = DeadLetters(control, instance)
+    settings.state_dir.mkdir(parents=True, exist_ok=True)
+    scratch = settings.state_dir / "scratch"
+    scratch.mkdir(exist_ok=True)
+    residents = Residents(
+        desk,
+        Artifacts(store, settings.state_dir),
+        scratch=scratch.resolve(),
+        limits=EngineLimits(settings.engine_threads, settings.engine_address_space_bytes),
+        metrics=metrics,
+        tracing=tracing,
+        request_topic=requests.name,
+        changed=changed.set,
+    )
+    report = LoadReport(desk, residents)
+
+    def open_inbox(number: int) -> Inbox:
+        return Inbox(
+            bootstrap,
+            settings.pool,
+            number,
+            desk,
+            letters,
+            client_id=f"{instance}-inbox-{number}",
+        )
+
+    tenure = Tenure(
+        settings.pool, instance, fleet, lambda: requests.partitions["one-machine"], open_inbox
+    )
+    life = secrets.randbits(64)
+
+    def make() -> tuple[str, m.Heartbeat]:
+        part = m.WorkerBeat(
+            pool=settings.pool,
+            inbox=tenure.number,
+            epoch=tenure.epoch,
+            end_offset=tenure.end_offset,
+            generation_applied=desired.generation,
+        )
+        report.fill(part)
+        beat = m.Heartbeat(
+            instance=instance,
+            state=tenure.state,
+            worker=part,
+            life=life,
+            inferbus_version=VERSION,
+        )
+        return tenure.key(), beat
+
+    def apply_beat(record: Record) -> None:
+        beat = None if record.value is None else m.Heartbeat.FromString(record.value)
+        key = (record.key or b"").decode()
+        fleet.apply(key, beat, offset=record.offset, append_ms=record.timestamp)
+
+    def reader(topic: str, apply: object) -> StateReader:
+        return StateReader(
+            bootstrap, topics.topic(topic).name, apply, client_id=f"{instance}-state"
+        )
+
+    return Process(
+        settings=settings,
+        health=health,
+        metrics=metrics,
+        server=server,
+        tracing=tracing,
+        records=records,
+        control=control,
+        readers=(
+            reader(topics.HEARTBEATS, apply_beat),
+            reader(topics.VERSIONS, desired.apply_version),
+            reader(topics.DEPLOYMENTS, desired.apply_deployment),
+        ),
+        beater=beater,
+        emitter=emitter,
+        desk=desk,
+        desired=desired,
+        residents=residents,
+        tenure=tenure,
+        load=report,
+        changed=changed,
+    )
