@@ -21,8 +21,7 @@ app = App(name="models", help="Push, list and roll out models.")
 _CHUNK_BYTES = 1 << 20
 _UPLOAD_TIMEOUT_S = 600.0
 
-Registry = Annotated[str | None, Parameter(help="URL of the registry.")]
-AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
+AsJson = Annotated[bool, Parameter(name="--json", negative="")]
 
 
 def _registry(url: str | None) -> Service:
@@ -38,7 +37,7 @@ def push(
     alias: str | None = None,
     wait: Annotated[bool, Parameter(negative="")] = False,
     timeout_s: float = 120.0,
-    registry: Registry = None,
+    registry: str | None = None,
 ) -> None:
     """Register the model in a folder; a folder that was pushed before is the same version.
 
@@ -47,6 +46,7 @@ def push(
         alias: Alias that shall mean this version; without it nothing is deployed.
         wait: Stay until the alias serves this version.
         timeout_s: How long to wait.
+        registry: URL of the registry.
     """
     if wait and alias is None:
         raise CommandError("Only an alias is rolled out: give --alias together with --wait.")
@@ -131,8 +131,13 @@ def _move(service: Service, model: str, alias: str, wish: dict[str, int | None])
 
 
 @app.command(name="list")
-def list_models(*, registry: Registry = None, as_json: AsJson = False) -> None:
-    """List all models with their aliases."""
+def list_models(*, registry: str | None = None, as_json: AsJson = False) -> None:
+    """List all models with their aliases.
+
+    Args:
+        registry: URL of the registry.
+        as_json: Print JSON.
+    """
     found: list[dict[str, Any]] = []
     with _registry(registry) as service:
         while page := service.get(
@@ -158,13 +163,15 @@ def _alias_words(alias: dict[str, Any]) -> str:
 
 @app.command
 def show(
-    model: str, version: int | None = None, *, registry: Registry = None, as_json: AsJson = False
+    model: str, version: int | None = None, *, registry: str | None = None, as_json: AsJson = False
 ) -> None:
     """Show a model's versions and aliases, or one version with its manifest.
 
     Args:
         model: Name of the model.
         version: Number of a version.
+        registry: URL of the registry.
+        as_json: Print JSON.
     """
     where = f"/v1/registry/models/{_name(model)}"
     with _registry(registry) as service:
@@ -190,7 +197,7 @@ def alias(
     *,
     expect: int | None = None,
     expect_new: Annotated[bool, Parameter(negative="")] = False,
-    registry: Registry = None,
+    registry: str | None = None,
 ) -> None:
     """Make an alias mean a version; the fleet follows without a failed request.
 
@@ -200,6 +207,7 @@ def alias(
         version: Number of the version.
         expect: Refuse unless the alias wants this version now.
         expect_new: Refuse if the alias exists.
+        registry: URL of the registry.
     """
     if expect is not None and expect_new:
         raise CommandError("--expect and --expect-new exclude one another: give one of them.")
@@ -211,11 +219,13 @@ def alias(
 
 
 @app.command
-def rollout(model: str, *, registry: Registry = None, as_json: AsJson = False) -> None:
+def rollout(model: str, *, registry: str | None = None, as_json: AsJson = False) -> None:
     """Show how far a model's rollout is: who holds and who pins which version.
 
     Args:
         model: Name of the model.
+        registry: URL of the registry.
+        as_json: Print JSON.
     """
     with _registry(registry) as service:
         found = service.get(f"/v1/registry/models/{_name(model)}/rollout")

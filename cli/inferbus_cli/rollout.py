@@ -75,13 +75,17 @@ def follow(service: Service, model: str, alias: str, version: int, timeout_s: fl
 
 
 def _raise_if_failed(rollout: dict[str, Any], version: int) -> None:
-    for worker in rollout["workers"]:
-        for one in worker["versions"]:
-            if one["version"] == version and one["readiness"] == "failed":
-                why = one["reason"] or "it gave no reason"
-                raise CommandError(
-                    f"Worker {worker['instance']} cannot load version {version}: {why}"
-                )
+    """Give up once too few workers are left that could still load the version."""
+    failed = [
+        (worker["instance"], one["reason"] or "it gave no reason")
+        for worker in rollout["workers"]
+        for one in worker["versions"]
+        if one["version"] == version and one["readiness"] == "failed"
+    ]
+    needed = max((pool["min_ready"] for pool in rollout["pools"]), default=1)
+    if failed and len(rollout["workers"]) - len(failed) < needed:
+        instance, why = failed[0]
+        raise CommandError(f"Worker {instance} cannot load version {version}: {why}")
 
 
 def _stage(rollout: dict[str, Any], version: int) -> str:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import structlog
 from aiokafka import AIOKafkaProducer
@@ -28,17 +28,28 @@ _RESENDS = 5
 Delivery = asyncio.Future[RecordMetadata]
 
 
-@dataclass(frozen=True, slots=True)
-class _Record:
-    topic: str
-    partition: int
-    key: bytes | None
+class Message(NamedTuple):
+    """A record without its place."""
+
     value: bytes | None
-    headers: Sequence[tuple[str, bytes]]
+    key: bytes | None = None
+    headers: Sequence[tuple[str, bytes]] = ()
 
     @property
     def size_bytes(self) -> int:
-        return len(self.value or b"") + len(self.key or b"") + 256
+        """An upper bound on what it takes in a batch."""
+        head = sum(len(name) + len(value) + 8 for name, value in self.headers)
+        return len(self.value or b"") + len(self.key or b"") + head + 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Parcel:
+    """Messages for one partition that are handed over, resent and settled together."""
+
+    topic: str
+    partition: int
+    messages: Sequence[Message]
+    size_bytes: int
 
 
 class Producer:
@@ -125,7 +136,15 @@ class Producer:
             MessageSizeTooLargeError: the record is over 8 MiB; nothing was handed over.
             BusUnavailableError: the record could not be handed over in time.
         """
-        record = _Record(topic, partition, key, value, headers)
+        return await self.send_many(topic, partition, (Message(value, key, headers),))
+
+    async def send_many(self, topic: str, partition: int, messages: Sequence[Message]) -> Delivery:
+        """Hand messages over as one batch of the partition; they are acknowledged together.
+
+        Several must fit `MAX_BATCH_BYTES` by their `size_bytes`. Waits while an earlier batch of
+        the partition has not left; raises as `send` does.
+        """
+        record = _Parcel(topic, partition, messages, sum(one.size_bytes for one in messages))
         if self.in_flight_bytes > self._max_in_flight_bytes:
             raise OverloadedError("too much is waiting for Kafka; try again shortly")
         outer: Delivery = asyncio.get_running_loop().create_future()
@@ -138,19 +157,13 @@ class Producer:
             raise
         return outer
 
-    async def _hand_over(self, record: _Record, outer: Delivery, resends: int) -> None:
+    async def _hand_over(self, record: _Parcel, outer: Delivery, resends: int) -> None:
         client, epoch = self._client, self._epoch
         if client is None:
             raise BusUnavailableError("the producer is not started")
         try:
             async with asyncio.timeout(10.0):
-                inner = await client.send(
-                    record.topic,
-                    record.value,
-                    key=record.key,
-                    partition=record.partition,
-                    headers=record.headers,
-                )
+                inner = await _give(client, record)
         except MessageSizeTooLargeError:
             raise
         except (TimeoutError, KafkaError) as error:
@@ -167,13 +180,13 @@ class Producer:
 
         inner.add_done_callback(acknowledged)
 
-    def _settle(self, record: _Record) -> None:
+    def _settle(self, record: _Parcel) -> None:
         self.in_flight_bytes -= record.size_bytes
         self.n_in_flight -= 1
 
     def _retry(
         self,
-        record: _Record,
+        record: _Parcel,
         outer: Delivery,
         epoch: int,
         resends: int,
@@ -192,7 +205,7 @@ class Producer:
 
     async def _resend(
         self,
-        record: _Record,
+        record: _Parcel,
         outer: Delivery,
         epoch: int,
         resends: int,
@@ -224,6 +237,19 @@ class Producer:
                 task = asyncio.get_running_loop().create_task(_close(old))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
+
+
+async def _give(client: AIOKafkaProducer, parcel: _Parcel) -> Delivery:
+    topic, partition = parcel.topic, parcel.partition
+    if len(parcel.messages) == 1:
+        value, key, headers = parcel.messages[0]
+        inner = await client.send(topic, value, key=key, partition=partition, headers=headers)
+        return cast("Delivery", inner)
+    batch = client.create_batch()
+    for value, key, headers in parcel.messages:
+        if batch.append(timestamp=None, key=key, value=value, headers=headers) is None:
+            raise MessageSizeTooLargeError("the messages do not fit one batch")
+    return cast("Delivery", await client.send_batch(batch, topic, partition=partition))
 
 
 async def _close(client: AIOKafkaProducer) -> None:

@@ -31,8 +31,6 @@ DATATYPES = frozenset(ITEM_BYTES) | {"BYTES"}
 MAX_RANK = 8
 MAX_ELEMENTS = 1 << 28
 _LENGTH = struct.Struct("<I")
-_INT64 = struct.Struct("<q")
-_UINT64 = struct.Struct("<Q")
 
 
 class TensorError(ValueError):
@@ -130,12 +128,17 @@ def output_sha256(outputs: Iterable[TensorLike]) -> bytes:
     rank, int64 dims, uint64 length, Open Inference Protocol raw bytes; all little-endian. Also
     the header `x-inferbus-output-sha256`, so that a client can check it.
     """
-    digest = hashlib.sha256()
+    parts: list[bytes] = []
     for tensor in outputs:
-        name, datatype = tensor.name.encode(), tensor.datatype.encode()
-        digest.update(_LENGTH.pack(len(name)) + name + _LENGTH.pack(len(datatype)) + datatype)
-        digest.update(bytes((len(tensor.shape),)))
-        digest.update(b"".join(_INT64.pack(dim) for dim in tensor.shape))
-        digest.update(_UINT64.pack(len(tensor.data)))
-        digest.update(tensor.data)
-    return digest.digest()
+        name, datatype, data = tensor.name.encode(), tensor.datatype.encode(), tensor.data
+        shape = tensor.shape
+        rank = len(shape)
+        parts += (
+            _LENGTH.pack(len(name)),
+            name,
+            _LENGTH.pack(len(datatype)),
+            datatype,
+            struct.pack(f"<B{rank}qQ", rank, *shape, len(data)),
+            data,
+        )
+    return hashlib.sha256(b"".join(parts)).digest()

@@ -19,7 +19,7 @@ def prediction(
     rng: random.Random,
     unix_ms: int,
     *,
-    outcome: int = m.OUTCOME_OK,
+    outcome: m.Outcome = m.OUTCOME_OK,
     payload_bytes: int = 240,
     **fields: object,
 ) -> m.Prediction:
@@ -29,7 +29,7 @@ def prediction(
     made = m.Prediction(
         id=ids.uuid7(unix_ms, rng.getrandbits(80)),
         attempt=1,
-        outcome=m.Outcome.ValueType(outcome),
+        outcome=outcome,
         tenant="acme",
         model="breast-cancer",
         version=3,
@@ -80,13 +80,9 @@ async def produce(
     await producer.start()
     try:
         for partition, each in records:
-            raw = isinstance(each, bytes)
-            await producer.send(
-                topic,
-                each if raw else each.SerializeToString(),
-                partition=partition,
-                headers=[] if raw else headers(each),
-            )
+            raw = each if isinstance(each, bytes) else each.SerializeToString()
+            around = [] if isinstance(each, bytes) else headers(each)
+            await producer.send(topic, raw, partition=partition, headers=around)
         await producer.flush()
     finally:
         await producer.stop()

@@ -138,7 +138,19 @@ class _Audit:
         )
         for head in heads:
             await self._partition(head)
+        if self._scope == Scope(payloads=self._scope.payloads):
+            await self._strays()
         return self._report
+
+    async def _strays(self) -> None:
+        """Look for rows of partitions that were never logged."""
+        stray = await self._connection.fetchrow(
+            "SELECT k_partition, k_era, k_offset FROM log.predictions WHERE k_partition <>"
+            " ALL(ARRAY(SELECT part FROM log.sink_offsets)) LIMIT 1"
+        )
+        if stray is not None:
+            partition, era, offset = stray
+            self.find(partition, era, offset, "this row is of a partition that was never logged")
 
     async def _partition(self, head: asyncpg.Record) -> None:
         report = PartitionReport(
@@ -173,24 +185,45 @@ class _Audit:
             prefetch=_PREFETCH,
         ).__aiter__()
 
-    async def rows(self, partition: int, era: int, first: int) -> AsyncIterator[tuple[Any, ...]]:
+    async def rows(self, partition: int, era: int) -> AsyncIterator[tuple[Any, ...]]:
         """Yield rows as (values of CHAINED, input agrees, output), in order of their offsets."""
         payloads = "coalesce(sha256(input) = input_sha256, true), output"
         columns = f"{_CHAINED_LIST}, {payloads if self._scope.payloads else 'true, NULL::bytea'}"
         union = " UNION ALL ".join(
             f"SELECT {columns} FROM {table}"  # noqa: S608 -- names of our own
             " WHERE k_partition = $1 AND k_era = $2 AND k_offset >= $3"
+            " AND ($4::bigint IS NULL OR k_offset <= $4)"
             for table in self._sources.tables
         )
+        first, last = await self._ends(partition, era)
         cursor = self._connection.cursor(
             f"{union} ORDER BY k_offset",
             partition,
             era,
             first,
+            last,
             prefetch=_PREFETCH,
         )
         async for row in cursor:
             yield tuple(row)
+
+    async def _ends(self, partition: int, era: int) -> tuple[int, int | None]:
+        """Return the scope widened to whole batches."""
+        found = await self._connection.fetchrow(
+            "SELECT min(base_offset), max(last_offset) FROM log.log_batches"
+            " WHERE topic = $1 AND part = $2 AND era = $3"
+            " AND ($4::bigint IS NULL OR last_offset >= $4)"
+            " AND ($5::bigint IS NULL OR base_offset <= $5)",
+            self._topic,
+            partition,
+            era,
+            self._scope.first,
+            self._scope.last,
+        )
+        first, last = found or (None, None)
+        if self._scope.first is None:
+            first = 0
+        return first or 0, None if self._scope.last is None else last
 
     def lost_with_retired_days(self, batch: asyncpg.Record) -> bool:
         """Tell whether rows of this batch may have gone with tables that an operator dropped."""
@@ -201,7 +234,12 @@ class _Audit:
         self._report.find(partition, era, offset, what)
 
     @property
-    def whole(self) -> bool:
+    def from_the_start(self) -> bool:
+        """Whether the scope begins where the log begins."""
+        return self._scope.first is None
+
+    @property
+    def to_the_head(self) -> bool:
         """Whether the scope reaches to the head."""
         return self._scope.last is None
 
@@ -225,20 +263,16 @@ class _Era:
     async def run(self, head: asyncpg.Record) -> None:
         """Go through all batches of the era and compare its end with the head."""
         latest = head["era"] == self._era
-        if latest and self.chain == rows.NO_CHAIN and self._audit.whole:
+        if latest and self._audit.from_the_start:
             self._next = head["start_offset"]
-        stream: AsyncIterator[tuple[Any, ...]] | None = None
+        stream = self._audit.rows(self._report.partition, self._era)
         async for batch in self._audit.batches(self._report.partition, self._era):
-            if stream is None:
-                stream = self._audit.rows(self._report.partition, self._era, batch["base_offset"])
             self._link(batch)
             await self._batch(batch, stream)
-        if not self._audit.whole:
-            return
-        if stream is not None:
+        if self._audit.to_the_head:
             await self._after_the_last(stream)
-        if latest:
-            self._compare(head)
+            if latest:
+                self._compare(head)
 
     def _link(self, batch: asyncpg.Record) -> None:
         """Check that a batch follows the one before it, in offsets and in chain."""

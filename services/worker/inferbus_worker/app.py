@@ -101,6 +101,7 @@ def add_stages(process: Process, lifecycle: Lifecycle) -> None:
     lifecycle.add("metrics", start=process.server.start, stop=process.server.stop)
     lifecycle.add("tracing", stop=process.tracing.stop)
     lifecycle.add("records", start=process.records.start, stop=process.records.stop)
+    lifecycle.add("emitter", stop=process.emitter.stop)
     lifecycle.add("control", start=process.control.start, stop=process.control.stop)
     lifecycle.add("state", start=worker.read_state, stop=worker.stop_reading_state)
     lifecycle.add("loops", start=worker.start_loops)
@@ -129,7 +130,6 @@ class _Worker:
 
     async def start_loops(self) -> None:
         spawn = self._lifecycle.spawn
-        spawn("emit", self._process.emitter.run())
         spawn("reconcile", self._reconcile())
         spawn("tick", self._tick())
         spawn("probe", self._probe())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry
 
@@ -114,7 +115,7 @@ def wire(settings: WorkerSettings) -> Process:
         key = (record.key or b"").decode()
         fleet.apply(key, beat, offset=record.offset, append_ms=record.timestamp)
 
-    def reader(topic: str, apply: object) -> StateReader:
+    def reader(topic: str, apply: Callable[[Record], None]) -> StateReader:
         return StateReader(
             bootstrap, topics.topic(topic).name, apply, client_id=f"{instance}-state"
         )

@@ -49,7 +49,7 @@ class _Resident:
     n_restarts_counted: int = field(default=0)
 
     @property
-    def readiness(self) -> m.Readiness:
+    def readiness(self) -> int:
         if self.reason:
             return m.READINESS_FAILED
         up = self.host is not None and self.host.up and self.executor is not None
@@ -121,7 +121,7 @@ class Residents:
             m.Resident(
                 model=model,
                 version=version,
-                readiness=resident.readiness,
+                readiness=resident.readiness,  # type: ignore[arg-type]
                 generation=resident.generation,
                 memory_bytes=resident.host.memory_bytes if resident.host is not None else 0,
                 reason=resident.reason,

@@ -8,7 +8,6 @@ and, on Linux, when its parent does, however that ended.
 from __future__ import annotations
 
 import ctypes
-import io
 import os
 import resource
 import signal
@@ -16,7 +15,7 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 if TYPE_CHECKING:
     from inferbus_worker.engines import wire
@@ -40,8 +39,8 @@ def main() -> None:
     sock.setblocking(True)
     for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
         sock.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER_BYTES)
-    with sock, io.BufferedReader(socket.SocketIO(sock, "rb"), _SOCKET_BUFFER_BYTES) as stream:
-        _serve(sock, stream)
+    with sock, sock.makefile("rb", buffering=_SOCKET_BUFFER_BYTES) as stream:
+        _serve(sock, cast("BinaryIO", stream))
 
 
 def _bind_to_parent(parent_pid: int) -> None:
@@ -51,7 +50,7 @@ def _bind_to_parent(parent_pid: int) -> None:
         os._exit(1)
 
 
-def _serve(sock: socket.socket, stream: io.BufferedReader) -> None:
+def _serve(sock: socket.socket, stream: BinaryIO) -> None:
     from inferbus_worker.engines import wire  # noqa: PLC0415 -- after the environment is set
 
     runner: Runner | None = None

@@ -53,9 +53,12 @@ def _walk(data: memoryview, kind: str, depth: int) -> bool:
         if paths is None:
             if number == _EXTERNAL_DATA or (number == _DATA_LOCATION and value == _EXTERNAL):
                 return True
-        elif number in paths and isinstance(value, memoryview):
-            if _walk(value, paths[number], depth + 1):
-                return True
+        elif (
+            number in paths
+            and isinstance(value, memoryview)
+            and _walk(value, paths[number], depth + 1)
+        ):
+            return True
     return False
 
 

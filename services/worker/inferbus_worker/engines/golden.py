@@ -1,6 +1,6 @@
-"""Golden samples and warm-up batches: known inputs as frames, answers held against known outputs.
+"""Golden samples and warm-up batches: known inputs, answers held against known outputs.
 
-In: a manifest. Out: batches for the engine, and a sentence for each way in which an answer is wrong.
+In: a manifest. Out: batches for the engine, and one sentence where an answer is wrong.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class OnnxEngine:
         self._names = [spec.name for spec in self._specs]
         missing = set(self._names) - {out.name for out in self._session.get_outputs()}
         if missing:
-            raise LoadError(f"the graph has no output {sorted(missing)[0]!r}")
+            raise LoadError(f"the graph has no output {min(missing)!r}")
 
     def run(self, feeds: dict[str, Array]) -> list[Array]:
         """Run the graph.

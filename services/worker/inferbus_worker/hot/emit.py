@@ -10,15 +10,17 @@ import asyncio
 import hashlib
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import structlog
 from aiokafka.errors import KafkaError
 
 from inferbus_kit.errors import InferbusError
-from inferbus_kit.produce import Delivery
+from inferbus_kit.lifecycle import cancel
+from inferbus_kit.produce import MAX_BATCH_BYTES, Delivery, Message
 from inferbus_schemas import envelope, topics
 from inferbus_schemas import messages as m
 from inferbus_schemas.terminal import is_terminal
@@ -38,23 +40,26 @@ _EXPIRED = ("deadline_exceeded", "the deadline passed before the model could ans
 class Sender(Protocol):
     """The part of a producer that records need."""
 
-    async def send(
-        self,
-        topic: str,
-        partition: int,
-        value: bytes | None,
-        *,
-        key: bytes | None = None,
-        headers: list[tuple[str, bytes]] = ...,
+    async def send_many(
+        self, topic: str, partition: int, messages: Sequence[Message]
     ) -> Delivery: ...
 
 
 @dataclass(slots=True, eq=False)
 class _Outgoing:
     work: Work
-    value: bytes
-    headers: list[tuple[str, bytes]]
+    message: Message
     outcome: int
+
+
+class _Lane:
+    """Records for one partition, in order, and the task that sends them."""
+
+    __slots__ = ("task", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting: deque[_Outgoing] = deque()
+        self.task: asyncio.Task[None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +104,7 @@ class Emitter:
         self._instance = instance
         self._const = envelope.headers(topic.ce_type, f"/inferbus/worker/{instance}", "")[1:]
         self.on_written: Callable[[Work, int], None] = _nobody
-        self._waiting: deque[_Outgoing] = deque()
-        self._wake = asyncio.Event()
+        self._lanes: dict[int, _Lane] = {}
         self._ended: OrderedDict[bytes, None] = OrderedDict()
         self.n_unacknowledged = 0
 
@@ -202,10 +206,15 @@ class Emitter:
         self.ended(work, m.OUTCOME_EXPIRED, *_EXPIRED, served)
 
     def _put(self, work: Work, record: m.Prediction, outcome: int, traceparent: str) -> None:
-        self._waiting.append(self._outgoing(work, record, outcome, traceparent))
+        partition = work.request.reply_partition
+        lane = self._lanes.get(partition)
+        if lane is None:
+            lane = self._lanes[partition] = _Lane()
+        lane.waiting.append(self._outgoing(work, record, outcome, traceparent))
         self.n_unacknowledged += 1
         self.on_written(work, outcome)
-        self._wake.set()
+        if lane.task is None:
+            self._go(lane, partition)
 
     def _outgoing(
         self, work: Work, record: m.Prediction, outcome: int, traceparent: str
@@ -216,60 +225,76 @@ class Emitter:
         headers = [("ce_id", ce_id.encode()), *self._const]
         if traceparent:
             headers.append(("traceparent", traceparent.encode()))
-        return _Outgoing(work, record.SerializeToString(), headers, outcome)
+        message = Message(record.SerializeToString(), request.model.encode(), headers)
+        return _Outgoing(work, message, outcome)
 
-    async def run(self) -> None:
-        """Send what is put, for ever."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._waiting:
-                await self._send(self._waiting.popleft())
+    async def _send(self, lane: _Lane, partition: int) -> None:
+        """Send what waits for one partition, all that fits at once, until nothing is left."""
+        while lane.waiting:
+            parcel = _parcel(lane.waiting)
+            messages = [self._timely(out) for out in parcel]
+            try:
+                delivery = await self._sender.send_many(self._topic, partition, messages)
+            except (InferbusError, KafkaError) as error:
+                _log.warning("send_failed", error=repr(error))
+                lane.waiting.extendleft(reversed(parcel))
+                await asyncio.sleep(_RETRY_S)
+            except AssertionError:
+                # aiokafka's word for a partition that the topic does not have.
+                _log.exception("no_such_reply_partition", partition=partition)
+                self._settle(parcel)
+            else:
+                delivery.add_done_callback(partial(self._acknowledged, lane, partition, parcel))
+        lane.task = None
 
-    async def _send(self, out: _Outgoing) -> None:
+    def _timely(self, out: _Outgoing) -> Message:
+        """Return the message, unless it is an OK that comes too late to be one."""
         if out.outcome == m.OUTCOME_OK and time.monotonic() > out.work.deadline_s + _MAX_LATE_S:
-            out = self._outgoing(
-                out.work,
-                self._record(out.work, m.OUTCOME_EXPIRED, *_EXPIRED, None),
-                m.OUTCOME_EXPIRED,
-                "",
-            )
-        request = out.work.request
-        try:
-            delivery = await self._sender.send(
-                self._topic,
-                request.reply_partition,
-                out.value,
-                key=request.model.encode(),
-                headers=out.headers,
-            )
-        except (InferbusError, KafkaError) as error:
-            _log.warning("send_failed", error=repr(error))
-            self._waiting.appendleft(out)
-            await asyncio.sleep(_RETRY_S)
-            return
-        except AssertionError:
-            # aiokafka's word for a partition that the topic does not have: nobody can be answered.
-            _log.exception("no_such_reply_partition", partition=request.reply_partition)
-            self._settle(out)
-            return
-        delivery.add_done_callback(lambda done: self._acknowledged(done, out))
+            record = self._record(out.work, m.OUTCOME_EXPIRED, *_EXPIRED, None)
+            late = self._outgoing(out.work, record, m.OUTCOME_EXPIRED, "")
+            out.message, out.outcome = late.message, late.outcome
+        return out.message
 
-    def _acknowledged(self, done: Delivery, out: _Outgoing) -> None:
+    def _acknowledged(
+        self, lane: _Lane, partition: int, parcel: list[_Outgoing], done: Delivery
+    ) -> None:
         if not done.cancelled() and done.exception() is None:
-            self._settle(out)
+            self._settle(parcel)
             return
-        _log.warning("not_acknowledged", cancelled=done.cancelled())
-        asyncio.get_running_loop().call_later(_RETRY_S, self._again, out)
+        _log.warning("not_acknowledged", n_records=len(parcel))
+        asyncio.get_running_loop().call_later(_RETRY_S, self._again, lane, partition, parcel)
 
-    def _again(self, out: _Outgoing) -> None:
-        self._waiting.append(out)
-        self._wake.set()
+    def _again(self, lane: _Lane, partition: int, parcel: list[_Outgoing]) -> None:
+        lane.waiting.extend(parcel)
+        self._go(lane, partition)
 
-    def _settle(self, out: _Outgoing) -> None:
-        self.n_unacknowledged -= 1
-        if is_terminal(out.outcome):
-            self._ended[out.work.request.id] = None
-            if len(self._ended) > _REMEMBERED:
-                self._ended.popitem(last=False)
-        out.work.frame.member_done()
+    def _go(self, lane: _Lane, partition: int) -> None:
+        if lane.task is None:
+            lane.task = asyncio.get_running_loop().create_task(self._send(lane, partition))
+
+    def _settle(self, parcel: list[_Outgoing]) -> None:
+        self.n_unacknowledged -= len(parcel)
+        ended = self._ended
+        for out in parcel:
+            if is_terminal(out.outcome):
+                ended[out.work.request.id] = None
+            out.work.frame.member_done()
+        while len(ended) > _REMEMBERED:
+            ended.popitem(last=False)
+
+    async def stop(self) -> None:
+        """Send no more."""
+        for lane in self._lanes.values():
+            await cancel(lane.task)
+
+
+def _parcel(waiting: deque[_Outgoing]) -> list[_Outgoing]:
+    """Take from the left what fits one batch; at least one."""
+    out = [waiting.popleft()]
+    n_bytes = out[0].message.size_bytes
+    while waiting:
+        n_bytes += waiting[0].message.size_bytes
+        if n_bytes > MAX_BATCH_BYTES:
+            break
+        out.append(waiting.popleft())
+    return out

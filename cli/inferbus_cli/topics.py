@@ -1,0 +1,227 @@
+"""`inferbus topics`: what the bus carries, for people: list, tail as JSON, more inboxes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Coroutine
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, Parameter
+
+from inferbus_cli import places
+from inferbus_cli.errors import CommandError
+from inferbus_schemas import names
+from inferbus_schemas import topics as catalogue
+
+if TYPE_CHECKING:
+    from aiokafka import AIOKafkaConsumer, ConsumerRecord
+    from aiokafka.admin import AIOKafkaAdminClient
+    from google.protobuf.message import Message
+
+app = App(name="topics", help="Look into the topics of the bus.")
+
+_GROWING = {catalogue.REQUESTS}
+"""Only inboxes may grow: other topics' keys would move to other partitions."""
+
+
+@app.command(name="list")
+def list_topics(*, pool: str = "default", kafka: str | None = None) -> None:
+    """List the topics of the catalogue with their partitions on the broker.
+
+    Args:
+        pool: Pool whose topics to show.
+        kafka: Brokers as host:port, comma-separated.
+    """
+    entries = [catalogue.topic(name, _pool(pool)) for name in catalogue.catalogue()]
+
+    async def counts(admin: AIOKafkaAdminClient) -> dict[str, int]:
+        found = await admin.describe_topics([entry.name for entry in entries])
+        return {one["topic"]: len(one["partitions"]) for one in found if not one["error_code"]}
+
+    have = _run(_with_admin(places.kafka(kafka), counts))
+    for entry in entries:
+        n_partitions = have.get(entry.name)
+        state = "missing" if n_partitions is None else f"{n_partitions} partitions"
+        print(f"{entry.name:<42} {state:<14} {entry.kind:<8} {entry.description}")
+
+
+@app.command
+def tail(
+    topic: str,
+    *,
+    pool: str = "default",
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    from_beginning: Annotated[bool, Parameter(negative="")] = False,
+    count: int | None = None,
+    kafka: str | None = None,
+) -> None:
+    """Follow a topic and print each record decoded, until Ctrl-C.
+
+    Args:
+        topic: Name in the catalogue, such as inference.predictions, or on the broker.
+        pool: Pool of a topic that each pool has.
+        as_json: One JSON object a line instead of a line for people.
+        from_beginning: Start at the oldest record, not at the end.
+        count: Stop after so many records.
+        kafka: Brokers as host:port, comma-separated.
+    """
+    entry = _entry(topic, pool)
+
+    async def follow() -> None:
+        left = count
+        async for record in _records(
+            places.kafka(kafka), entry.name, from_beginning=from_beginning
+        ):
+            if left is not None and left <= 0:
+                return
+            shown = _decoded(entry, record)
+            print(json.dumps(shown) if as_json else _line(shown), flush=True)
+            if left is not None:
+                left -= 1
+                if left == 0:
+                    return
+
+    _run(follow())
+
+
+@app.command
+def add_partitions(
+    topic: str, *, total: int, pool: str = "default", kafka: str | None = None
+) -> None:
+    """Give a pool more inboxes, so that more workers can join it.
+
+    Args:
+        topic: inference.requests; the other topics must keep their partitions.
+        total: How many partitions there shall be.
+        pool: The pool.
+        kafka: Brokers as host:port, comma-separated.
+    """
+    entry = _entry(topic, pool)
+    if entry.name not in {catalogue.topic(name, _pool(pool)).name for name in _GROWING}:
+        raise CommandError(
+            f"{entry.name} must keep its partitions, since records would change places; "
+            "only inference.requests may grow."
+        )
+
+    async def grow(admin: AIOKafkaAdminClient) -> int:
+        from aiokafka.admin import NewPartitions  # noqa: PLC0415 -- only here
+
+        found = (await admin.describe_topics([entry.name]))[0]
+        have = len(found["partitions"])
+        if found["error_code"] or total <= have:
+            return have
+        answer = await admin.create_partitions({entry.name: NewPartitions(total_count=total)})
+        code, said = answer.topic_errors[0][1], answer.topic_errors[0][2]
+        if code:
+            raise CommandError(f"Kafka refuses more partitions: {said or f'error {code}'}")
+        return have
+
+    have = _run(_with_admin(places.kafka(kafka), grow))
+    if have == 0:
+        raise CommandError(f"The broker has no topic {entry.name}; start the stack first.")
+    if total <= have:
+        raise CommandError(f"{entry.name} has {have} partitions; they only grow: ask for more.")
+    print(f"{entry.name}: {have} -> {total} partitions")
+
+
+def _pool(name: str) -> str:
+    try:
+        return names.check_pool(name)
+    except names.InvalidNameError as error:
+        raise CommandError(f"{name!r} is {error}") from error
+
+
+def _entry(topic: str, pool: str) -> catalogue.Topic:
+    """Return a topic by its name in the catalogue or on the broker."""
+    for short in catalogue.catalogue():
+        entry = catalogue.topic(short, _pool(pool))
+        if topic in {short, entry.name}:
+            return entry
+    known = ", ".join(catalogue.catalogue())
+    raise CommandError(f"There is no topic {topic!r}; the catalogue has {known}.")
+
+
+def _decoded(entry: catalogue.Topic, record: ConsumerRecord) -> dict[str, Any]:
+    """Return a record as JSON can hold it; Protobuf's own JSON form, names as in the .proto."""
+    from google.protobuf.json_format import MessageToDict  # noqa: PLC0415 -- only where tailed
+    from google.protobuf.message import DecodeError  # noqa: PLC0415
+
+    from inferbus_schemas import messages  # noqa: PLC0415
+
+    kind: type[Message] = getattr(messages, entry.message.rpartition(".")[2])
+    value: Any = None
+    if record.value is not None:
+        try:
+            value = MessageToDict(kind.FromString(record.value), preserving_proto_field_name=True)
+        except DecodeError:
+            value = {"undecodable_bytes": len(record.value)}
+    return {
+        "topic": record.topic,
+        "partition": record.partition,
+        "offset": record.offset,
+        "timestamp_ms": record.timestamp,
+        "key": None if record.key is None else record.key.decode("utf-8", "replace"),
+        "headers": {name: value.decode("utf-8", "replace") for name, value in record.headers},
+        "value": value,
+    }
+
+
+def _line(shown: dict[str, Any]) -> str:
+    body = json.dumps(shown["value"], ensure_ascii=False)
+    return f"{shown['partition']}:{shown['offset']} {shown['key'] or '-'} {body}"
+
+
+async def _records(
+    bootstrap: str, topic: str, *, from_beginning: bool
+) -> AsyncIterator[ConsumerRecord]:
+    """Yield a topic's records from all partitions, without end."""
+    from aiokafka import AIOKafkaConsumer, TopicPartition  # noqa: PLC0415 -- half a second
+
+    consumer: AIOKafkaConsumer = AIOKafkaConsumer(
+        bootstrap_servers=bootstrap, enable_auto_commit=False, auto_offset_reset="earliest"
+    )
+    try:
+        await consumer.start()
+        # aiokafka learns of a topic's partitions only once it was asked for the topic.
+        await consumer._client.add_topic(topic)  # noqa: SLF001 -- it has no public way
+        numbers = consumer.partitions_for_topic(topic)
+        if not numbers:
+            raise CommandError(f"The broker has no topic {topic}; start the stack first.")
+        places_ = [TopicPartition(topic, number) for number in sorted(numbers)]
+        consumer.assign(places_)
+        if from_beginning:
+            await consumer.seek_to_beginning(*places_)
+        else:
+            await consumer.seek_to_end(*places_)
+        async for record in consumer:
+            yield record
+    finally:
+        await consumer.stop()
+
+
+async def _with_admin(bootstrap: str, work: Any) -> Any:
+    from aiokafka.admin import AIOKafkaAdminClient  # noqa: PLC0415 -- half a second
+
+    admin: AIOKafkaAdminClient = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    try:
+        await admin.start()
+        return await work(admin)
+    finally:
+        await admin.close()
+
+
+def _run(work: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine against Kafka; trouble becomes a sentence."""
+    import logging  # noqa: PLC0415 -- aiokafka says on stderr what the sentence says
+
+    from aiokafka.errors import KafkaError  # noqa: PLC0415
+
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    try:
+        return asyncio.run(work)
+    except (KafkaError, OSError, TimeoutError) as error:
+        raise CommandError(
+            "Kafka does not answer: start the stack with `make up`, or set "
+            "INFERBUS_KAFKA_BOOTSTRAP."
+        ) from error

@@ -1,0 +1,121 @@
+"""The log is exact however often loggers die: at random, at each fail point, with two owners of
+the same partitions all the time, and through a crash of Postgres."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from inferbus_logger import audit
+from tests.support import ledger, predictions
+from tests.support.forkserver import ForkServer
+from tests.support.logs import Log, fresh_log, logger
+
+KILLS = 100
+PARTITIONS = 4
+# Two loggers that both insist on partitions 1 and 2.
+OWNERS = ("0,1,2", "1,2,3")
+FAIL_POINTS = tuple(
+    f"{name}:{n}" for name in ("after_update", "after_copy", "after_commit") for n in (1, 2, 4)
+)
+PRELOAD = ("inferbus_logger.app", "inferbus_logger.wiring", "inferbus_logger.settings")
+RECORDS = 60_000
+CHUNK = 600
+
+
+async def _produce(log: Log, rng: random.Random, stop: asyncio.Event) -> set[bytes]:
+    """Write records in small bursts until there are enough; return the ids that must have rows."""
+    wanted: set[bytes] = set()
+    for _ in range(RECORDS // CHUNK):
+        records, ids = predictions.mixture(rng, int(time.time() * 1000), CHUNK, range(PARTITIONS))
+        await predictions.produce(log.bootstrap, log.topic, records)
+        wanted |= ids
+        if not stop.is_set():
+            await asyncio.sleep(0.25)
+    return wanted
+
+
+async def _owner(
+    log: Log, server: ForkServer, partitions: str, rng: random.Random, output: Path
+) -> int:
+    """Start and kill one logger after another; return how many ended at a fail point."""
+    at_fail_points = 0
+    for n in range(KILLS // len(OWNERS)):
+        settings = {"log_partitions": partitions, "log_level": "warning"}
+        # Every third is to kill itself at a certain place, if it comes so far.
+        if n % 3 == 0:
+            settings["fail_point"] = FAIL_POINTS[n // 3 % len(FAIL_POINTS)]
+        pid = server.start(log.environment(**settings), output)
+        await asyncio.sleep(rng.uniform(0.05, 0.9) if n % 3 else 0.9)
+        if (status := server.ended(pid)) is None:
+            status = server.kill(pid)
+        else:
+            at_fail_points += 1
+        assert status == -signal.SIGKILL, f"a logger ended by itself, see {output}"
+    return at_fail_points
+
+
+async def _crash_postgres(log: Log) -> None:
+    """Kill a server process with SIGKILL: Postgres cuts all connections and recovers its WAL."""
+    connection = await log.connect()
+    pid = await connection.fetchval("SELECT pg_backend_pid()")
+    os.kill(pid, signal.SIGKILL)
+    connection.terminate()
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(240)
+async def test_rows_are_exact_whatever_dies(
+    kafka_bootstrap: str, postgres_url: str, tmp_path: Path
+) -> None:
+    seed = random.SystemRandom().randrange(1 << 32)
+    rng = random.Random(seed)
+    print(f"seed {seed}")  # noqa: T201 -- needed to see a failure again
+    output = tmp_path / "loggers.log"
+    async with fresh_log(kafka_bootstrap, postgres_url, PARTITIONS) as log:
+        stop = asyncio.Event()
+        producing = asyncio.create_task(_produce(log, rng, stop))
+        with ForkServer("inferbus_logger", *PRELOAD) as server:
+            owners = [
+                asyncio.create_task(_owner(log, server, partitions, rng, output))
+                for partitions in OWNERS
+            ]
+            await asyncio.sleep(6)
+            await _crash_postgres(log)
+            at_fail_points = sum(await asyncio.gather(*owners))
+        stop.set()
+        wanted = await producing
+        middle = sum((await log.next_offsets()).values())
+        async with logger(log, output):
+            await log.caught_up()
+        await _check(log, wanted)
+        # Else the kills hit loggers that had written nothing.
+        assert at_fail_points >= 9, f"only {at_fail_points} fail points were reached"
+        assert middle > RECORDS // 2, f"only {middle} records were logged between the kills"
+
+
+async def _check(log: Log, wanted: set[bytes]) -> None:
+    rows = await log.fetch("SELECT request_id, outcome FROM log.predictions")
+    ids = [row["request_id"].bytes for row in rows]
+    assert len(ids) == len(set(ids)) == len(wanted)
+    assert set(ids) == wanted
+    # Each duplicate says deadline_exceeded: the first terminal record by offset won.
+    assert {row["outcome"] for row in rows} == {"ok"}
+    ends = await ledger.end_offsets(log.bootstrap, log.topic)
+    assert await log.next_offsets() == ends
+    (counted,) = await log.fetch(
+        "SELECT sum(n_rows + n_dups + n_nonterminal + n_quarantined) AS records, sum(n_dups) AS"
+        " dups, sum(n_quarantined) AS quarantined, max(era) AS era FROM log.log_batches"
+    )
+    assert (counted["records"], counted["era"]) == (sum(ends.values()), 0)
+    assert counted["dups"] > 0
+    assert counted["quarantined"] > 0
+    report = await audit.verify(log.postgres_url, log.topic)
+    assert report.findings == []
+    assert await ledger.chain_violations(log.postgres_url, log.topic) == []

@@ -1,0 +1,109 @@
+"""Starts many processes of one service without paying its imports each time.
+
+In: lines of JSON on stdin: {"start": {environment}, "log": path} or {"kill": pid} or
+{"wait": pid}. Out: one line of JSON for each: {"pid": n}, {"status": n}. Each process is a fork
+that has imported the service and has run none of it; all die with the server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Self
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class ForkServer:
+    """A server for one package, such as `inferbus_logger`.
+
+    Invariants: a pid that `start` returned is not used again before `kill` or `wait` took its
+    end; after the block no process is left.
+    """
+
+    def __init__(self, package: str, *preload: str) -> None:
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.forkserver", package, *preload],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._server.communicate(timeout=30)
+
+    def _ask(self, question: dict[str, Any]) -> dict[str, int]:
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        self._server.stdin.write(json.dumps(question).encode() + b"\n")
+        self._server.stdin.flush()
+        answer: dict[str, int] = json.loads(self._server.stdout.readline())
+        return answer
+
+    def start(self, environment: dict[str, str], log: Path) -> int:
+        """Start a process and return its pid."""
+        return self._ask({"start": environment, "log": str(log)})["pid"]
+
+    def kill(self, pid: int) -> int:
+        """Kill a process with SIGKILL; return its exit status, -9 unless it ended before."""
+        return self._ask({"kill": pid})["status"]
+
+    def ended(self, pid: int) -> int | None:
+        """Return the exit status of a process that has ended, taking its end; None if it lives."""
+        return self._ask({"poll": pid}).get("status")
+
+
+def _serve(package: str, preload: list[str]) -> None:
+    for name in preload:
+        importlib.import_module(name)
+    alive: set[int] = set()
+    for line in sys.stdin:
+        question = json.loads(line)
+        if "start" in question:
+            pid = _fork(package, question["start"], question["log"])
+            alive.add(pid)
+            answer = {"pid": pid}
+        elif "kill" in question:
+            pid = question["kill"]
+            os.kill(pid, signal.SIGKILL)
+            answer = {"status": os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}
+            alive.discard(pid)
+        else:
+            pid, status = os.waitpid(question["poll"], os.WNOHANG)
+            alive.discard(pid)
+            answer = {"status": os.waitstatus_to_exitcode(status)} if pid else {}
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+    for pid in alive:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def _fork(package: str, environment: dict[str, str], log: str) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    with Path(log).open("ab") as out:
+        os.dup2(out.fileno(), 1)
+        os.dup2(out.fileno(), 2)
+    os.close(0)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = [package]
+    runpy.run_module(package, run_name="__main__", alter_sys=True)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1], sys.argv[2:])
