@@ -1,0 +1,1 @@
+"""Control routes and their documentation."""

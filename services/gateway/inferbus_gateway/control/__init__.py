@@ -1,0 +1,1 @@
+"""What runs per change: desired state, the fleet, beats."""

@@ -1,0 +1,151 @@
+"""Every error that the gateway answers with: code, HTTP status, gRPC status, retryable."""
+
+from __future__ import annotations
+
+from inferbus_kit.errors import InferbusError
+from inferbus_schemas import messages as m
+
+
+class InvalidRequestError(InferbusError):
+    """The request is not well formed, or does not fit the model."""
+
+    code = "invalid_request"
+    http_status = 400
+    grpc_status = "INVALID_ARGUMENT"
+
+
+class UnknownModelError(InferbusError):
+    """No such model, version or alias is deployed."""
+
+    code = "unknown_model"
+    http_status = 404
+    grpc_status = "NOT_FOUND"
+
+
+class NotFoundError(InferbusError):
+    """No such route."""
+
+    code = "not_found"
+    http_status = 404
+    grpc_status = "UNIMPLEMENTED"
+
+
+class MethodNotAllowedError(InferbusError):
+    """The route exists, the method does not."""
+
+    code = "method_not_allowed"
+    http_status = 405
+    grpc_status = "UNIMPLEMENTED"
+
+
+class TooLargeError(InferbusError):
+    """The body is over the limit for inline requests."""
+
+    code = "request_too_large"
+    http_status = 413
+    grpc_status = "RESOURCE_EXHAUSTED"
+
+
+class UnsupportedEncodingError(InferbusError):
+    """The body's Content-Encoding is not one that we read."""
+
+    code = "unsupported_encoding"
+    http_status = 415
+    grpc_status = "UNIMPLEMENTED"
+
+
+class NoWorkerError(InferbusError):
+    """No live worker holds the version; the request was not accepted."""
+
+    code = "no_worker"
+    http_status = 503
+    grpc_status = "UNAVAILABLE"
+    retryable = True
+
+
+class OverloadedError(InferbusError):
+    """Too much is waiting here; the request was not accepted."""
+
+    code = "overloaded"
+    http_status = 503
+    grpc_status = "UNAVAILABLE"
+    retryable = True
+
+
+class DrainingError(InferbusError):
+    """This gateway is stopping; the request was not accepted."""
+
+    code = "draining"
+    http_status = 503
+    grpc_status = "UNAVAILABLE"
+    retryable = True
+
+
+class OutcomeUnknownError(InferbusError):
+    """The deadline passed and no record says how the request ended; it may still be answered."""
+
+    code = "outcome_unknown"
+    http_status = 504
+    grpc_status = "DEADLINE_EXCEEDED"
+
+
+class PoisonError(InferbusError):
+    """This payload crashes the engine."""
+
+    code = "poison"
+    http_status = 422
+    grpc_status = "INVALID_ARGUMENT"
+
+
+class ExpiredError(InferbusError):
+    """The deadline had passed before an engine could take the request."""
+
+    code = "expired"
+    http_status = 504
+    grpc_status = "DEADLINE_EXCEEDED"
+    retryable = True
+
+
+class DeadlineExceededError(InferbusError):
+    """No answer came before the deadline."""
+
+    code = "deadline_exceeded"
+    http_status = 504
+    grpc_status = "DEADLINE_EXCEEDED"
+    retryable = True
+
+
+class CancelledError(InferbusError):
+    """The request was cancelled."""
+
+    code = "cancelled"
+    http_status = 499
+    grpc_status = "CANCELLED"
+
+
+class OutputTooLargeError(InferbusError):
+    """The answer is over the limit for inline answers."""
+
+    code = "output_too_large"
+    http_status = 422
+    grpc_status = "RESOURCE_EXHAUSTED"
+
+
+class FailedError(InferbusError):
+    """The request could not be answered."""
+
+    code = "failed"
+    http_status = 500
+    grpc_status = "INTERNAL"
+
+
+BY_OUTCOME: dict[int, type[InferbusError]] = {
+    m.OUTCOME_INVALID_INPUT: InvalidRequestError,
+    m.OUTCOME_POISON: PoisonError,
+    m.OUTCOME_EXPIRED: ExpiredError,
+    m.OUTCOME_DEADLINE_EXCEEDED: DeadlineExceededError,
+    m.OUTCOME_CANCELLED: CancelledError,
+    m.OUTCOME_OUTPUT_TOO_LARGE: OutputTooLargeError,
+    m.OUTCOME_FAILED: FailedError,
+}
+"""The error that answers each terminal outcome but OK; others are answered as FAILED."""

@@ -1,0 +1,1 @@
+"""What runs per request: parse, pin, place, publish, wait, answer."""
