@@ -47,7 +47,7 @@ async def _owner(
     """Start and kill one logger after another; return how many ended at a fail point."""
     at_fail_points = 0
     for n in range(KILLS // len(OWNERS)):
-        settings = {"log_partitions": partitions, "log_level": "warning"}
+        settings = {"log_partitions": partitions}
         # Every third is to kill itself at a certain place, if it comes so far.
         if n % 3 == 0:
             settings["fail_point"] = FAIL_POINTS[n // 3 % len(FAIL_POINTS)]
@@ -97,6 +97,7 @@ async def test_rows_are_exact_whatever_dies(
         await _check(log, wanted)
         # Else the kills hit loggers that had written nothing.
         assert at_fail_points >= 9, f"only {at_fail_points} fail points were reached"
+        assert b'"fenced"' in output.read_bytes(), "the two owners never met"
         assert middle > RECORDS // 2, f"only {middle} records were logged between the kills"
 
 

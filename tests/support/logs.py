@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ import asyncpg
 
 from inferbus_logger.migrate import migrate
 from tests.support import ledger, servers
+from tests.support.forkserver import ForkServer
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,3 +109,41 @@ async def logger(log: Log, output: Path, **settings: str) -> AsyncIterator[subpr
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+@asynccontextmanager
+async def forked(server: ForkServer, log: Log, output: Path, **settings: str) -> AsyncIterator[int]:
+    """Run a logger from a fork server; it is killed at the end unless it ended before."""
+    pid = server.start(log.environment(**settings), output)
+    try:
+        yield pid
+    finally:
+        if server.ended(pid) is None:
+            server.kill(pid)
+
+
+async def http(port: int, path: str) -> tuple[int, bytes]:
+    """Return status and body of a GET on a loopback port; (0, b"") where nobody answers."""
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return 0, b""
+    try:
+        writer.write(f"GET {path} HTTP/1.1\r\nhost: t\r\nconnection: close\r\n\r\n".encode())
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    finally:
+        writer.close()
+    return int(head.split()[1]) if head else 0, body
+
+
+async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 20.0) -> None:
+    """Ask again and again until it is so.
+
+    Raises:
+        TimeoutError: it does not become so.
+    """
+    deadline_s = asyncio.get_running_loop().time() + timeout_s
+    while not await condition():
+        if asyncio.get_running_loop().time() > deadline_s:
+            raise TimeoutError("it did not come to that")
+        await asyncio.sleep(0.05)

@@ -71,21 +71,23 @@ def headers(made: m.Prediction) -> list[tuple[str, bytes]]:
 
 async def produce(
     bootstrap: str, topic: str, records: Iterable[tuple[int, m.Prediction | bytes]]
-) -> None:
-    """Write (partition, prediction or raw value) pairs in order and wait for all acks."""
+) -> list[tuple[int, int]]:
+    """Write (partition, prediction or raw value) pairs in order; return (partition, offset)s."""
     producer = AIOKafkaProducer(
         bootstrap_servers=bootstrap, acks="all", enable_idempotence=True, max_batch_size=1 << 20,
         linger_ms=5, max_request_size=8 << 20,
     )  # fmt: skip
     await producer.start()
+    acks = []
     try:
         for partition, each in records:
             raw = each if isinstance(each, bytes) else each.SerializeToString()
             around = [] if isinstance(each, bytes) else headers(each)
-            await producer.send(topic, raw, partition=partition, headers=around)
+            acks.append(await producer.send(topic, raw, partition=partition, headers=around))
         await producer.flush()
     finally:
         await producer.stop()
+    return [(ack.result().partition, ack.result().offset) for ack in acks]
 
 
 def mixture(
