@@ -118,6 +118,20 @@ class Producer:
         for task in list(self._tasks):
             task.cancel()
 
+    async def n_partitions(self, topic: str) -> int:
+        """Return how many partitions a topic has.
+
+        Raises:
+            BusUnavailableError: the producer is not started, or the topic does not exist.
+        """
+        if self._client is None:
+            raise BusUnavailableError("the producer is not started")
+        try:
+            async with asyncio.timeout(10.0):
+                return len(await self._client.partitions_for(topic))
+        except (TimeoutError, KafkaError) as error:
+            raise BusUnavailableError("a topic is missing; create the topics first") from error
+
     async def send(
         self,
         topic: str,

@@ -17,7 +17,7 @@ import structlog
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.trace import Link, SpanContext
+    from opentelemetry.trace import Link, Span, SpanContext
 
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
@@ -45,6 +45,23 @@ def configure_logs(level: str, **fields: str) -> None:
         stream=sys.stdout,
         force=True,
     )
+
+
+class OpenSpan:
+    """A span that has not ended; `traceparent` is "" where tracing is off."""
+
+    __slots__ = ("_span", "traceparent")
+
+    def __init__(self, traceparent: str, span: Span | None) -> None:
+        self.traceparent = traceparent
+        self._span = span
+
+    def end(self, end_ns: int | None = None, **attributes: str | float | bool) -> None:
+        """End it, with more attributes; dots in their names are written as two underscores."""
+        if self._span is not None:
+            for name, value in attributes.items():
+                self._span.set_attribute(name.replace("__", "."), value)
+            self._span.end(end_ns)
 
 
 class Tracing:
@@ -104,8 +121,25 @@ class Tracing:
             end_ns: wall clock, nanoseconds; None is now.
             attributes: what the span says of itself.
         """
+        made = self.open(
+            name, parent=parent, links=links, kind=kind, start_ns=start_ns, attributes=attributes
+        )
+        made.end(end_ns)
+        return made.traceparent
+
+    def open(
+        self,
+        name: str,
+        *,
+        parent: str = "",
+        links: Iterable[str] = (),
+        kind: str = "INTERNAL",
+        start_ns: int | None = None,
+        attributes: dict[str, str | int | float | bool] | None = None,
+    ) -> OpenSpan:
+        """Start a span whose context is needed before it ends; arguments as for `span`."""
         if self._provider is None:
-            return ""
+            return OpenSpan("", None)
         from opentelemetry import trace  # noqa: PLC0415 -- only where tracing is on
 
         above = _context(parent)
@@ -120,9 +154,8 @@ class Tracing:
             start_time=start_ns,
             attributes=attributes,
         )
-        span.end(end_ns)
         own = span.get_span_context()
-        return f"00-{own.trace_id:032x}-{own.span_id:016x}-01"
+        return OpenSpan(f"00-{own.trace_id:032x}-{own.span_id:016x}-01", span)
 
     async def stop(self) -> None:
         """Export what is left, bounded."""

@@ -4,6 +4,10 @@ In: the topic's records in order. Out: which workers and gateways live, who owns
 how old each lease is. Time here is the topic's own: the sum of the gaps in append time between
 consecutive records, each counted as min(max(gap, 0), 2 s), so that a broker that was away expires
 nobody.
+
+Compaction keeps the last record of each key. A reader that starts late therefore counts fewer
+gaps than one that read all, and so takes nobody for gone who is not: it may only be slower to
+notice, by up to 6 s of beats.
 """
 
 from __future__ import annotations
@@ -16,6 +20,8 @@ EXPIRY_MS = 6000
 """Age at which a lease, or a member, counts as gone."""
 MAX_GAP_MS = 2000
 """A longer gap between two records means that the broker was away; it counts as this."""
+_TIE_BITS = 20
+_LIFE_BITS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +42,17 @@ class InboxLease:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A gateway, or a worker that has no inbox yet."""
+    """A gateway, or a worker that has no inbox."""
 
     key: str
     beat: m.Heartbeat
     clock_ms: int
     offset: int
+
+    @property
+    def life(self) -> int:
+        """The life of the process that beats."""
+        return self.beat.life
 
 
 def inbox_key(pool: str, inbox: int) -> str:
@@ -64,12 +75,17 @@ class Membership:
 
     Invariants: every reader that has applied the same records has the same leases; an inbox's
     epoch never falls; the first claim of the highest epoch owns, later claims of that epoch by
-    another life and beats of a lower epoch are ignored; `clock_ms` never falls.
+    another life and beats of a lower epoch are ignored; within an epoch a lease goes from active
+    over draining to released and never back; `clock_ms` never falls. A reader of a compacted topic
+    sees leases younger than they are, never older.
     """
 
     def __init__(self) -> None:
         self.clock_ms = 0
         self.position = 0
+        """The offset after the last record."""
+        self.n_compacted = 0
+        """Offsets between the first record and the last at which there was none."""
         self._last_append_ms: int | None = None
         self._leases: dict[tuple[str, int], InboxLease] = {}
         self._members: dict[str, Member] = {}
@@ -85,14 +101,17 @@ class Membership:
         """
         if self._last_append_ms is not None:
             self.clock_ms += min(max(append_ms - self._last_append_ms, 0), MAX_GAP_MS)
+            self.n_compacted += max(offset - self.position, 0)
         self._last_append_ms = append_ms
         self.position = offset + 1
         if beat is None:
             self._members.pop(key, None)
-            return
-        if beat.WhichOneof("part") == "worker" and beat.worker.HasField("inbox"):
+        elif beat.WhichOneof("part") == "gateway":
+            if key == gateway_key(beat.instance):
+                self._members[key] = Member(key, beat, self.clock_ms, offset)
+        elif beat.worker.HasField("inbox"):
             self._apply_inbox(key, beat, offset)
-        else:
+        elif key == worker_key(beat.instance):
             self._members[key] = Member(key, beat, self.clock_ms, offset)
 
     def _apply_inbox(self, key: str, beat: m.Heartbeat, offset: int) -> None:
@@ -103,7 +122,7 @@ class Membership:
         if old is not None:
             if part.epoch < old.epoch:
                 return
-            if part.epoch == old.epoch and beat.life != old.life:
+            if part.epoch == old.epoch and (beat.life != old.life or beat.state < old.state):
                 return
         self._leases[part.pool, part.inbox] = InboxLease(
             pool=part.pool,
@@ -129,6 +148,10 @@ class Membership:
     def lease(self, pool: str, inbox: int) -> InboxLease | None:
         """Return the last accepted lease of an inbox, live or not; None where never claimed."""
         return self._leases.get((pool, inbox))
+
+    def member(self, key: str) -> Member | None:
+        """Return the last beat under the key of a gateway or of a worker without an inbox."""
+        return self._members.get(key)
 
     def leases(self, pool: str) -> list[InboxLease]:
         """Return the last accepted leases of a pool, live or not, by inbox."""

@@ -131,10 +131,11 @@ def test_a_stored_digest_does_not_excuse_wrong_bytes(client: httpx.Client) -> No
     assert is_problem(answer, 422, "digest_mismatch")
 
 
-def test_too_large_is_refused_before_it_is_read(client: httpx.Client) -> None:
-    head = {"content-length": str(301 << 20)}
-    answer = client.put(f"/blobs/{'0' * 64}", content=iter([b"x"]), headers=head)
-    assert is_problem(answer, 413, "too_large")
+def test_too_large_is_refused_before_it_is_read(running: RegistryProcess) -> None:
+    with half_an_upload(running, 301 << 20, sent=0) as sock:
+        answer = sock.recv(4096)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"too_large" in answer
 
 
 @pytest.mark.slow
@@ -174,12 +175,14 @@ def test_an_endless_upload_is_cut_at_the_limit(running: RegistryProcess) -> None
     assert staged(running) == []
 
 
-def half_an_upload(running: RegistryProcess, length: int = 1 << 20) -> socket.socket:
-    """Return a connection on which half of a body was sent."""
+def half_an_upload(
+    running: RegistryProcess, length: int = 1 << 20, sent: int | None = None
+) -> socket.socket:
+    """Return a connection on which half of a body was sent, or `sent` bytes of it."""
     host, port = running.url.removeprefix("http://").split(":")
     sock = socket.create_connection((host, int(port)), timeout=10)
     head = f"PUT /v1/registry/blobs/{'2' * 64} HTTP/1.1\r\nhost: x\r\ncontent-length: {length}"
-    sock.sendall(f"{head}\r\n\r\n".encode() + bytes(length // 2))
+    sock.sendall(f"{head}\r\n\r\n".encode() + bytes(length // 2 if sent is None else sent))
     return sock
 
 
@@ -224,9 +227,7 @@ def test_a_wrong_size_is_refused(running: RegistryProcess, model: str) -> None:
 def test_formats_that_run_code_are_refused(client: httpx.Client, model: str, name: str) -> None:
     bad = manifest(model, b"x")
     bad["files"][0]["path"] = name
-    assert is_problem(
-        client.post(f"/models/{model}/versions", json=bad), 422, "invalid_manifest"
-    )
+    assert is_problem(client.post(f"/models/{model}/versions", json=bad), 422, "invalid_manifest")
 
 
 @pytest.mark.parametrize(
@@ -235,9 +236,7 @@ def test_formats_that_run_code_are_refused(client: httpx.Client, model: str, nam
 def test_paths_stay_in_the_folder(client: httpx.Client, model: str, path: str) -> None:
     bad = manifest(model, b"x")
     bad["files"][0]["path"] = path
-    assert is_problem(
-        client.post(f"/models/{model}/versions", json=bad), 422, "invalid_manifest"
-    )
+    assert is_problem(client.post(f"/models/{model}/versions", json=bad), 422, "invalid_manifest")
 
 
 def test_a_pickle_under_another_name_is_refused(client: httpx.Client, model: str) -> None:
@@ -283,8 +282,8 @@ def test_bad_names_are_refused_everywhere(
         (b"[]", 422),
         (b"null", 422),
         (b'{"model": 1}', 422),
-        (b"[" * 100_000, 422),
-        (b'{"a":' * 100_000, 422),
+        (b"[" * 60_000, 422),
+        (b'{"a":' * 12_000, 422),
         (b"\xff\xfe", 422),
         (b'{"model": "\\ud800"}', 422),
         (b'{"version": 1e400}', 422),
@@ -292,15 +291,11 @@ def test_bad_names_are_refused_everywhere(
     ],
     ids=["empty", "cut", "list", "null", "type", "deep", "deeper", "bytes", "lone", "inf", "big"],
 )
-def test_bad_bodies_are_refused(
-    client: httpx.Client, model: str, body: bytes, status: int
-) -> None:
+def test_bad_bodies_are_refused(client: httpx.Client, model: str, body: bytes, status: int) -> None:
     answer = client.post(f"/models/{model}/versions", content=body)
     assert is_problem(answer, status, answer.json()["code"])
-    if status == 422:
-        head = {"content-type": "application/json"}
-        alias = client.put(f"/models/{model}/aliases/champion", content=body, headers=head)
-        assert is_problem(alias, 422, "invalid_request")
+    alias = client.put(f"/models/{model}/aliases/champion", content=body)
+    assert is_problem(alias, status, {422: "invalid_request", 413: "too_large"}[status])
 
 
 def test_nothing_is_at_other_addresses(client: httpx.Client, model: str) -> None:

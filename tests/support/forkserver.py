@@ -1,13 +1,12 @@
 """Starts many processes of one service without paying its imports each time.
 
 In: lines of JSON on stdin: {"start": {environment}, "log": path} or {"kill": pid} or
-{"wait": pid}. Out: one line of JSON for each: {"pid": n}, {"status": n}. Each process is a fork
-that has imported the service and has run none of it; all die with the server.
+{"poll": pid}. Out: one line of JSON for each: {"pid": n}, {"status": n or null}. Each process is
+a fork that has imported the service and has run none of it; all die with the server.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 import os
@@ -24,8 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 class ForkServer:
     """A server for one package, such as `inferbus_logger`.
 
-    Invariants: a pid that `start` returned is not used again before `kill` or `wait` took its
-    end; after the block no process is left.
+    Invariants: a process that ended keeps its pid until it is asked for, so that no other is ever
+    killed in its place; after the block no process is left.
     """
 
     def __init__(self, package: str, *preload: str) -> None:
@@ -42,52 +41,58 @@ class ForkServer:
     def __exit__(self, *_error: object) -> None:
         self._server.communicate(timeout=30)
 
-    def _ask(self, question: dict[str, Any]) -> dict[str, int]:
+    def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         self._server.stdin.write(json.dumps(question).encode() + b"\n")
         self._server.stdin.flush()
-        answer: dict[str, int] = json.loads(self._server.stdout.readline())
+        answer: dict[str, Any] = json.loads(self._server.stdout.readline())
         return answer
 
     def start(self, environment: dict[str, str], log: Path) -> int:
         """Start a process and return its pid."""
-        return self._ask({"start": environment, "log": str(log)})["pid"]
+        pid: int = self._ask({"start": environment, "log": str(log)})["pid"]
+        return pid
 
     def kill(self, pid: int) -> int:
         """Kill a process with SIGKILL; return its exit status, -9 unless it ended before."""
-        return self._ask({"kill": pid})["status"]
+        status: int = self._ask({"kill": pid})["status"]
+        return status
 
     def ended(self, pid: int) -> int | None:
-        """Return the exit status of a process that has ended, taking its end; None if it lives."""
-        return self._ask({"poll": pid}).get("status")
+        """Return the exit status of a process that has ended; None while it lives."""
+        status: int | None = self._ask({"poll": pid})["status"]
+        return status
 
 
 def _serve(package: str, preload: list[str]) -> None:
     for name in preload:
         importlib.import_module(name)
-    alive: set[int] = set()
+    ends: dict[int, int | None] = {}
     for line in sys.stdin:
         question = json.loads(line)
         if "start" in question:
             pid = _fork(package, question["start"], question["log"])
-            alive.add(pid)
-            answer = {"pid": pid}
-        elif "kill" in question:
-            pid = question["kill"]
-            os.kill(pid, signal.SIGKILL)
-            answer = {"status": os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}
-            alive.discard(pid)
+            ends[pid] = None
+            answer: dict[str, int | None] = {"pid": pid}
         else:
-            pid, status = os.waitpid(question["poll"], os.WNOHANG)
-            alive.discard(pid)
-            answer = {"status": os.waitstatus_to_exitcode(status)} if pid else {}
+            pid = question.get("kill") or question["poll"]
+            answer = {"status": _end(ends, pid, kill="kill" in question)}
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
-    for pid in alive:
-        with contextlib.suppress(ProcessLookupError):
+    for pid in ends:
+        _end(ends, pid, kill=True)
+
+
+def _end(ends: dict[int, int | None], pid: int, *, kill: bool) -> int | None:
+    """Return the exit status of a process, or None while it lives; its end is taken once."""
+    if ends[pid] is None:
+        if kill:
             os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        ended, status = os.waitpid(pid, 0 if kill else os.WNOHANG)
+        if ended:
+            ends[pid] = os.waitstatus_to_exitcode(status)
+    return ends[pid]
 
 
 def _fork(package: str, environment: dict[str, str], log: str) -> int:
@@ -97,7 +102,8 @@ def _fork(package: str, environment: dict[str, str], log: str) -> int:
     with Path(log).open("ab") as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
-    os.close(0)
+    with Path(os.devnull).open("rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = [package]

@@ -78,7 +78,7 @@ class Lane:
     def sought(self) -> int | None:
         """Return where the reader must seek, once; from then on records are taken."""
         offset, self.seek_to = self.seek_to, None
-        if offset is not None:
+        if offset is not None and self.buffer is None:
             self.buffer = Buffer(self.partition, self.next_offset)
         return offset
 
@@ -117,11 +117,9 @@ class Lane:
         found = (self.buffer.end, offset)
         if self.suspected != found:
             self.suspected = found
-            # What waits in the buffer is lost with it and read again.
-            _log.warning("hole_suspected", partition=self.partition, start=found[0], end=offset)
-            self.close()
+            self.seek_to = self.buffer.end
             return False
-        _log.warning("hole", partition=self.partition, start=found[0], end=offset)
+        _log.info("hole", partition=self.partition, start=found[0], end=offset)
         self.buffer.offer(rows.hole(*found), now_s)
         return True
 

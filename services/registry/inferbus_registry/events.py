@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from inferbus_registry import tables
 
-What = Literal["version_registered", "alias_moved", "alias_serving", "versions_released"]
+What = Literal["version_registered", "alias_moved", "alias_serving", "pool_holds"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from inferbus_registry.database import Database
 from inferbus_registry.outbox.leader import Session
 from inferbus_registry.outbox.relay import Bus, Relay
 from inferbus_registry.placement.fleet import Fleet
+from inferbus_registry.placement.rollouts import Convergence
 
 
 class Leading:
@@ -50,7 +51,11 @@ class Leading:
             metrics=self._metrics,
             check_s=self._check_s,
         )
-        work = [asyncio.create_task(relay.run(), name="relay")]
+        convergence = Convergence(self._database, self._fleet)
+        work = [
+            asyncio.create_task(relay.run(), name="relay"),
+            asyncio.create_task(convergence.run(), name="convergence"),
+        ]
         try:
             done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
             for task in done:

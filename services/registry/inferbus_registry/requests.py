@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any, TypeVar
 
 from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
 
 from inferbus_registry import errors
 from inferbus_registry.events import Caller
 
 BODY_TIMEOUT_S = 30.0
+MAX_JSON_BYTES = 64 << 10
+
+T = TypeVar("T", bound=BaseModel)
 
 
 def caller_of(request: Request) -> Caller:
@@ -35,3 +41,23 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     except TimeoutError as error:
         raise errors.UploadTooSlowError from error
     return b"".join(chunks)
+
+
+async def read_json(request: Request, kind: type[T]) -> T:
+    """Return a small JSON body as `kind`; FastAPI itself would read a body of any size.
+
+    Raises:
+        RequestValidationError, TooLargeError, UploadTooSlowError: see there.
+    """
+    raw = await read_body(request, MAX_JSON_BYTES)
+    try:
+        return kind.model_validate_json(raw)
+    except ValidationError as error:
+        found = [{**one, "loc": ("body", *one["loc"])} for one in error.errors()]
+        raise RequestValidationError(found) from error
+
+
+def json_body(kind: type[BaseModel]) -> dict[str, Any]:
+    """Return what OpenAPI says of a route that reads its body with `read_json`."""
+    content = {"application/json": {"schema": kind.model_json_schema()}}
+    return {"requestBody": {"required": True, "content": content}}

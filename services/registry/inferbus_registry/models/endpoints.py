@@ -15,7 +15,7 @@ from inferbus_registry.models.service import (
     ModelService,
     ModelView,
 )
-from inferbus_registry.requests import caller_of
+from inferbus_registry.requests import caller_of, json_body, read_json
 
 _MAX_INT = (1 << 31) - 1
 _MAX_BIGINT = (1 << 63) - 1
@@ -71,8 +71,13 @@ def routes(service: ModelService) -> APIRouter:
     ) -> EventPage:
         return EventPage(events=await service.history(model, after, limit))
 
-    @router.put("/{model}/aliases/{alias}", summary="Make an alias mean a version")
-    async def set_alias(model: str, alias: str, wish: AliasWish, request: Request) -> AliasMoved:
+    @router.put(
+        "/{model}/aliases/{alias}",
+        summary="Make an alias mean a version",
+        openapi_extra=json_body(AliasWish),
+    )
+    async def set_alias(model: str, alias: str, request: Request) -> AliasMoved:
+        wish = await read_json(request, AliasWish)
         return await service.set_alias(
             caller_of(request), model, alias, wish.version, wish.expected()
         )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import structlog
 
 from inferbus_kit.errors import BusUnavailableError
 from inferbus_kit.health import Health
+from inferbus_kit.lifecycle import cancel
 from inferbus_kit.metrics import RegistryMetrics
 from inferbus_kit.produce import Producer
 from inferbus_registry.database import Database
@@ -95,6 +95,7 @@ class Relay:
             short: Tail(bus.bootstrap, name, repository.MESSAGES[short], client_id)
             for short, name in bus.topics.items()
         }
+        self._ends = dict.fromkeys(bus.topics, 0)
 
     async def run(self) -> None:
         """Publish until the session, Postgres or Kafka fails; what failed is raised."""
@@ -105,12 +106,13 @@ class Relay:
                 await tail.start()
             await self._raise_generation()
             await self._session.execute(_PRUNE, _KEEP_DAYS)
-            checked_s = time.monotonic()
-            while True:
-                await self._turn()
-                if time.monotonic() - checked_s > self._check_s:
-                    await self._check_logs()
-                    checked_s = time.monotonic()
+            watch = asyncio.create_task(self._watch_logs(), name="outbox-logs")
+            try:
+                while not watch.done():
+                    await self._turn()
+                watch.result()
+            finally:
+                await cancel(watch)
         finally:
             for tail in self._tails.values():
                 await tail.stop()
@@ -121,7 +123,7 @@ class Relay:
 
     async def _raise_generation(self) -> None:
         """A database that was set back must not number below what readers have seen."""
-        seen = [last.generation for tail in self._tails.values() for last in tail.last.values()]
+        seen = [last.highest for tail in self._tails.values() for last in tail.last.values()]
         if seen:
             async with self._database.write() as tx:
                 await repository.raise_generation(tx, max(seen))
@@ -161,33 +163,37 @@ class Relay:
             self._health.beat(leader.LOOP)
             self._metrics.pending.set(await self._session.fetchval(_PENDING))
             _log.warning("kafka_takes_nothing", topic=short, key=key)
-        delivery.result()
+        # A duplicate that the broker recognised is acknowledged with offset -1.
+        self._ends[short] = max(self._ends[short], delivery.result().offset + 1)
         self._metrics.published.labels(self._bus.topics[short]).inc()
 
-    async def _check_logs(self) -> None:
-        """A log that was lost and made anew is found here: its readers start over as well."""
-        for tail in self._tails.values():
-            if await tail.lost():
-                raise BusUnavailableError("a topic of desired state was lost; publishing it anew")
+    async def _watch_logs(self) -> None:
+        """End when a log was lost and made anew: the next leadership fills it from its start."""
+        while True:
+            await asyncio.sleep(self._check_s)
+            for tail in self._tails.values():
+                if await tail.lost():
+                    raise BusUnavailableError("a topic of desired state was lost")
 
     async def _repair(self, short: str, tail: Tail) -> None:
         """Make the last record of each key the database's again."""
-        await tail.reach_end()
+        await tail.reach(self._ends[short])
         tail.trust()
         async with self._database.read() as tx:
             desired = await repository.desired(tx, short)
         for one in desired:
             last = tail.last.get(one.key)
-            if last is None or last.sha256 != one.sha256:
-                await self._repair_key(short, one, 0 if last is None else last.generation)
+            highest = 0 if last is None else last.highest
+            if last is None or last.sha256 != one.sha256 or highest > one.generation:
+                await self._repair_key(short, one, highest)
 
-    async def _repair_key(self, short: str, one: repository.Desired, found: int) -> None:
+    async def _repair_key(self, short: str, one: repository.Desired, highest: int) -> None:
         _log.warning(
-            "republished", topic=short, key=one.key, generation=one.generation, found=found
+            "republished", topic=short, key=one.key, generation=one.generation, found=highest
         )
-        if found > one.generation:
+        if highest > one.generation:
             async with self._database.write() as tx:
-                await repository.reissue(tx, short, one.key, found)
+                await repository.reissue(tx, short, one.key, highest)
         else:
             await self._republish(short, one.key)
 

@@ -116,6 +116,16 @@ async def desired(tx: AsyncConnection, topic: str) -> list[Desired]:
     return [Desired(*row) for row in found.all()]
 
 
+async def messages(tx: AsyncConnection, topic: str) -> list[bytes]:
+    """Return the last message of every key of a topic."""
+    found = await tx.execute(
+        select(tables.state.c.message)
+        .where(tables.state.c.topic == topic)
+        .order_by(tables.state.c.key)
+    )
+    return [bytes(body) for body in found.scalars()]
+
+
 async def message(tx: AsyncConnection, topic: str, key: str) -> bytes | None:
     """Return a key's last message."""
     found = await tx.execute(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections import deque
 from dataclasses import dataclass
 
 import structlog
@@ -21,13 +22,17 @@ from inferbus_registry.outbox.repository import Message
 _log = structlog.get_logger("tail")
 
 _REACH_S = 15.0
+_MAX_EXPECTED = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Last:
-    """The last record of a key. A value that is not ours has generation 0."""
+    """The last record of a key, and the highest generation that any record of it had.
 
-    generation: int
+    Readers apply only a higher generation, so a lower last record does not reach them.
+    """
+
+    highest: int
     sha256: bytes
 
 
@@ -42,7 +47,7 @@ class Tail:
         self._reader = PartitionReader(bootstrap, topic, 0, client_id=client_id)
         self._topic = topic
         self._kind = kind
-        self._expected: dict[str, bytes] = {}
+        self._expected: dict[str, deque[bytes]] = {}
         self._task: asyncio.Task[None] | None = None
         self._moved = asyncio.Condition()
         self.last: dict[str, Last] = {}
@@ -57,7 +62,7 @@ class Tail:
         """
         self.position = await self._reader.start()
         self._task = asyncio.create_task(self._follow(), name=f"tail:{self._topic}")
-        await self.reach_end()
+        await self.reach(await self._end())
 
     async def stop(self) -> None:
         await cancel(self._task)
@@ -65,26 +70,31 @@ class Tail:
 
     def expect(self, key: str, body: bytes) -> None:
         """Announce a record that this process is about to write."""
-        self._expected[key] = hashlib.sha256(body).digest()
+        digests = self._expected.setdefault(key, deque(maxlen=_MAX_EXPECTED))
+        digests.append(hashlib.sha256(body).digest())
 
     def trust(self) -> None:
         """Say that the topic was compared with the database."""
         self.suspect = False
 
-    async def reach_end(self) -> None:
-        """Wait until every record that stands in the topic now was read.
+    async def reach(self, offset: int) -> None:
+        """Wait until every record below `offset` was read.
 
         Raises:
-            TimeoutError, KafkaError: Kafka does not give them.
+            TimeoutError: Kafka does not give them.
         """
-        _, end = await self._reader.bounds()
         async with asyncio.timeout(_REACH_S), self._moved:
-            await self._moved.wait_for(lambda: self.position >= end)
+            await self._moved.wait_for(lambda: self.position >= offset)
 
     async def lost(self) -> bool:
         """Tell whether the log ends before what was read of it: it is another, emptier log."""
-        _, end = await self._reader.bounds()
-        return end < self.position
+        return await self._end() < self.position
+
+    async def _end(self) -> int:
+        # It may take as long as the long poll that is under way on the same connection.
+        async with asyncio.timeout(_REACH_S):
+            ends = await self._reader.client.end_offsets([self._reader.tp])
+        return int(ends[self._reader.tp])
 
     async def _follow(self) -> None:
         while True:
@@ -105,13 +115,23 @@ class Tail:
         key = (record.key or b"").decode("utf-8", "replace")
         body = record.value or b""
         digest = hashlib.sha256(body).digest()
-        if self._expected.get(key) != digest:
+        if not self._announced(key, digest):
             self.suspect = True
-        if record.value is None:
-            self.last.pop(key, None)
-            return
+        self.last[key] = Last(max(self._generation(body), self._highest(key)), digest)
+
+    def _generation(self, body: bytes) -> int:
         try:
-            generation = int(self._kind.FromString(body).generation)
+            return int(self._kind.FromString(body).generation)
         except DecodeError:
-            generation = 0
-        self.last[key] = Last(generation, digest)
+            return 0
+
+    def _highest(self, key: str) -> int:
+        return self.last[key].highest if key in self.last else 0
+
+    def _announced(self, key: str, digest: bytes) -> bool:
+        """Tell whether this record is the next one that was announced, and tick it off."""
+        digests = self._expected.get(key)
+        if not digests or digests[0] != digest:
+            return False
+        digests.popleft()
+        return True

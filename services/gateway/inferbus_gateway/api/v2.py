@@ -1,0 +1,265 @@
+"""Control routes of the Open Inference Protocol, and the documentation of all routes.
+
+In: routing state and health. Out: a FastAPI app; `POST .../infer` never reaches it, it is described
+here only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from inferbus_gateway import VERSION, errors
+from inferbus_gateway.hot.route import Routes, Target
+from inferbus_kit.errors import InferbusError
+from inferbus_kit.health import Health, health_answer
+from inferbus_schemas import manifest as manifests
+
+EXTENSIONS = ["binary_tensor_data", "parameters"]
+"""Extensions of the protocol that work here; nothing else is advertised."""
+
+_PLATFORM = {"onnx": "onnxruntime_onnx"}
+
+
+class ServerMetadata(BaseModel):
+    """Name, version and extensions of this server."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class TensorMetadata(BaseModel):
+    """An input or output; -1 stands for any size."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class ModelMetadata(BaseModel):
+    """A model as clients see it."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+class Ready(BaseModel):
+    """Whether a model can answer."""
+
+    name: str
+    ready: bool
+
+
+class ErrorBody(BaseModel):
+    """An error; its stable code stands in the header x-inferbus-error-code."""
+
+    error: str
+
+
+class RequestTensor(BaseModel):
+    """A tensor: `data` nested or flat, or `parameters.binary_data_size` and bytes behind."""
+
+    name: str
+    shape: list[int]
+    datatype: str
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    data: list[Any] | None = None
+
+
+class RequestedOutput(BaseModel):
+    """An output that is wanted."""
+
+    name: str
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+
+class InferRequest(BaseModel):
+    """A request of the Open Inference Protocol; `parameters.timeout` is in microseconds."""
+
+    id: str | None = None
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    inputs: list[RequestTensor]
+    outputs: list[RequestedOutput] | None = None
+
+
+class InferResponse(BaseModel):
+    """An answer; its receipt stands in the header x-inferbus-receipt."""
+
+    model_name: str
+    model_version: str
+    id: str
+    outputs: list[RequestTensor]
+
+
+def make_app(routes: Routes, health: Health) -> FastAPI:
+    """Return the app of the control routes."""
+    app = FastAPI(
+        title="Inferbus gateway",
+        version=VERSION,
+        description="Open Inference Protocol v2 over Apache Kafka.",
+        docs_url="/docs",
+        redoc_url=None,
+        responses={
+            400: {"model": ErrorBody},
+            404: {"model": ErrorBody},
+            503: {"model": ErrorBody},
+        },
+    )
+    app.add_exception_handler(InferbusError, _inferbus_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    _add_server_routes(app, health)
+    _add_model_routes(app, routes)
+    app.openapi = lambda: _described(app)  # type: ignore[method-assign]
+    return app
+
+
+def _add_server_routes(app: FastAPI, health: Health) -> None:
+    @app.get("/v2", tags=["server"])
+    async def server_metadata() -> ServerMetadata:
+        """Tell name, version and extensions of this server."""
+        return ServerMetadata(name="inferbus", version=VERSION, extensions=EXTENSIONS)
+
+    @app.get("/v2/health/live", tags=["server"])
+    async def live() -> JSONResponse:
+        """Tell whether this process lives."""
+        alive = not health.silent_loops()
+        return JSONResponse({"live": alive}, 200 if alive else 503)
+
+    @app.get("/v2/health/ready", tags=["server"])
+    async def ready() -> JSONResponse:
+        """Tell whether this gateway can take requests."""
+        fit = not health.reasons()
+        return JSONResponse({"ready": fit}, 200 if fit else 503)
+
+    @app.get("/livez", tags=["operations"])
+    @app.get("/readyz", tags=["operations"])
+    async def probes(request: Request) -> Response:
+        """Answer a probe of an orchestrator."""
+        status, body = health_answer(health, request.url.path) or (404, b"{}")
+        return Response(body, status, media_type="application/json")
+
+
+def _add_model_routes(app: FastAPI, routes: Routes) -> None:
+    @app.get("/v2/models/{model}", tags=["models"])
+    async def model_metadata(model: str) -> ModelMetadata:
+        """Describe the version that the model's default alias means now."""
+        return _metadata(routes, routes.resolve(model))
+
+    @app.get("/v2/models/{model}/versions/{version}", tags=["models"])
+    async def version_metadata(model: str, version: str) -> ModelMetadata:
+        """Describe a version, by number, alias or digest prefix."""
+        return _metadata(routes, routes.resolve(model, version))
+
+    @app.get("/v2/models/{model}/ready", tags=["models"])
+    async def model_ready(model: str) -> JSONResponse:
+        """Tell whether the model can answer."""
+        return _ready(routes, model, "")
+
+    @app.get("/v2/models/{model}/versions/{version}/ready", tags=["models"])
+    async def version_ready(model: str, version: str) -> JSONResponse:
+        """Tell whether a version can answer."""
+        return _ready(routes, model, version)
+
+
+def _described(app: FastAPI) -> dict[str, Any]:
+    """Return the OpenAPI document with the hot route, which FastAPI does not serve."""
+    if app.openapi_schema is None:
+        document = get_openapi(
+            title=app.title, version=app.version, description=app.description, routes=app.routes
+        )
+        parts = document.setdefault("components", {}).setdefault("schemas", {})
+        for kind in (InferRequest, InferResponse, ErrorBody):
+            schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+            parts.update(schema.pop("$defs", {}))
+            parts[kind.__name__] = schema
+        plain, versioned = "/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer"
+        document["paths"][plain] = {"post": _infer_operation("infer", ["model"])}
+        document["paths"][versioned] = {
+            "post": _infer_operation("infer_version", ["model", "version"])
+        }
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+def _infer_operation(name: str, parameters: list[str]) -> dict[str, Any]:
+    def content(schema: str) -> dict[str, Any]:
+        return {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+
+    failures = {
+        str(status): {"description": "Refused or failed", "content": content("ErrorBody")}
+        for status in (400, 404, 405, 413, 415, 422, 431, 500, 503, 504)
+    }
+    return {
+        "tags": ["infer"],
+        "operationId": name,
+        "summary": "Infer",
+        "description": "Tensors as JSON, or as bytes after the JSON where the header "
+        "Inference-Header-Content-Length gives the length of the JSON. The header "
+        "x-inferbus-timeout-ms sets the deadline (default 30 s, at most 600 s).",
+        "parameters": [
+            {"name": each, "in": "path", "required": True, "schema": {"type": "string"}}
+            for each in parameters
+        ],
+        "requestBody": {"required": True, "content": content("InferRequest")},
+        "responses": {
+            "200": {"description": "The answer", "content": content("InferResponse")},
+            **failures,
+        },
+    }
+
+
+def _metadata(routes: Routes, target: Target) -> ModelMetadata:
+    signature = target.manifest.signature
+    return ModelMetadata(
+        name=target.model,
+        versions=[str(version) for version in routes.held(target.model)],
+        platform=_PLATFORM[target.manifest.engine],
+        inputs=[_tensor(spec) for spec in signature.inputs],
+        outputs=[_tensor(spec) for spec in signature.outputs],
+    )
+
+
+def _tensor(spec: manifests.TensorSpec) -> TensorMetadata:
+    return TensorMetadata(name=spec.name, datatype=spec.datatype, shape=list(spec.shape))
+
+
+def _ready(routes: Routes, model: str, version: str) -> JSONResponse:
+    target = routes.resolve(model, version)
+    fit = routes.ready(target)
+    return JSONResponse({"name": target.model, "ready": fit}, 200 if fit else 503)
+
+
+def _body(error: InferbusError, status: int | None = None) -> JSONResponse:
+    return JSONResponse(
+        {"error": str(error)},
+        status or error.http_status,
+        headers={"x-inferbus-error-code": error.code},
+    )
+
+
+async def _inferbus_error(_request: Request, error: Exception) -> Response:
+    if not isinstance(error, InferbusError):
+        raise error
+    return _body(error)
+
+
+async def _http_error(_request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    if status == 405:  # noqa: PLR2004 -- the one other that the router raises
+        return _body(errors.MethodNotAllowedError("this route does not take that method"))
+    return _body(errors.NotFoundError("no such route"), status)
+
+
+async def _invalid(_request: Request, _error: Exception) -> Response:
+    return _body(errors.InvalidRequestError("the request does not fit this route; see /docs"))

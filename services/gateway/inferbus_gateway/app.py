@@ -1,0 +1,160 @@
+"""The gateway at run time: its parts, its front door, the stages of its start and stop.
+
+In: the parts that `wiring` built. Out: stages of the lifecycle, in the order of their start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from dataclasses import dataclass
+
+import structlog
+from aiokafka.errors import KafkaError
+
+from inferbus_gateway import errors
+from inferbus_gateway.control.fleet import Beats, choose_reply_partition
+from inferbus_gateway.control.upkeep import Upkeep
+from inferbus_gateway.hot.answer import reject, send
+from inferbus_gateway.hot.infer import Infer
+from inferbus_gateway.hot.publish import Publisher
+from inferbus_gateway.hot.replies import Replies
+from inferbus_gateway.settings import GatewaySettings
+from inferbus_kit.consume import StateReader
+from inferbus_kit.errors import InferbusError
+from inferbus_kit.health import Asgi, Health, Receive, Scope, Send
+from inferbus_kit.heartbeat import Beater
+from inferbus_kit.http import HttpServer
+from inferbus_kit.lifecycle import Lifecycle
+from inferbus_kit.produce import Producer
+from inferbus_kit.telemetry import Tracing
+from inferbus_schemas import ids, topics
+from inferbus_schemas.membership import Membership
+
+_log = structlog.get_logger("gateway")
+
+_FRESH_S = 5.0
+_JUDGE_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """Everything a gateway is made of; built once, by `wiring`."""
+
+    settings: GatewaySettings
+    health: Health
+    metrics_server: HttpServer
+    http_server: HttpServer
+    tracing: Tracing
+    producer: Producer
+    control: Producer
+    readers: tuple[StateReader, ...]
+    fleet: Membership
+    replies: Replies
+    publisher: Publisher
+    infer: Infer
+    upkeep: Upkeep
+    beats: Beats
+    beater: Beater
+
+
+def front_door(infer: Infer, control: Asgi) -> Asgi:
+    """Return the ASGI app: the hot route by plain ASGI, all else by FastAPI."""
+
+    async def app(scope: Scope, receive: Receive, send_: Send) -> None:
+        path: str = scope["path"]
+        if path.endswith("/infer") and path.startswith("/v2/models/"):
+            parts = path.split("/")
+            n_parts = len(parts)
+            plain = n_parts == 5  # noqa: PLR2004 -- /v2/models/m/infer
+            versioned = n_parts == 7 and parts[4] == "versions"  # noqa: PLR2004 -- .../versions/v/infer
+            if plain or versioned:
+                if scope["method"] != "POST":
+                    error = errors.MethodNotAllowedError("infer takes POST only")
+                    await send(send_, reject(error, ids.text(infer.new_id())))
+                    return
+                await infer(scope, receive, send_, parts[3], parts[5] if versioned else "")
+                return
+        await control(scope, receive, send_)
+
+    return app
+
+
+def add_stages(process: Process, lifecycle: Lifecycle) -> None:
+    """Add the gateway's stages: the HTTP listener last, so that it closes first."""
+    gateway = _Gateway(process, lifecycle)
+    lifecycle.add("metrics", start=process.metrics_server.start, stop=process.metrics_server.stop)
+    lifecycle.add("tracing", stop=process.tracing.stop)
+    lifecycle.add("producer", start=process.producer.start, stop=process.producer.stop)
+    lifecycle.add("control", start=process.control.start, stop=process.control.stop)
+    lifecycle.add("replies", start=gateway.take_reply_partition, stop=process.replies.stop)
+    lifecycle.add("beat", start=process.beater.start, stop=gateway.say_goodbye)
+    lifecycle.add("publisher", stop=process.publisher.stop)
+    lifecycle.add("loops", start=gateway.start_loops)
+    drain_s = process.settings.drain_timeout_s + process.settings.grace_s
+    lifecycle.add("http", start=gateway.open, stop=gateway.close, stop_timeout_s=drain_s + 5.0)
+
+
+class _Gateway:
+    """The steps of a gateway's start and stop."""
+
+    def __init__(self, process: Process, lifecycle: Lifecycle) -> None:
+        self._process = process
+        self._lifecycle = lifecycle
+
+    async def take_reply_partition(self) -> None:
+        """Read the state topics to their ends, then take the partition that is named least."""
+        process = self._process
+        process.health.not_ready("start", "reading the state topics")
+        await asyncio.gather(*(reader.start() for reader in process.readers))
+        count = await process.producer.n_partitions(topics.topic(topics.PREDICTIONS).name)
+        partition = choose_reply_partition(process.fleet, process.settings.instance, count)
+        process.health.watch("replies", 10.0)
+        await process.replies.start(partition)
+        _log.info("reply_partition", partition=partition)
+
+    async def start_loops(self) -> None:
+        self._lifecycle.spawn("upkeep", self._process.upkeep.run(self._process.health))
+        self._lifecycle.spawn("judge", self._judge())
+
+    async def open(self) -> None:
+        await self._process.http_server.start()
+        self._process.health.ready("start")
+
+    async def close(self) -> None:
+        """Not ready, a short grace, close the listener, finish what is in flight."""
+        process = self._process
+        process.health.not_ready("stop", "draining")
+        process.beats.draining = True
+        await self._beat()
+        await asyncio.sleep(process.settings.grace_s)
+        await process.http_server.stop()
+
+    async def say_goodbye(self) -> None:
+        """Leave the fleet: nobody need wait for this gateway's pins."""
+        process = self._process
+        await process.beater.stop()
+        await self._say(None)
+        await asyncio.gather(*(reader.stop() for reader in process.readers))
+
+    async def _beat(self) -> None:
+        await self._say(self._process.beats.make()[1])
+
+    async def _say(self, beat: object) -> None:
+        process = self._process
+        with contextlib.suppress(TimeoutError, KafkaError, InferbusError):
+            await process.beater.write(process.beats.key, beat, 2.0)  # type: ignore[arg-type]
+
+    async def _judge(self) -> None:
+        """Ready: what this gateway knows is fresh and others hear of it."""
+        process = self._process
+        while True:
+            await asyncio.sleep(_JUDGE_S)
+            now_s = time.monotonic()
+            if now_s - process.beater.last_ack_monotonic_s > _FRESH_S:
+                process.health.not_ready("kafka", "Kafka acknowledges no beats")
+            elif now_s - process.readers[0].last_read_monotonic_s > _FRESH_S:
+                process.health.not_ready("kafka", "the fleet's beats are not being read")
+            else:
+                process.health.ready("kafka")

@@ -1,0 +1,90 @@
+"""What the gateway does between requests: places what waits, ends what is overdue, looks at leases.
+
+In: the time and the fleet. Out: re-sends, records that end requests, answers of those that no
+record ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from inferbus_gateway.hot.pending import Entry, Pending
+from inferbus_gateway.hot.publish import Publisher
+from inferbus_gateway.hot.replies import Replies
+from inferbus_kit.health import Health
+from inferbus_kit.metrics import GatewayMetrics
+from inferbus_schemas import messages as m
+from inferbus_schemas.membership import InboxLease, Membership
+
+TICK_S = 0.05
+
+
+class Upkeep:
+    """Drives `Pending` by the clock and by the fleet.
+
+    Invariants: every open attempt's lease is looked at on each tick and on each beat of its
+    inbox; each request is ended by this gateway at most once.
+    """
+
+    def __init__(
+        self,
+        pending: Pending,
+        publisher: Publisher,
+        replies: Replies,
+        fleet: Membership,
+        metrics: GatewayMetrics,
+    ) -> None:
+        self._pending = pending
+        self._publisher = publisher
+        self._replies = replies
+        self._fleet = fleet
+        self._metrics = metrics
+
+    async def run(self, health: Health) -> None:
+        """Tick until cancelled."""
+        health.watch("upkeep", 5.0)
+        while True:
+            health.beat("upkeep")
+            self.tick(time.monotonic())
+            await asyncio.sleep(TICK_S)
+
+    def beat_seen(self, pool: str, inbox: int) -> None:
+        """Look at one inbox, whose owner has just said something."""
+        lease = self._fleet.lease(pool, inbox)
+        if lease is not None:
+            self._look(lease, time.monotonic())
+
+    def tick(self, now_s: float) -> None:
+        """Do what is due."""
+        for pool, inbox in self._pending.inboxes():
+            lease = self._fleet.lease(pool, inbox)
+            if lease is not None:
+                self._look(lease, now_s)
+        if self._pending.n_waiting:
+            for entry in self._pending.to_place(now_s):
+                self._publisher.place(entry)
+        due = self._pending.tick(now_s)
+        for entry in due.no_worker:
+            entry.waiter.refuse(entry)
+        for entry in due.overdue:
+            self._end(entry, m.OUTCOME_DEADLINE_EXCEEDED, "deadline_exceeded")
+        for entry in due.exhausted:
+            self._end(entry, m.OUTCOME_FAILED, "attempts_exhausted")
+        for entry in due.unknown:
+            entry.waiter.give_up()
+        self._metrics.in_flight.set(len(self._pending))
+
+    def _look(self, lease: InboxLease, now_s: float) -> None:
+        expired = self._fleet.expired(lease)
+        lost = self._pending.lease_seen(lease, expired=expired, now_s=now_s)
+        if lost:
+            reason = "released" if lease.state == m.STATE_RELEASED else "expired"
+            self._metrics.resends.labels(reason).inc(len(lost))
+
+    def _end(self, entry: Entry, outcome: m.Outcome, code: str) -> None:
+        messages = {
+            "deadline_exceeded": "no answer came before the deadline",
+            "attempts_exhausted": "no worker could answer; each attempt failed",
+        }
+        self._replies.end(entry, outcome, code, messages[code])

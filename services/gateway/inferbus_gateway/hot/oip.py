@@ -1,0 +1,362 @@
+"""Open Inference Protocol V2 bodies of the infer route, JSON and binary tensors.
+
+In: the body of a request and the signature of its version. Out: the tensors to put on the bus in
+the signature's order, and how the client wants its answer. And back: the tensors of an answer,
+out: the body of the response.
+
+What a JSON element may be stands in `numbers`. Further choices: unknown keys and parameters are
+ignored, but a key given twice is refused, since two readers could take different values for it;
+so are parameters that would change the answer (`classification`, shared memory). `null` stands
+for an optional key left out. `timeout` 0 means none, as in Triton. A raw request
+(`Inference-Header-Content-Length: 0`) for a BYTES input is one element without its length.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from inferbus_gateway.errors import FailedError, InvalidRequestError
+from inferbus_gateway.hot import numbers, oip_body
+from inferbus_gateway.hot.oip_body import Input, Output, show
+from inferbus_schemas import manifest, tensors
+from inferbus_schemas import messages as m
+
+MAX_ID_CHARACTERS: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """A request that fits its version.
+
+    Invariants: `tensors` is a serialised `TensorSet` with every input of the signature, in its
+    order, checked; `outputs` are names of the signature, each once, () = all of them; `binary`
+    names the outputs to return as binary, None = all, and holds every output without a JSON form.
+    """
+
+    client_request_id: str
+    tensors: bytes
+    n_rows: int
+    outputs: tuple[str, ...]
+    binary: frozenset[str] | None
+    timeout_us: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A response body; `json_length` is set if and only if binary tensors follow the JSON."""
+
+    body: bytes
+    json_length: int | None
+
+
+class _OutputBody(msgspec.Struct, frozen=True, gc=False):
+    name: str
+    datatype: str
+    shape: list[int]
+    data: Any = UNSET
+    parameters: dict[str, int] | UnsetType = UNSET
+
+
+class _Response(msgspec.Struct, frozen=True, gc=False):
+    model_name: str
+    model_version: str
+    id: str | UnsetType
+    outputs: list[_OutputBody]
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Look-ups of one signature: inputs by name with their place, outputs' datatypes by name."""
+
+    inputs: dict[str, tuple[int, manifest.TensorSpec]]
+    outputs: dict[str, str]
+    binary_only: frozenset[str]
+
+
+@functools.lru_cache(maxsize=1024)
+def _plan(signature: manifest.Signature) -> _Plan:
+    return _Plan(
+        inputs={spec.name: (at, spec) for at, spec in enumerate(signature.inputs)},
+        outputs={spec.name: spec.datatype for spec in signature.outputs},
+        binary_only=frozenset(
+            spec.name for spec in signature.outputs if spec.datatype in numbers.BINARY_ONLY
+        ),
+    )
+
+
+def parse(body: bytes, json_length: int | None, signature: manifest.Signature) -> Parsed:
+    """Return the request in `body`, checked against `signature`.
+
+    Args:
+        body: the whole body, decompressed.
+        json_length: the value of `Inference-Header-Content-Length`, None without that header;
+            0 = the body is the raw bytes of the only input, all outputs are binary.
+        signature: of the version that the request is for.
+
+    Raises:
+        InvalidRequestError: it is not well formed or does not fit; the message says what to change.
+    """
+    if json_length == 0:
+        return _parse_raw(body, signature)
+    if json_length is None:
+        head = body
+    elif 0 < json_length <= len(body):
+        head = body[:json_length]
+    else:
+        raise InvalidRequestError(
+            "Inference-Header-Content-Length must be the length of the JSON at the body's start"
+        )
+    try:
+        request = oip_body.decode(head)
+    except oip_body.BodyError as error:
+        raise InvalidRequestError(str(error)) from None
+    plan = _plan(signature)
+    tensor_set, n_rows = _read_inputs(request.inputs, body, json_length, plan)
+    client_request_id = request.id or ""
+    if len(client_request_id) > MAX_ID_CHARACTERS:
+        raise InvalidRequestError(f"id may have {MAX_ID_CHARACTERS} characters at most; shorten it")
+    parameters = request.parameters
+    timeout_us: int | None = None
+    all_binary = False
+    if parameters:
+        timeout_us = parameters.timeout or None
+        all_binary = bool(parameters.binary_data_output)
+    outputs, binary = _read_outputs(request.outputs or (), plan, all_binary=all_binary)
+    return Parsed(client_request_id, tensor_set, n_rows, outputs, binary, timeout_us)
+
+
+def _read_inputs(
+    inputs: Sequence[Input], body: bytes, json_length: int | None, plan: _Plan
+) -> tuple[bytes, int]:
+    """Return the serialised tensors in the signature's order and the number of rows."""
+    placed: list[m.Tensor | None] = [None] * len(plan.inputs)
+    rows: int | None = None
+    at = json_length
+    for item in inputs:
+        place = plan.inputs.get(item.name)
+        if place is None:
+            raise InvalidRequestError(
+                f"the model has no input {show(item.name)}; it takes {_list(plan.inputs)}"
+            )
+        index, spec = place
+        if placed[index] is not None:
+            raise InvalidRequestError(f"input {spec.name!r} is given twice; leave one out")
+        rows = _check_shape(item, spec, rows)
+        try:
+            count = tensors.n_elements(item.shape)
+            size = item.parameters.binary_data_size if item.parameters else None
+            if size is None:
+                data = _json_data(item, count)
+            else:
+                data = _binary_data(item, count, body, at, size)
+                at = (at or 0) + size
+        except (numbers.NumbersError, tensors.TensorError) as error:
+            raise InvalidRequestError(f"input {spec.name!r}: {error}") from None
+        placed[index] = m.Tensor(
+            name=spec.name, datatype=spec.datatype, shape=item.shape, data=data
+        )
+    if at is not None and at != len(body):
+        raise InvalidRequestError(
+            "the lengths in binary_data_size do not add up to the bytes after the JSON"
+        )
+    missing = [name for name, (index, _) in plan.inputs.items() if placed[index] is None]
+    if missing:
+        raise InvalidRequestError(f"inputs are missing; add {_list(missing)}")
+    ready = [tensor for tensor in placed if tensor is not None]
+    first = ready[0].shape
+    return m.TensorSet(tensors=ready).SerializeToString(), first[0] if first else 1
+
+
+def _check_shape(item: Input, spec: manifest.TensorSpec, rows: int | None) -> int | None:
+    """Check datatype and shape; return the number of rows that inputs seen so far share."""
+    if item.datatype != spec.datatype:
+        raise InvalidRequestError(
+            f"input {spec.name!r}: the datatype must be {spec.datatype}, not {show(item.datatype)}"
+        )
+    shape, wanted = item.shape, spec.shape
+    if len(shape) == len(wanted):
+        for found, dim in zip(shape, wanted, strict=True):
+            if dim not in (found, -1):
+                break
+        else:
+            if not wanted or wanted[0] != -1:
+                return rows
+            if shape[0] < 1:
+                raise InvalidRequestError(f"input {spec.name!r}: send one row at least")
+            if rows is not None and shape[0] != rows:
+                raise InvalidRequestError(
+                    f"input {spec.name!r}: has {shape[0]} rows, another input has {rows}; "
+                    f"all must have the same"
+                )
+            return shape[0]
+    raise InvalidRequestError(
+        f"input {spec.name!r}: the shape must be {list(wanted)}"
+        f"{', where -1 stands for any size' if -1 in wanted else ''}"
+    )
+
+
+def _json_data(item: Input, count: int) -> bytes:
+    text = item.data
+    if text is UNSET:
+        raise numbers.NumbersError("has neither data nor binary_data_size; add one of them")
+    return numbers.pack(text, item.datatype, item.shape, count)
+
+
+def _binary_data(item: Input, count: int, body: bytes, at: int | None, size: int) -> bytes:
+    """Return the `size` bytes of `body` that are the input's data; `at` = where they begin."""
+    if at is None:
+        raise numbers.NumbersError(
+            "binary_data_size needs the header Inference-Header-Content-Length"
+        )
+    if item.data is not UNSET:
+        raise numbers.NumbersError("has both data and binary_data_size; leave one out")
+    if size > len(body) - at:
+        raise numbers.NumbersError("the body ends before its binary data does")
+    data = body[at : at + size]
+    numbers.check(data, item.datatype, count)
+    return data
+
+
+def _read_outputs(
+    wanted: Sequence[Output], plan: _Plan, *, all_binary: bool
+) -> tuple[tuple[str, ...], frozenset[str] | None]:
+    """Return the names of the wanted outputs and which of them are to be binary."""
+    chosen: dict[str, bool] = {}
+    for item in wanted:
+        if item.name not in plan.outputs:
+            raise InvalidRequestError(
+                f"the model has no output {show(item.name)}; it gives {_list(plan.outputs)}"
+            )
+        if item.name in chosen:
+            raise InvalidRequestError(f"output {item.name!r} is asked for twice; leave one out")
+        chosen[item.name] = _is_binary(item, all_binary=all_binary)
+    if all_binary if not chosen else all(chosen.values()):
+        return tuple(chosen), None
+    binary = frozenset(name for name, is_binary in chosen.items() if is_binary)
+    for name in plan.binary_only:
+        if name not in binary and (not chosen or name in chosen):
+            raise InvalidRequestError(
+                f"output {name!r}: {plan.outputs[name]} has no JSON form; "
+                f"ask for this output with the parameter binary_data true"
+            )
+    return tuple(chosen), binary
+
+
+def _is_binary(item: Output, *, all_binary: bool) -> bool:
+    """Return whether one output is to be binary; its own parameter stands over the request's."""
+    parameters = item.parameters
+    if parameters is None:
+        return all_binary
+    if parameters.classification is not UNSET or parameters.shared_memory_region is not UNSET:
+        raise InvalidRequestError(
+            f"output {item.name!r}: classification and shared memory are not offered; "
+            f"leave those parameters out"
+        )
+    return all_binary if parameters.binary_data is None else parameters.binary_data
+
+
+def _parse_raw(body: bytes, signature: manifest.Signature) -> Parsed:
+    """Return the request whose body is the bytes of the only input and nothing else."""
+    if len(signature.inputs) != 1:
+        raise InvalidRequestError(
+            "a raw request needs a model with one input; name the inputs in JSON "
+            "and set Inference-Header-Content-Length to its length"
+        )
+    (spec,) = signature.inputs
+    data = body
+    if spec.datatype == "BYTES":
+        shape = [1 if dim == -1 else dim for dim in spec.shape]
+        data = tensors.join_bytes((body,))
+    else:
+        shape = _deduce(spec, len(body))
+    try:
+        numbers.check(data, spec.datatype, tensors.n_elements(shape))
+    except (numbers.NumbersError, tensors.TensorError) as error:
+        raise InvalidRequestError(f"input {spec.name!r}: {error}") from None
+    tensor = m.Tensor(name=spec.name, datatype=spec.datatype, shape=shape, data=data)
+    serialised = m.TensorSet(tensors=[tensor]).SerializeToString()
+    return Parsed("", serialised, shape[0] if shape else 1, (), None, None)
+
+
+def _deduce(spec: manifest.TensorSpec, n_bytes: int) -> list[int]:
+    """Return the shape that `n_bytes` fill: one row if another size is open, else all the rows."""
+    shape = list(spec.shape)
+    if shape.count(-1) > 1 and shape[0] == -1:
+        shape[0] = 1
+    if shape.count(-1) > 1:
+        raise InvalidRequestError(
+            f"input {spec.name!r}: its shape {list(spec.shape)} cannot be told from a raw body; "
+            f"name the input and its shape in JSON"
+        )
+    if -1 in shape:
+        row_bytes = tensors.ITEM_BYTES[spec.datatype]
+        for dim in shape:
+            row_bytes *= 1 if dim == -1 else dim
+        if not row_bytes or not n_bytes or n_bytes % row_bytes:
+            raise InvalidRequestError(
+                f"input {spec.name!r}: the raw body must be a multiple of {row_bytes} bytes, "
+                f"and not empty"
+            )
+        shape[shape.index(-1)] = n_bytes // row_bytes
+    return shape
+
+
+def render(
+    outputs: Iterable[m.Tensor],
+    *,
+    model: str,
+    version: int,
+    client_request_id: str,
+    binary: frozenset[str] | None,
+) -> Rendered:
+    """Return the response body for an answer.
+
+    Args:
+        outputs: the tensors to return, in order.
+        model: the model's name.
+        version: the version that answered.
+        client_request_id: echoed as `id`; left out if empty.
+        binary: names of the outputs to write as binary, None = all.
+
+    Raises:
+        InvalidRequestError: an output has no JSON form and must be asked for as binary.
+        FailedError: bytes and shape of an output do not agree.
+    """
+    bodies: list[_OutputBody] = []
+    tail: list[bytes] = []
+    for tensor in outputs:
+        name, datatype, data, shape = tensor.name, tensor.datatype, tensor.data, list(tensor.shape)
+        try:
+            count = tensors.n_elements(shape)
+            numbers.check(data, datatype, count)
+        except (KeyError, numbers.NumbersError, tensors.TensorError):
+            raise FailedError(
+                f"output {name!r}: what the model gave does not fit its own shape; "
+                f"tell who deployed the model"
+            ) from None
+        if binary is None or name in binary:
+            sizes = {"binary_data_size": len(data)}
+            bodies.append(_OutputBody(name, datatype, shape, parameters=sizes))
+            tail.append(data)
+            continue
+        try:
+            bodies.append(_OutputBody(name, datatype, shape, numbers.unpack(data, datatype, count)))
+        except numbers.NumbersError as error:
+            raise InvalidRequestError(f"output {name!r}: {error}") from None
+    head = _encode(_Response(model, str(version), client_request_id or UNSET, bodies))
+    if not tail:
+        return Rendered(head, None)
+    return Rendered(b"".join((head, *tail)), len(head))
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names))

@@ -1,0 +1,150 @@
+"""From accepted requests to frames in inboxes.
+
+In: entries to place. Out: one record per inbox and tick of the event loop, closed at 64 requests or
+768 KiB. What Kafka never saw goes back; what it may have seen stays pending.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import structlog
+from aiokafka.errors import KafkaError
+
+from inferbus_gateway.hot.pending import Entry, Frame, Pending
+from inferbus_gateway.hot.placement import Placement
+from inferbus_kit.errors import InferbusError
+from inferbus_kit.produce import Producer
+from inferbus_schemas import envelope, topics
+from inferbus_schemas import messages as m
+from inferbus_schemas.membership import InboxLease
+
+_log = structlog.get_logger("publish")
+
+MAX_FRAME_REQUESTS = 64
+MAX_FRAME_BYTES = 768 << 10
+
+
+class Publisher:
+    """Places requests and publishes their frames.
+
+    Invariants: a request is in one frame per attempt; `refused` is called for a first attempt
+    that Kafka never saw, and for nothing else.
+    """
+
+    def __init__(
+        self,
+        instance: str,
+        producer: Producer,
+        pending: Pending,
+        placement: Placement,
+    ) -> None:
+        self._instance = instance
+        self._source = f"/inferbus/gateway/{instance}"
+        self._producer = producer
+        self._pending = pending
+        self._placement = placement
+        self._open: dict[tuple[str, int], tuple[InboxLease, list[Entry]]] = {}
+        self._scheduled = False
+        self._topics: dict[str, topics.Topic] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._n_frames = 0
+        self.refused: list[Entry] = []
+
+    def place(self, entry: Entry) -> bool:
+        """Choose a worker and put the request into this tick's frame; False: none is there."""
+        request = entry.request
+        lease = self._placement.choose(
+            entry.pool,
+            request.model,
+            request.version,
+            self._pending.rows,
+            avoid=entry.failed_on,
+        )
+        if lease is None:
+            return False
+        found = self._open.get((lease.pool, lease.inbox))
+        if found is None:
+            self._open[lease.pool, lease.inbox] = (lease, [entry])
+            if not self._scheduled:
+                self._scheduled = True
+                asyncio.get_running_loop().call_soon(self._flush)
+        else:
+            found[1].append(entry)
+        # The frame follows in this very tick; until then the placement already counts as load.
+        self._pending.placed(entry, lease, Frame())
+        return True
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        for lease, entries in self._open.values():
+            chunk: list[Entry] = []
+            n_bytes = 0
+            for entry in entries:
+                full = len(chunk) >= MAX_FRAME_REQUESTS
+                if chunk and (full or n_bytes + entry.size_bytes > MAX_FRAME_BYTES):
+                    self._send(lease, chunk)
+                    chunk, n_bytes = [], 0
+                chunk.append(entry)
+                n_bytes += entry.size_bytes + 200
+            self._send(lease, chunk)
+        self._open.clear()
+
+    def _send(self, lease: InboxLease, entries: list[Entry]) -> None:
+        now_s = time.monotonic()
+        frame = Frame()
+        for entry in entries:
+            entry.frame = frame
+            request = entry.request
+            request.attempt = entry.attempt
+            request.ttl_ms = max(1, int((entry.deadline_s - now_s) * 1000))
+        value = m.RequestFrame(
+            gateway=self._instance, requests=[entry.request for entry in entries]
+        ).SerializeToString()
+        self._n_frames += 1
+        task = asyncio.get_running_loop().create_task(
+            self._deliver(lease, entries, frame, value, self._n_frames)
+        )
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _deliver(
+        self, lease: InboxLease, entries: list[Entry], frame: Frame, value: bytes, number: int
+    ) -> None:
+        topic = self._topics.get(lease.pool)
+        if topic is None:
+            topic = self._topics[lease.pool] = topics.topic(topics.REQUESTS, lease.pool)
+        head = envelope.headers(
+            topic.ce_type,
+            self._source,
+            f"{self._instance}/{number}",
+            entries[0].request.traceparent,
+        )
+        try:
+            delivery = await self._producer.send(topic.name, lease.inbox, value, headers=head)
+        except (InferbusError, KafkaError) as error:
+            self._not_handed_over(entries, frame, error)
+            return
+        try:
+            meta = await delivery
+        except (InferbusError, KafkaError) as error:
+            # It may still be written: only a terminal record ends these requests now.
+            _log.warning("frame_unacknowledged", inbox=lease.inbox, error=repr(error))
+            return
+        frame.acked_s = time.monotonic()
+        if meta.offset >= 0:
+            frame.offset = meta.offset
+
+    def _not_handed_over(self, entries: list[Entry], frame: Frame, error: Exception) -> None:
+        _log.warning("frame_not_handed_over", n_requests=len(entries), error=repr(error))
+        now_s = time.monotonic()
+        for entry in entries:
+            if entry.frame is frame and self._pending.not_handed_over(entry, now_s):
+                self.refused.append(entry)
+                entry.waiter.refuse(entry)
+
+    async def stop(self) -> None:
+        """Wait for frames that are on their way, bounded."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=2.0)

@@ -1,0 +1,143 @@
+"""The reply partition: records in, answered requests out; and the records that end requests here.
+
+In: `inference.predictions` of one partition. Out: resolved waiters. The gateway also writes there:
+DEADLINE_EXCEEDED and FAILED, which count only if they are the first terminal record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import structlog
+from aiokafka.errors import KafkaError
+from google.protobuf.message import DecodeError
+
+from inferbus_gateway.hot.pending import Entry, Pending
+from inferbus_kit.consume import PartitionReader
+from inferbus_kit.errors import InferbusError
+from inferbus_kit.lifecycle import cancel
+from inferbus_kit.produce import Producer
+from inferbus_schemas import envelope, ids, topics
+from inferbus_schemas import messages as m
+
+_log = structlog.get_logger("replies")
+
+
+class Replies:
+    """Reads one reply partition and ends the requests that its records end.
+
+    Invariants: records are applied in the order of offsets; a request is resolved by its first
+    terminal record; one that this gateway does not know is skipped.
+    """
+
+    def __init__(
+        self,
+        bootstrap: str,
+        instance: str,
+        pending: Pending,
+        producer: Producer,
+        beat: Callable[[], None],
+    ) -> None:
+        self._bootstrap = bootstrap
+        self._instance = instance
+        self._source = f"/inferbus/gateway/{instance}"
+        self._pending = pending
+        self._producer = producer
+        self._beat = beat
+        self._topic = topics.topic(topics.PREDICTIONS)
+        self._reader: PartitionReader | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.partition = -1
+        self.n_undecodable = 0
+        self.n_attempts_failed = 0
+
+    async def start(self, partition: int) -> None:
+        """Take a partition and read it from its end on.
+
+        Raises:
+            BusUnavailableError: no broker answered, or the end is not to be had.
+        """
+        self._reader = PartitionReader(
+            self._bootstrap,
+            self._topic.name,
+            partition,
+            client_id=f"{self._instance}-replies",
+            start="end",
+        )
+        await self._reader.start()
+        self.partition = partition
+        self._task = asyncio.create_task(self._read(self._reader), name="replies")
+
+    async def stop(self) -> None:
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=2.0)
+        await cancel(self._task)
+        if self._reader is not None:
+            await self._reader.stop()
+
+    async def _read(self, reader: PartitionReader) -> None:
+        while True:
+            self._beat()
+            try:
+                records = await reader.read(timeout_ms=500)
+            except KafkaError as error:
+                _log.warning("replies_read_failed", error=repr(error))
+                await asyncio.sleep(0.2)
+                continue
+            now_s = time.monotonic()
+            for record in records:
+                try:
+                    prediction = m.Prediction.FromString(record.value or b"")
+                except DecodeError:
+                    self.n_undecodable += 1
+                    _log.warning("undecodable_prediction", offset=record.offset)
+                    continue
+                entry = self._pending.ended(
+                    prediction.id, prediction.attempt, prediction.outcome, now_s
+                )
+                if entry is not None:
+                    entry.waiter.resolve(prediction, record.offset, now_s)
+                elif prediction.outcome == m.OUTCOME_ATTEMPT_FAILED:
+                    self.n_attempts_failed += 1
+
+    def end(self, entry: Entry, outcome: m.Outcome, code: str, message: str) -> None:
+        """Write a record that ends a request, unless another one comes first."""
+        request = entry.request
+        prediction = m.Prediction(
+            id=request.id,
+            attempt=entry.attempt,
+            outcome=outcome,
+            tenant=request.tenant,
+            model=request.model,
+            version=request.version,
+            error_code=code,
+            error_message=message,
+            served_by=self._instance,
+            client_request_id=request.client_request_id,
+            traceparent=request.traceparent,
+        )
+        task = asyncio.create_task(self._write(prediction))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _write(self, prediction: m.Prediction) -> None:
+        head = envelope.headers(
+            self._topic.ce_type,
+            self._source,
+            f"{ids.text(prediction.id)}/{prediction.attempt}/gateway",
+            prediction.traceparent,
+        )
+        try:
+            delivery = await self._producer.send(
+                self._topic.name,
+                self.partition,
+                prediction.SerializeToString(),
+                key=prediction.model.encode(),
+                headers=head,
+            )
+            await delivery
+        except (InferbusError, KafkaError) as error:
+            _log.warning("end_not_written", error=repr(error))

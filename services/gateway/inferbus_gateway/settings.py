@@ -1,0 +1,35 @@
+"""What a gateway is told, from `INFERBUS_*`."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from inferbus_kit.settings import Port, Settings
+
+
+class GatewaySettings(Settings):
+    """A gateway's settings beside those that every process has."""
+
+    http_port: Port = Field(
+        default=8080, description="Port of the HTTP listener; 0 takes a free one."
+    )
+    max_body_bytes: int = Field(
+        default=4 << 20, gt=0, le=7 << 20, description="Largest request body, also uncompressed."
+    )
+    max_pending: int = Field(
+        default=20_000, gt=0, description="Unanswered requests past which new ones get 503."
+    )
+    max_pending_bytes: int = Field(
+        default=256 << 20, gt=0, description="Their bytes past which new ones get 503."
+    )
+    max_connections: int = Field(
+        default=4096, gt=0, description="Open connections and requests past which new ones get 503."
+    )
+    drain_timeout_s: float = Field(
+        default=25.0, gt=0, description="Longest time to finish what is in flight at a stop."
+    )
+    grace_s: float = Field(
+        default=0.5,
+        ge=0,
+        description="At a stop, time between not ready and closing the listener.",
+    )

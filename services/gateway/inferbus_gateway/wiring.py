@@ -1,0 +1,109 @@
+"""Builds the gateway's parts, once, from its settings."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry
+
+from inferbus_gateway.api.v2 import make_app
+from inferbus_gateway.app import Process, add_stages, front_door
+from inferbus_gateway.control.fleet import Beats, StateFeed
+from inferbus_gateway.control.upkeep import Upkeep
+from inferbus_gateway.hot.infer import Infer
+from inferbus_gateway.hot.pending import Pending
+from inferbus_gateway.hot.pins import Pins
+from inferbus_gateway.hot.placement import Placement
+from inferbus_gateway.hot.publish import Publisher
+from inferbus_gateway.hot.replies import Replies
+from inferbus_gateway.hot.route import Routes
+from inferbus_gateway.settings import GatewaySettings
+from inferbus_kit.consume import Record, StateReader
+from inferbus_kit.health import Health, health_app
+from inferbus_kit.heartbeat import Beater
+from inferbus_kit.http import HttpServer
+from inferbus_kit.lifecycle import Lifecycle
+from inferbus_kit.metrics import gateway_metrics
+from inferbus_kit.produce import Producer
+from inferbus_kit.settings import load
+from inferbus_kit.telemetry import Tracing, configure_logs
+from inferbus_schemas import topics
+from inferbus_schemas.membership import Membership
+
+
+async def build(lifecycle: Lifecycle) -> None:
+    """Read the settings, build the process and add its stages."""
+    settings = load(GatewaySettings)
+    configure_logs(settings.log_level, role="gateway", instance=settings.instance)
+    add_stages(wire(settings), lifecycle)
+
+
+def wire(settings: GatewaySettings) -> Process:
+    """Build the parts; nothing runs yet, only the ports are bound.
+
+    Raises:
+        StartupError: a port cannot be bound.
+    """
+    instance, bootstrap = settings.instance, settings.kafka_bootstrap
+    registry = CollectorRegistry()
+    metrics = gateway_metrics(registry)
+    health = Health()
+    tracing = Tracing("gateway", instance, settings.otlp_endpoint, settings.trace_ratio)
+    producer = Producer(bootstrap, client_id=f"{instance}-requests")
+    control = Producer(bootstrap, client_id=f"{instance}-control")
+    fleet = Membership()
+    pins = Pins()
+    placement = Placement(fleet, secrets.randbits(32))
+    routes = Routes(pins, fleet, placement)
+    pending = Pending(max_requests=settings.max_pending, max_bytes=settings.max_pending_bytes)
+    replies = Replies(bootstrap, instance, pending, producer, lambda: health.beat("replies"))
+    publisher = Publisher(instance, producer, pending, placement)
+    infer = Infer(
+        instance=instance,
+        routes=routes,
+        pending=pending,
+        publisher=publisher,
+        replies=replies,
+        metrics=metrics,
+        tracing=tracing,
+        max_body_bytes=settings.max_body_bytes,
+    )
+    upkeep = Upkeep(pending, publisher, replies, fleet, metrics)
+    feed = StateFeed(routes, fleet, upkeep)
+    beats = Beats(instance, life=secrets.randbits(64), pins=pins, pending=pending, replies=replies)
+
+    def reader(topic: str, apply: Callable[[Record], None]) -> StateReader:
+        return StateReader(
+            bootstrap, topics.topic(topic).name, apply, client_id=f"{instance}-state"
+        )
+
+    return Process(
+        settings=settings,
+        health=health,
+        metrics_server=HttpServer(
+            health_app(health, registry), settings.http_host, settings.metrics_port
+        ),
+        http_server=HttpServer(
+            front_door(infer, make_app(routes, health)),
+            settings.http_host,
+            settings.http_port,
+            drain_s=settings.drain_timeout_s,
+            max_connections=settings.max_connections,
+        ),
+        tracing=tracing,
+        producer=producer,
+        control=control,
+        readers=(
+            reader(topics.HEARTBEATS, feed.heartbeat),
+            reader(topics.VERSIONS, feed.version),
+            reader(topics.DEPLOYMENTS, feed.deployment),
+        ),
+        fleet=fleet,
+        replies=replies,
+        publisher=publisher,
+        infer=infer,
+        upkeep=upkeep,
+        beats=beats,
+        beater=Beater(control, instance, "gateway", beats.make),
+    )

@@ -1,0 +1,227 @@
+"""Rows, batches and positions: the parts that do no I/O."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import random
+import uuid
+from dataclasses import dataclass, field
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inferbus_logger import partitions, plan, positions, rows
+from inferbus_logger.plan import Batch, Buffer
+from inferbus_logger.positions import Begin, Bus, Resume, Skip, Stop, Stored
+from inferbus_logger.rows import Item
+from inferbus_schemas import ids
+from inferbus_schemas import messages as m
+from tests.support import predictions
+
+NOW_MS = 1_764_000_000_123
+
+
+@dataclass(frozen=True)
+class Record:
+    value: bytes | None
+    offset: int = 5
+    partition: int = 2
+    timestamp: int = NOW_MS
+    headers: tuple[tuple[str, bytes], ...] = field(default=())
+
+
+def _read(made: m.Prediction, offset: int = 5) -> Item:
+    return rows.read(Record(made.SerializeToString(), offset), 1)
+
+
+def test_the_canonical_bytes_are_as_documented() -> None:
+    made = predictions.prediction(random.Random(1), NOW_MS, client_request_id="c")
+    item = _read(made)
+    assert item.row is not None
+    by_name = dict(zip(rows.COLUMNS, item.row, strict=True))
+    chained = [value for name, value in by_name.items() if name not in {"input", "output"}]
+    chained[0] = made.id
+    chained[3] = NOW_MS * 1000
+    assert item.canonical == msgspec.msgpack.encode(chained)
+    # What a database gives back leads to the same bytes.
+    stored = [value for name, value in by_name.items() if name not in {"input", "output"}]
+    stored[0] = uuid.UUID(bytes=made.id)
+    assert rows.canonical_of(stored) == item.canonical
+    assert by_name["ts"] == dt.datetime.fromtimestamp(NOW_MS / 1000, dt.UTC)
+    assert (by_name["k_partition"], by_name["k_offset"], by_name["k_era"]) == (2, 5, 1)
+    assert (by_name["outcome"], by_name["client_request_id"]) == ("ok", "c")
+
+
+def test_a_chain_is_one_digest_over_rows_in_order() -> None:
+    start = bytes(32)
+    assert rows.chain(start, [b"a", b"bc"]) == hashlib.sha256(start + b"abc").digest()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "name"),
+    [(m.OUTCOME_FAILED, "failed"), (77, "unknown_77"), (m.OUTCOME_UNSPECIFIED, "unspecified")],
+)
+def test_every_outcome_but_a_failed_attempt_is_a_row(outcome: m.Outcome, name: str) -> None:
+    item = _read(predictions.prediction(random.Random(1), NOW_MS, outcome=outcome))
+    assert item.kind == "row"
+    assert item.row is not None
+    assert item.row[rows.COLUMNS.index("outcome")] == name
+    attempt = predictions.prediction(random.Random(1), NOW_MS, outcome=m.OUTCOME_ATTEMPT_FAILED)
+    assert _read(attempt).kind == "attempt"
+
+
+@pytest.mark.parametrize("value", [None, b"", b"\xff\xff", b"\x0a\x05hello"])
+def test_what_is_no_prediction_is_kept_raw(value: bytes | None) -> None:
+    item = rows.read(Record(value), 0)
+    assert (item.kind, item.value, item.row) == ("unreadable", value or b"", None)
+    assert item.error
+
+
+@given(value=st.binary(max_size=300))
+def test_no_record_stops_the_reader(value: bytes) -> None:
+    item = rows.read(Record(value), 0)
+    assert item.end == item.offset + 1
+
+
+def test_a_row_that_no_table_holds_is_reduced_and_said_so() -> None:
+    made = predictions.prediction(random.Random(1), NOW_MS, client_request_id="a\x00b")
+    made.latency_us = (1 << 64) - 1
+    item = _read(made)
+    assert item.row is not None
+    by_name = dict(zip(rows.COLUMNS, item.row, strict=True))
+    assert item.error
+    assert item.value == made.SerializeToString()
+    assert (by_name["input"], by_name["output"]) == (None, None)
+    assert by_name["client_request_id"] == "a\ufffdb"
+    assert by_name["latency_us"] == (1 << 63) - 1
+    assert by_name["output_sha256"] == made.output_sha256
+
+
+def _item(offset: int, request: int, kind: str = "row", size_bytes: int = 10) -> Item:
+    row = (request,) if kind == "row" else None
+    return Item(offset, offset + 1, kind, request.to_bytes(16, "big"), size_bytes, row)  # type: ignore[arg-type]
+
+
+@given(
+    records=st.lists(
+        st.tuples(
+            st.sampled_from(["row", "row", "row", "attempt", "unreadable", "hole"]),
+            st.integers(0, 8),
+            st.sampled_from([10, 3 << 20, 9 << 20]),
+        ),
+        max_size=60,
+    ),
+    takes=st.lists(st.booleans(), max_size=60),
+)
+def test_batches_cover_every_offset_once_and_hold_the_first_of_each_id(
+    records: list[tuple[str, int, int]], takes: list[bool]
+) -> None:
+    buffer, batches, seen = Buffer(0, 100), [], []
+    decisions = iter(takes)
+
+    def take() -> None:
+        batch = buffer.take(3, 0.0)
+        batches.append(batch)
+        buffer.remember(batch)
+
+    for kind, request, size in records:
+        at = buffer.end
+        if kind == "hole":
+            buffer.offer(rows.hole(at, at + request + 1), 0.0)
+        else:
+            buffer.offer(_item(at, request, kind, size), 0.0)
+        seen.append((at, kind, request))
+        if next(decisions, False):
+            take()
+    while len(buffer):
+        take()
+    at = 100
+    for batch in batches:
+        assert batch.base == at
+        assert batch.end > at
+        at = batch.end
+        counted = len(batch.rows) + batch.n_dups + batch.n_nonterminal + batch.n_quarantined
+        assert counted == (batch.end - batch.base if batch.kind == "data" else 0)
+        assert [item.offset for item in batch.rows] == sorted({i.offset for i in batch.rows})
+    assert at == buffer.end
+    assert buffer.n_bytes == 0
+    first: dict[int, int] = {}
+    for offset, kind, request in seen:
+        if kind == "row":
+            first.setdefault(request, offset)
+    found = [item.offset for batch in batches for item in batch.rows]
+    assert found == sorted(first.values())
+
+
+def test_a_batch_closes_by_count_bytes_or_time() -> None:
+    buffer = Buffer(0, 0)
+    assert buffer.due_s() is None
+    buffer.offer(_item(0, 0), 7.0)
+    assert buffer.due_s() == 7.0 + plan.LINGER_S
+    for n in range(1, plan.MAX_RECORDS + 1):
+        buffer.offer(_item(n, n), 8.0)
+    assert buffer.due_s() == 0.0
+    assert buffer.take(0, 9.0).end == plan.MAX_RECORDS
+    assert buffer.due_s() == 9.0 + plan.LINGER_S
+    buffer.offer(_item(plan.MAX_RECORDS + 1, 5000, size_bytes=plan.MAX_BYTES), 9.0)
+    assert buffer.due_s() == 0.0
+
+
+def test_a_missing_offset_is_refused() -> None:
+    buffer = Buffer(0, 10)
+    for offset in (9, 11):
+        with pytest.raises(ValueError, match="offset"):
+            buffer.offer(_item(offset, 1), 0.0)
+
+
+TOPIC = bytes(range(16))
+STORED = Stored(3, TOPIC, 0, 10, 50, b"id", b"chain")
+
+
+@pytest.mark.parametrize(
+    ("stored", "bus", "decision"),
+    [
+        (None, Bus(TOPIC, 7, 90), Begin(7)),
+        (STORED, Bus(TOPIC, 0, 90), Resume(50, b"id")),
+        (STORED, Bus(TOPIC, 0, 50), Resume(50, b"id")),
+        # The record before is gone by retention, or was never logged: nothing to compare.
+        (STORED, Bus(TOPIC, 50, 90), Resume(50, b"")),
+        (Stored(3, TOPIC, 0, 50, 50, b"id", b"chain"), Bus(TOPIC, 0, 90), Resume(50, b"")),
+        (STORED, Bus(TOPIC, 60, 90), Skip(60)),
+    ],
+)
+def test_positions(stored: Stored | None, bus: Bus, decision: positions.Decision) -> None:
+    assert positions.decide(stored, bus) == decision
+
+
+@pytest.mark.parametrize("bus", [Bus(bytes(16), 0, 90), Bus(TOPIC, 0, 49), Bus(TOPIC, 60, 49)])
+def test_what_kafka_lost_stops_a_partition_with_advice(bus: Bus) -> None:
+    decision = positions.decide(STORED, bus)
+    assert isinstance(decision, Stop)
+    assert "inferbus log rewind --partition 3" in decision.reason
+
+
+@given(unix_ms=st.integers(0, (1 << 47) - 1), entropy=st.integers(0, (1 << 80) - 1))
+def test_an_id_lies_in_the_partition_of_its_day(unix_ms: int, entropy: int) -> None:
+    made = ids.uuid7(unix_ms, entropy)
+    day = partitions.day_of(made)
+    if day is None:
+        assert unix_ms > 253_402_300_799_999
+        return
+    low, high = partitions.bounds(day)
+    assert low <= uuid.UUID(bytes=made) < high
+    midnight = dt.datetime.combine(day, dt.time(), dt.UTC)
+    assert midnight.timestamp() * 1000 <= unix_ms < midnight.timestamp() * 1000 + 86_400_000
+
+
+def test_made_up_ids_make_no_tables() -> None:
+    today = dt.datetime.fromtimestamp(NOW_MS / 1000, dt.UTC).date()
+    items = tuple(
+        _read(predictions.prediction(random.Random(1), NOW_MS + days * 86_400_000))
+        for days in (0, 1, -30, 40, -400)
+    )
+    wanted = partitions.wanted([Batch(0, 0, 0, 5, rows=items)], frozenset())
+    assert wanted == {today, today + dt.timedelta(days=1), today - dt.timedelta(days=30)}

@@ -1,0 +1,356 @@
+"""A worker process on real Kafka: frames in, records out, faults in between."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from inferbus_kit.consume import PartitionReader
+from inferbus_schemas import envelope, tensors, topics
+from inferbus_schemas import manifest as manifests
+from inferbus_schemas import messages as m
+from tests.support import onnx_graphs
+from tests.support.sample_models import model_folder
+from tests.support.worker_side import Side, golden_request, request, tensor_set
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+pytestmark = pytest.mark.slow
+
+ENDLESS = 10**12
+
+
+@pytest.fixture
+async def side(kafka_bootstrap: str, tmp_path: Path) -> AsyncIterator[Side]:
+    around = Side(kafka_bootstrap, tmp_path)
+    await around.start()
+    try:
+        yield around
+    finally:
+        await around.stop()
+
+
+async def deployed(side: Side, folder: Path) -> tuple[str, manifests.Manifest]:
+    """Register and deploy version 1 of a model with a name of its own."""
+    model = f"m-{secrets.token_hex(4)}"
+    manifest = side.publish_files(folder)
+    await side.register(model, 1, manifest)
+    await side.deploy(model, [1], generation=time.time_ns())
+    return model, manifest
+
+
+async def busy(side: Side, tmp_path: Path) -> str:
+    model, _ = await deployed(side, onnx_graphs.busy_folder(tmp_path / "busy"))
+    return model
+
+
+def number(model: str, value: int, **fields: object) -> m.Request:
+    raw = tensor_set(("n", "INT64", (1,), np.array([value], np.int64).tobytes()))
+    return request(model, 1, raw, **fields)
+
+
+def doubled(said: m.Prediction) -> list[int]:
+    assert said.outcome == m.OUTCOME_OK, said
+    out = m.TensorSet.FromString(said.outputs)
+    assert said.output_sha256 == tensors.output_sha256(out.tensors)
+    return list(np.frombuffer(out.tensors[0].data, np.int64))
+
+
+async def test_three_real_models_answer_what_the_original_libraries_say(side: Side) -> None:
+    models = {
+        name: await deployed(side, model_folder(name))
+        for name in ("breast-cancer", "digits", "minilm")
+    }
+    side.spawn()
+    asked = []
+    for model, manifest in models.values():
+        inbox = await side.inbox_of(model, 1)
+        asked += [
+            (request(model, 1, golden_request(golden)), golden, manifest)
+            for golden in manifest.golden
+        ]
+    await side.send(inbox, *(one for one, _, _ in asked))
+    for one, golden, manifest in asked:
+        said = await side.answer(one.id)
+        assert said.outcome == m.OUTCOME_OK, said
+        assert (said.model, said.version, said.attempt) == (one.model, 1, 1)
+        assert said.version_sha256.hex() == manifests.version_sha256(manifest)
+        assert said.inputs == one.tensors
+        assert said.engine_us > 0
+        assert said.latency_us >= said.engine_us
+        out = m.TensorSet.FromString(said.outputs)
+        assert said.output_sha256 == tensors.output_sha256(out.tensors)
+        for have, want in zip(out.tensors, golden.outputs, strict=True):
+            kind = {"FP32": np.float32, "INT64": np.int64}[have.datatype]
+            values = np.frombuffer(have.data, kind)
+            np.testing.assert_allclose(values, np.array(want.data), atol=golden.tolerance)
+    record = side.predictions[0][0]
+    assert record.key == side.predictions[0][1].model.encode()
+    envelope.check(record.headers, topics.topic(topics.PREDICTIONS).ce_type)
+    assert len(record.headers) == 5
+
+
+async def test_requests_of_a_poll_share_batches(side: Side, tmp_path: Path) -> None:
+    model = await busy(side, tmp_path)
+    side.spawn()
+    inbox = await side.inbox_of(model, 1)
+    first = number(model, 300_000)
+    await side.send(inbox, first)
+    many = [number(model, value) for value in range(40)]
+    for at in range(0, 40, 10):
+        await side.send(inbox, *many[at : at + 10])
+    answers = [await side.answer(one.id) for one in many]
+    assert [doubled(said) for said in answers] == [[2 * value] for value in range(40)]
+    batches: dict[bytes, set[int]] = {}
+    for said in answers:
+        rows = batches.setdefault(said.batch_id, set())
+        assert said.batch_row not in rows
+        assert said.batch_row < said.batch_size <= 16
+        rows.add(said.batch_row)
+    assert len(batches) < 10
+
+
+async def test_what_cannot_run_gets_its_own_record(side: Side) -> None:
+    model, manifest = await deployed(side, model_folder("breast-cancer"))
+    side.spawn()
+    inbox = await side.inbox_of(model, 1)
+    good = golden_request(manifest.golden[0])
+    wrong = tensor_set(("features", "FP32", (1, 3), bytes(12)))
+    expect = {
+        "expired": (request(model, 1, good, ttl_ms=0), m.OUTCOME_EXPIRED),
+        "not held": (request(model, 7, good, attempt=2), m.OUTCOME_ATTEMPT_FAILED),
+        "not held, last": (request(model, 7, good, may_retry=False), m.OUTCOME_FAILED),
+        "wrong shape": (request(model, 1, wrong), m.OUTCOME_INVALID_INPUT),
+        "no such output": (request(model, 1, good, outputs=["p"]), m.OUTCOME_INVALID_INPUT),
+        "one output": (request(model, 1, good, outputs=["probabilities"]), m.OUTCOME_OK),
+    }
+    await side.send(inbox, *(one for one, _ in expect.values()))
+    said = {name: await side.answer(one.id) for name, (one, _) in expect.items()}
+    assert {name: one.outcome for name, one in said.items()} == {
+        name: outcome for name, (_, outcome) in expect.items()
+    }
+    assert said["not held"].attempt == 2
+    assert said["not held"].error_code == "version_not_held"
+    assert "[-1, 30]" in said["wrong shape"].error_message
+    out = m.TensorSet.FromString(said["one output"].outputs)
+    assert [one.name for one in out.tensors] == ["probabilities"]
+    assert all(one.outputs == b"" for one in said.values() if one.outcome != m.OUTCOME_OK)
+
+
+async def test_a_redelivered_request_writes_nothing_new(side: Side, tmp_path: Path) -> None:
+    model = await busy(side, tmp_path)
+    side.spawn()
+    inbox = await side.inbox_of(model, 1)
+    once, other = number(model, 1), number(model, 2)
+    await side.send(inbox, once)
+    await side.answer(once.id)
+    await asyncio.sleep(0.2)
+    again = m.Request()
+    again.CopyFrom(once)
+    again.attempt = 2
+    await side.send(inbox, again, other)
+    await side.answer(other.id)
+    await asyncio.sleep(0.3)
+    assert len(side.answers(once.id)) == 1
+
+
+async def test_unreadable_records_become_dead_letters_and_block_nothing(
+    side: Side, tmp_path: Path
+) -> None:
+    model = await busy(side, tmp_path)
+    side.spawn()
+    inbox = await side.inbox_of(model, 1)
+    offset = await side.send(inbox, raw=b"\xff\xff\xff no frame")
+    nameless = number(model, 1, id=b"short")
+    await side.send(inbox, nameless)
+    after = number(model, 4)
+    await side.send(inbox, after)
+    assert doubled(await side.answer(after.id)) == [8]
+    requests = topics.topic(topics.REQUESTS, side.pool).name
+    letters = PartitionReader(
+        side.bootstrap, topics.dead_letters(requests), 0, client_id="worker-test"
+    )
+    await letters.start()
+    try:
+        found = []
+        while len(found) < 2:
+            found += await letters.read(timeout_ms=1000)
+    finally:
+        await letters.stop()
+    head = dict(found[0].headers)
+    assert found[0].value == b"\xff\xff\xff no frame"
+    assert head["dlq_offset"] == str(offset).encode()
+    assert await _committed(side, inbox) == offset + 3
+
+
+async def _committed(side: Side, inbox: int, timeout_s: float = 5.0) -> int | None:
+    """Return the committed offset of an inbox once it has stood still for a while."""
+    reader = PartitionReader(
+        side.bootstrap,
+        topics.topic(topics.REQUESTS, side.pool).name,
+        inbox,
+        client_id="worker-test",
+        group=f"worker.inbox.{side.pool}",
+    )
+    await reader.start(timeout_s)
+    try:
+        await asyncio.sleep(0.5)
+        return await reader.committed()
+    finally:
+        await reader.stop()
+
+
+async def test_an_engine_that_is_killed_in_a_batch_costs_no_request(
+    side: Side, tmp_path: Path
+) -> None:
+    model = await busy(side, tmp_path)
+    worker = side.spawn()
+    inbox = await side.inbox_of(model, 1)
+    long = number(model, 1_000_000)
+    others = [number(model, value) for value in range(8)]
+    await side.send(inbox, long, *others)
+    await asyncio.sleep(0.05)
+    (engine,) = worker.engines()
+    os.kill(engine, signal.SIGKILL)
+    assert doubled(await side.answer(long.id)) == [2_000_000]
+    assert [doubled(await side.answer(one.id)) for one in others] == [[2 * v] for v in range(8)]
+    assert worker.engines() != [engine]
+    assert all(len(side.answers(one.id)) == 1 for one in (long, *others))
+
+
+async def test_the_payload_that_kills_its_engine_is_found_and_the_others_succeed(
+    side: Side, tmp_path: Path
+) -> None:
+    model = await busy(side, tmp_path)
+    worker = side.spawn()
+    inbox = await side.inbox_of(model, 1)
+    poison = number(model, ENDLESS, ttl_ms=60_000)
+    others = [number(model, value, ttl_ms=60_000) for value in range(5)]
+    await side.send(inbox, *others[:2], poison, *others[2:])
+    n_kills = 0
+    while not side.answers(poison.id):
+        # The engine is up and busy with the poison once it burns CPU for this long.
+        await asyncio.sleep(0.05)
+        for engine in worker.engines():
+            if await _spins(engine) and not side.answers(poison.id):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(engine, signal.SIGKILL)
+                n_kills += 1
+        assert n_kills < 12
+    assert (await side.answer(poison.id)).outcome == m.OUTCOME_POISON
+    assert [doubled(await side.answer(one.id)) for one in others] == [[2 * v] for v in range(5)]
+
+
+async def _spins(pid: int) -> bool:
+    """Tell whether a process burns a core for longer than its start could."""
+    try:
+        for _ in range(3):
+            before_s = _cpu_s(pid)
+            await asyncio.sleep(0.3)
+            if _cpu_s(pid) - before_s < 0.15:
+                return False
+    except OSError:
+        return False
+    return True
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def test_a_restart_continues_where_acknowledged_work_ended(
+    side: Side, tmp_path: Path
+) -> None:
+    model = await busy(side, tmp_path)
+    first = side.spawn()
+    inbox = await side.inbox_of(model, 1)
+    done = number(model, 1)
+    await side.send(inbox, done)
+    await side.answer(done.id)
+    await asyncio.sleep(0.5)
+    stuck = number(model, ENDLESS, ttl_ms=4000)
+    await side.send(inbox, stuck)
+    await asyncio.sleep(0.3)
+    first.kill()
+    waiting = [number(model, value) for value in range(3)]
+    await side.send(inbox, *waiting)
+    side.spawn()
+    assert [doubled(await side.answer(one.id, 60)) for one in waiting] == [[0], [2], [4]]
+    assert (await side.answer(stuck.id)).outcome == m.OUTCOME_EXPIRED
+    assert len(side.answers(done.id)) == 1
+
+
+async def test_a_drained_worker_releases_its_inbox_with_the_end_that_it_read(
+    side: Side, tmp_path: Path
+) -> None:
+    model = await busy(side, tmp_path)
+    worker = side.spawn()
+    inbox = await side.inbox_of(model, 1)
+    slow = number(model, 300_000)
+    end = await side.send(inbox, slow) + 1
+    code = await asyncio.to_thread(worker.stop)
+    assert code == 0
+    assert doubled(await side.answer(slow.id)) == [600_000]
+    lease = await side.until(
+        lambda: (
+            (found := side.fleet.lease(side.pool, inbox))
+            and found.state == m.STATE_RELEASED
+            and found
+        )
+    )
+    assert lease.end_offset == end
+    assert await _committed(side, inbox) == end
+    assert worker.engines() == []
+
+
+async def test_versions_come_and_go_with_desired_state(side: Side, tmp_path: Path) -> None:
+    model, manifest = await deployed(side, onnx_graphs.busy_folder(tmp_path / "busy"))
+    side.spawn()
+    inbox = await side.inbox_of(model, 1)
+    second = side.publish_files(model_folder("breast-cancer"))
+    await side.register(model, 2, second)
+    await side.deploy(model, [1, 2], generation=time.time_ns())
+    assert await side.inbox_of(model, 2) == inbox
+    assert await side.inbox_of(model, 1) == inbox
+    await side.deploy(model, [2], generation=time.time_ns())
+    await side.until(lambda: not side.fleet.holders(side.pool, model, 1))
+    gone = number(model, 1)
+    await side.send(inbox, gone)
+    assert (await side.answer(gone.id)).error_code == "version_not_held"
+    kept = request(model, 2, golden_request(second.golden[0]))
+    await side.send(inbox, kept)
+    assert (await side.answer(kept.id)).outcome == m.OUTCOME_OK
+    assert manifest.model == "test"
+
+
+async def test_a_blob_with_another_digest_is_never_loaded(side: Side, tmp_path: Path) -> None:
+    folder = onnx_graphs.busy_folder(tmp_path / "busy")
+    model, manifest = await deployed(side, folder)
+    entry = manifest.files[0]
+    blob = side.store / "cas" / "sha256" / entry.sha256[:2] / entry.sha256
+    whole = blob.read_bytes()
+    blob.write_bytes(whole[:-1] + b"x")
+    side.spawn()
+
+    def resident() -> m.Resident | None:
+        for lease in side.fleet.workers(side.pool):
+            return next(iter(lease.beat.worker.residents), None)
+        return None
+
+    failed = await side.until(
+        lambda: (one := resident()) and one.readiness == m.READINESS_FAILED and one
+    )
+    assert "digest" in failed.reason
+    blob.write_bytes(whole)
+    await side.inbox_of(model, 1)
