@@ -1,7 +1,7 @@
 """Rows per second of the logger's sink: direct, with 2 % duplicates, and through staging.
 
-Run: `python bench/log_sink.py [--rows N] [--kafka]`. In: a Postgres of its own (fsync on) and, with
---kafka, a broker and a whole logger. Out: a table, and bench/results/log_sink.json.
+Run: `python bench/log_sink.py [--rows N] [--repeats N]`. In: a Postgres of its own (fsync on), and
+a broker for the whole logger. Out: a table, and bench/results/log_sink.json.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ import asyncpg
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from inferbus_logger import audit, database, plan, rows  # noqa: E402 -- run as a script
+from inferbus_kit.telemetry import configure_logs  # noqa: E402 -- run as a script
+from inferbus_logger import audit, database, plan, rows  # noqa: E402
 from inferbus_logger.migrate import migrate  # noqa: E402
 from inferbus_logger.partitions import Partitions  # noqa: E402
 from inferbus_logger.plan import Buffer  # noqa: E402
@@ -225,4 +226,5 @@ if __name__ == "__main__":
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--repeats", type=int, default=2)
     chosen = parser.parse_args()
+    configure_logs("warning")
     asyncio.run(_main(chosen.rows, chosen.repeats))

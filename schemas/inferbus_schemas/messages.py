@@ -12,6 +12,7 @@ from inferbus_schemas.gen.inferbus.fleet.v1.heartbeats_pb2 import (
     GatewayModel,
     Heartbeat,
     Resident,
+    State,
     WorkerBeat,
 )
 from inferbus_schemas.gen.inferbus.inference.v1.predictions_pb2 import (
@@ -67,6 +68,7 @@ __all__ = [
     "Request",
     "RequestFrame",
     "Resident",
+    "State",
     "Tensor",
     "TensorSet",
     "WorkerBeat",

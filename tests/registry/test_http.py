@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import secrets
 import socket
@@ -9,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import psutil
 import pytest
 
@@ -17,8 +19,6 @@ from tests.support.registry import RegistryProcess, manifest, onnx_bytes, sha256
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    import httpx
 
 
 @pytest.fixture
@@ -165,13 +165,10 @@ def test_an_endless_upload_is_cut_at_the_limit(running: RegistryProcess) -> None
         while True:
             yield block
 
-    with running.client as client:
-        try:
-            answer = client.put(f"/blobs/{'1' * 64}", content=endless())
-        except Exception as error:  # noqa: BLE001 -- which error a cut gives is httpx's affair
-            assert "httpx" in type(error).__module__
-        else:
-            assert is_problem(answer, 413, "too_large")
+    # A client that only sends may see the cut before it sees the answer.
+    with running.client as client, contextlib.suppress(httpx.TransportError):
+        answer = client.put(f"/blobs/{'1' * 64}", content=endless())
+        assert is_problem(answer, 413, "too_large")
     assert staged(running) == []
 
 
@@ -408,9 +405,7 @@ def test_models_are_listed_in_pages(client: httpx.Client, running: RegistryProce
 
 
 def test_the_surface_describes_itself(running: RegistryProcess) -> None:
-    import httpx as http  # noqa: PLC0415 -- the module name is the fixture's type above
-
-    described = http.get(f"{running.url}/openapi.json", trust_env=False).json()
+    described = httpx.get(f"{running.url}/openapi.json", trust_env=False).json()
     assert set(described["paths"]) == {
         "/v1/registry/blobs/{sha256}",
         "/v1/registry/models",

@@ -57,11 +57,13 @@ async def read(parts: Parts, short: str = topics.DEPLOYMENTS) -> list[tuple[str,
 
 
 async def until(parts: Parts, true: Callable[[list[tuple[str, Any, Any]]], bool]) -> list[Any]:
-    """Read the deployments until they are as they should be."""
+    """Read the deployments until they are as they should be, a few times a second."""
     async with asyncio.timeout(TIMEOUT_S):
-        while not true(found := await read(parts)):
+        while True:
+            found = await read(parts)
+            if true(found):
+                return found
             await asyncio.sleep(0.2)
-    return found
 
 
 def last(found: list[tuple[str, Any, Any]]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class Beating:
             instance=instance, state=m.STATE_ACTIVE, life=1, gateway=m.GatewayBeat(models=[used])
         )
 
-    def worker(self, model: str, version: int, readiness: int, reason: str = "") -> None:
+    def worker(self, model: str, version: int, readiness: Any, reason: str = "") -> None:
         resident = m.Resident(model=model, version=version, reason=reason)
         resident.readiness = readiness
         part = m.WorkerBeat(pool="default", inbox=15, epoch=time.time_ns(), residents=[resident])

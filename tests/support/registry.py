@@ -133,7 +133,7 @@ def registry_process(
             **(env or {}),
         }
         command = [sys.executable, "-m", "inferbus_registry"]
-        process = subprocess.Popen(command, env=told, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(command, env=told)
         running = RegistryProcess(
             process, f"http://127.0.0.1:{http_port}", f"http://127.0.0.1:{metrics_port}", objects
         )

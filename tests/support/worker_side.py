@@ -231,6 +231,18 @@ class Side:
         )
         await self._write(topics.DEPLOYMENTS, model, said.SerializeToString())
 
+    async def beat_as_gateway(self, model: str, acts_on: int, pinned: Sequence[int]) -> None:
+        """Beat once as a gateway that acts on a generation and pins these versions."""
+        said = m.Heartbeat(
+            instance=f"gateway-{self.pool}",
+            state=m.STATE_ACTIVE,
+            gateway=m.GatewayBeat(
+                models=[m.GatewayModel(model=model, generation=acts_on, pinned=pinned)]
+            ),
+            life=1,
+        )
+        await self._write(topics.HEARTBEATS, f"gateway/{said.instance}", said.SerializeToString())
+
     async def _write(self, topic: str, key: str, value: bytes) -> None:
         entry = topics.topic(topic)
         head = envelope.headers(entry.ce_type, "/inferbus/registry/test", key)

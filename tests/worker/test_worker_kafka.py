@@ -323,7 +323,13 @@ async def test_versions_come_and_go_with_desired_state(side: Side, tmp_path: Pat
     await side.deploy(model, [1, 2], generation=time.time_ns())
     assert await side.inbox_of(model, 2) == inbox
     assert await side.inbox_of(model, 1) == inbox
-    await side.deploy(model, [2], generation=time.time_ns())
+    third = time.time_ns()
+    await side.deploy(model, [2], generation=third)
+    # A gateway that still acts on the older generation may yet ask for version 1.
+    await side.beat_as_gateway(model, acts_on=third - 1, pinned=[2])
+    await asyncio.sleep(1.5)
+    assert side.fleet.holders(side.pool, model, 1)
+    await side.beat_as_gateway(model, acts_on=third, pinned=[2])
     await side.until(lambda: not side.fleet.holders(side.pool, model, 1))
     gone = number(model, 1)
     await side.send(inbox, gone)

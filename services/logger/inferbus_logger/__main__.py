@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import sys
 
-from inferbus_kit import settings as kit_settings
-from inferbus_kit.lifecycle import Lifecycle, run_process
-from inferbus_kit.telemetry import configure_logs
-
-
-async def build(lifecycle: Lifecycle) -> None:
-    """Read the settings and add the logger's stages."""
-    from inferbus_logger import app, settings, wiring  # noqa: PLC0415 -- commands need less
-
-    chosen = kit_settings.load(settings.LoggerSettings)
-    configure_logs(chosen.log_level, service="logger", instance=chosen.instance)
-    app.add_stages(wiring.build(chosen), lifecycle)
-
 
 def main() -> None:
-    """Run what the command line says."""
+    """Run what the command line says; commands do not wait for the imports of the service."""
     if len(sys.argv) == 1:
+        from inferbus_kit.lifecycle import run_process  # noqa: PLC0415 -- see above
+        from inferbus_logger.app import build  # noqa: PLC0415
+
         run_process("logger", build)
-    from inferbus_logger import commands  # noqa: PLC0415 -- the logger itself needs none
+    from inferbus_logger import commands  # noqa: PLC0415
 
     sys.exit(commands.main(sys.argv[1:]))
 

@@ -1,6 +1,6 @@
 """The logger's parts in the order in which they start and stop.
 
-In: a frozen `Process`. Out: stages of a lifecycle: health, Kafka, writers; on stop the transaction
+In: settings, then a frozen `Process`. Out: stages of a lifecycle: health, Kafka, writers; on stop the transaction
 that is under way ends first.
 """
 
@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import asyncio
 
+from inferbus_kit import settings as kit_settings
 from inferbus_kit.lifecycle import Lifecycle, cancel
+from inferbus_kit.telemetry import configure_logs
+from inferbus_logger import settings, wiring
 from inferbus_logger.wiring import Process
 
 
@@ -55,3 +58,10 @@ def add_stages(process: Process, lifecycle: Lifecycle) -> None:
     lifecycle.add("tracing", stop=process.tracing.stop)
     lifecycle.add("health", start=process.http.start, stop=process.http.stop)
     lifecycle.add("log", start=running.start, stop=running.stop, stop_timeout_s=40.0)
+
+
+async def build(lifecycle: Lifecycle) -> None:
+    """Read the settings and add the logger's stages."""
+    chosen = kit_settings.load(settings.LoggerSettings)
+    configure_logs(chosen.log_level, service="logger", instance=chosen.instance)
+    add_stages(wiring.build(chosen), lifecycle)

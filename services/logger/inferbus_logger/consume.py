@@ -25,6 +25,7 @@ from aiokafka.structs import TopicPartition
 
 from inferbus_kit.errors import StartupError
 from inferbus_kit.health import Health
+from inferbus_logger import identity
 from inferbus_logger.lanes import Board
 
 _log = structlog.get_logger("consume")
@@ -35,6 +36,7 @@ _START_TIMEOUT_S: Final = 30.0
 _POLL_MS: Final = 200
 _CROWDED_POLL_MS: Final = 10
 _RETRY_S: Final = 0.3
+_UNSOUGHT_S: Final = 0.05
 
 
 class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka carries no types
@@ -91,12 +93,17 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka carri
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):
                 await self.consumer.start()
-                numbers = await self._numbers()
+                numbers = await identity.partitions(self.consumer, self.topic)
         except (TimeoutError, KafkaError) as error:
             await self.stop()
             raise StartupError(
                 "Kafka does not answer: see that it runs and that INFERBUS_KAFKA_BOOTSTRAP is right"
             ) from error
+        if not numbers:
+            await self.stop()
+            raise StartupError(
+                f"Kafka has no topic {self.topic}: create the topics of the catalogue first"
+            )
         if self._fixed is None:
             self._health.not_ready("assignment", "waiting for partitions from the group")
             self.consumer.subscribe([self.topic], listener=self)
@@ -109,16 +116,6 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka carri
             )
         self.consumer.assign([TopicPartition(self.topic, number) for number in self._fixed])
         self._board.assign(self._fixed)
-
-    async def _numbers(self) -> set[int]:
-        # Subscribing to a topic that is not there would wait for it without a word.
-        if self.topic not in await self.consumer.topics():
-            await self.stop()
-            raise StartupError(
-                f"Kafka has no topic {self.topic}: create the topics of the catalogue first"
-            )
-        await self.consumer._client._wait_on_metadata(self.topic)  # noqa: SLF001 -- as identity.py
-        return set(self.consumer.partitions_for_topic(self.topic) or ())
 
     async def stop(self) -> None:
         """Close; bounded, since a consumer's own stop may hang."""
@@ -158,7 +155,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka carri
                     self._board.reopen([place.partition for place in error.args[0]])
                 except NoOffsetForPartitionError:
                     # Assigned and not sought yet; there is no other source of a position.
-                    await asyncio.sleep(0.01)
+                    await asyncio.sleep(_UNSOUGHT_S)
                 except (KafkaError, IllegalStateError) as error:
                     _log.warning("read_failed", error=repr(error))
                     await asyncio.sleep(_RETRY_S)

@@ -133,10 +133,23 @@ async def topic_id(consumer: AIOKafkaConsumer, topic: str) -> bytes:
     return bytes(identity)
 
 
-def connections(consumer: AIOKafkaConsumer) -> frozenset[int]:
-    """Return tokens of the consumer's present connections to brokers.
+async def partitions(consumer: AIOKafkaConsumer, topic: str) -> set[int]:
+    """Return the partitions of a topic; none where there is no such topic.
 
-    A token that is new says that a broker was away, if only for a moment.
+    Raises:
+        KafkaError: no broker answered.
+    """
+    # Subscribing to a topic that is not there would wait for it without a word.
+    if topic not in await consumer.topics():
+        return set()
+    await consumer._client._wait_on_metadata(topic)  # noqa: SLF001 -- as above
+    return set(consumer.partitions_for_topic(topic) or ())
+
+
+def connections(consumer: AIOKafkaConsumer) -> frozenset[object]:
+    """Return the consumer's present connections to brokers, to be compared by identity.
+
+    One that is gone says that a broker was away, if only for a moment.
     """
     client: Any = consumer._client  # noqa: SLF001 -- aiokafka reconnects without a word
-    return frozenset(id(connection) for connection in client._conns.values())  # noqa: SLF001
+    return frozenset(client._conns.values())  # noqa: SLF001

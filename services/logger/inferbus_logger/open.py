@@ -110,6 +110,11 @@ class Opener:
                 await self._open(self._connection, consumer, lanes)
         except FencedError:
             _log.info("fenced_while_opening")
+        except asyncpg.UndefinedTableError:
+            reason = "the log has no tables yet: run `python -m inferbus_logger migrate`"
+            _log.error("no_tables", reason=reason)
+            self._health.not_ready("partitions", reason)
+            await asyncio.sleep(_IDLE_S)
         except (*database.UNAVAILABLE, asyncpg.PostgresError, KafkaError) as error:
             _log.warning("open_failed", error=repr(error))
             self._health.not_ready("partitions", "Postgres or Kafka does not answer")

@@ -71,14 +71,15 @@ async def _ask_kafka(bootstrap: str, topic: str, partition: int) -> tuple[bytes,
     try:
         async with asyncio.timeout(_TIMEOUT_S):
             await consumer.start()
+            if partition not in await identity.partitions(consumer, topic):
+                raise StartupError(f"Kafka has no partition {partition} of the topic {topic}")
             topic_id = await identity.topic_id(consumer, topic)
             consumer.assign([place])
             first = await consumer.beginning_offsets([place])
             end = await consumer.end_offsets([place])
     except (TimeoutError, KafkaError) as error:
         raise StartupError(
-            f"Kafka does not answer for partition {partition}: see that it runs, that "
-            "INFERBUS_KAFKA_BOOTSTRAP is right and that the topic has this partition"
+            "Kafka does not answer: see that it runs and that INFERBUS_KAFKA_BOOTSTRAP is right"
         ) from error
     finally:
         await consumer.stop()

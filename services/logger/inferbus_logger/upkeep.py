@@ -52,7 +52,7 @@ class Upkeep:
         self._partitions = partitions
         self._metrics = metrics
         self._retention_days = retention_days
-        self._connections: frozenset[int] = frozenset()
+        self._connections: frozenset[object] = frozenset()
         self._committed: dict[int, int] = {}
 
     async def run(self) -> None:

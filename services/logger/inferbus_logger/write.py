@@ -149,6 +149,7 @@ class Writer:
 
     async def _one_by_one(self, connection: Connection, planned: Sequence[Planned]) -> None:
         for each in planned:
+            self._health.beat(self.name)
             started = time.time_ns()
             try:
                 written = await self._sink.write_staged(connection, each)

@@ -20,7 +20,9 @@ from inferbus_kit.metrics import WorkerMetrics
 from inferbus_kit.produce import Producer
 from inferbus_kit.telemetry import Tracing
 from inferbus_schemas import messages as m
-from inferbus_worker.control.desired import Desired
+from inferbus_schemas.membership import Membership
+from inferbus_worker.control.desired import Desired, Version
+from inferbus_worker.control.holding import Key, versions_to_hold
 from inferbus_worker.control.residents import Residents
 from inferbus_worker.control.tenure import Tenure
 from inferbus_worker.engines.child import memory_bytes
@@ -54,6 +56,7 @@ class Process:
     emitter: Emitter
     desk: Desk
     desired: Desired
+    fleet: Membership
     residents: Residents
     tenure: Tenure
     load: LoadReport
@@ -105,7 +108,7 @@ def add_stages(process: Process, lifecycle: Lifecycle) -> None:
     lifecycle.add("control", start=process.control.start, stop=process.control.stop)
     lifecycle.add("state", start=worker.read_state, stop=worker.stop_reading_state)
     lifecycle.add("loops", start=worker.start_loops)
-    lifecycle.add("beat", start=process.beater.start, stop=worker.stop_beating)
+    lifecycle.add("beat", start=process.tenure.announce, stop=process.tenure.stop)
     lifecycle.add("versions", start=worker.first_loads, stop=process.residents.stop)
     lifecycle.add(
         "inbox",
@@ -138,31 +141,45 @@ class _Worker:
         """Wait until what should be held is READY or has FAILED; a beat tells of it meanwhile."""
         process = self._process
         process.health.not_ready("versions", "loading the versions that it should hold")
-        process.residents.hold(process.desired.wanted(process.settings.pool))
-        until_s = time.monotonic() + _FIRST_LOADS_S
-        while not process.residents.settled and time.monotonic() < until_s:
-            await asyncio.sleep(0.02)
+        process.residents.hold(self._to_hold())
+        try:
+            async with asyncio.timeout(_FIRST_LOADS_S):
+                await process.residents.settled()
+        except TimeoutError:
+            _log.warning("still_loading", after_s=_FIRST_LOADS_S)
 
     async def join(self) -> None:
         process = self._process
         process.health.not_ready("inbox", "joining: it has no inbox yet")
-        await process.tenure.join(process.beater, process.readers[0].reach)
-        process.health.ready("inbox")
+        await process.tenure.join()
         process.health.ready("start")
 
     async def drain(self) -> None:
         self._process.health.not_ready("stop", "draining")
-        await self._process.tenure.drain(self._process.beater)
+        try:
+            async with asyncio.timeout(self._process.settings.drain_timeout_s):
+                await self._process.tenure.drain()
+        except TimeoutError:
+            _log.warning("drain_timed_out", open_requests=self._process.desk.n_open)
 
-    async def stop_beating(self) -> None:
-        await self._process.beater.stop()
+    def _to_hold(self) -> dict[Key, tuple[Version, int]]:
+        """Return the versions to hold that are known, with the generation that asks for each."""
+        process = self._process
+        hold = versions_to_hold(
+            process.desired.deployments,
+            process.fleet,
+            process.settings.pool,
+            process.residents.held(),
+        )
+        versions = process.desired.versions
+        return {key: (versions[key], hold[key]) for key in hold if key in versions}
 
     async def _reconcile(self) -> None:
         """Hold what should be held: at each change, and once a second."""
         process = self._process
         while True:
             process.changed.clear()
-            process.residents.hold(process.desired.wanted(process.settings.pool))
+            process.residents.hold(self._to_hold())
             try:
                 async with asyncio.timeout(_RECONCILE_S):
                     await process.changed.wait()
@@ -184,9 +201,9 @@ class _Worker:
     def _judge(self, now_s: float) -> None:
         """Ready: nothing to hold, or a version that is READY and was proven lately."""
         process = self._process
-        if not process.desired.wanted(process.settings.pool) or any(
-            now_s - host.proven_s < _PROBE_AGE_S for host in process.residents.engines()
-        ):
+        lately_s = now_s - _PROBE_AGE_S
+        proven = any(host.proven_s > lately_s for host in process.residents.engines())
+        if proven or not process.residents.held():
             process.health.ready("versions")
         else:
             process.health.not_ready("versions", "no version is READY and proven")

@@ -25,9 +25,11 @@ from inferbus_worker import VERSION
 from inferbus_worker.app import LoadReport, Process, add_stages
 from inferbus_worker.artifacts import Artifacts, open_store
 from inferbus_worker.control.desired import Desired
+from inferbus_worker.control.lease import Lease, WriteBeat
 from inferbus_worker.control.residents import EngineLimits, Residents
-from inferbus_worker.control.tenure import Tenure
-from inferbus_worker.hot.consume import Desk, Inbox
+from inferbus_worker.control.survey import Survey
+from inferbus_worker.control.tenure import Surroundings, Tenure
+from inferbus_worker.hot.consume import Desk, Inbox, group
 from inferbus_worker.hot.emit import Emitter
 from inferbus_worker.settings import WorkerSettings
 
@@ -57,7 +59,7 @@ def wire(settings: WorkerSettings) -> Process:
     changed = asyncio.Event()
     desired = Desired(changed.set)
     fleet = Membership()
-    beater = Beater(control, instance, "worker", lambda: make())
+    beater = Beater(control, instance, "worker", _no_beat)
     emitter = Emitter(records, instance)
     requests = topics.topic(topics.REQUESTS, settings.pool)
     desk = Desk(emitter, metrics, lambda: beater.skew_ms, requests.ce_type)
@@ -77,43 +79,45 @@ def wire(settings: WorkerSettings) -> Process:
     )
     report = LoadReport(desk, residents)
 
-    def open_inbox(number: int) -> Inbox:
-        return Inbox(
-            bootstrap,
-            settings.pool,
-            number,
-            desk,
-            letters,
-            client_id=f"{instance}-inbox-{number}",
-        )
-
-    tenure = Tenure(
-        settings.pool, instance, fleet, lambda: requests.partitions["one-machine"], open_inbox
-    )
     life = secrets.randbits(64)
 
-    def make() -> tuple[str, m.Heartbeat]:
+    def compose(said: WriteBeat) -> m.Heartbeat:
         part = m.WorkerBeat(
             pool=settings.pool,
-            inbox=tenure.number,
-            epoch=tenure.epoch,
-            end_offset=tenure.end_offset,
+            inbox=said.inbox,
+            epoch=said.epoch,
+            end_offset=said.end_offset,
             generation_applied=desired.generation,
         )
         report.fill(part)
-        beat = m.Heartbeat(
+        return m.Heartbeat(
             instance=instance,
-            state=tenure.state,
+            state=said.state,
             worker=part,
             life=life,
             inferbus_version=VERSION,
         )
-        return tenure.key(), beat
+
+    tenure = Tenure(
+        Lease(settings.pool, instance, life, fleet),
+        Surroundings(
+            beater=beater,
+            survey=Survey(bootstrap, requests.name, group(settings.pool), f"{instance}-survey"),
+            health=health,
+            metrics=metrics,
+            open_inbox=lambda number: Inbox(
+                bootstrap, settings.pool, number, desk, letters, client_id=f"{instance}-{number}"
+            ),
+            compose=compose,
+            request_topic=requests.name,
+        ),
+    )
 
     def apply_beat(record: Record) -> None:
         beat = None if record.value is None else m.Heartbeat.FromString(record.value)
         key = (record.key or b"").decode()
         fleet.apply(key, beat, offset=record.offset, append_ms=record.timestamp)
+        tenure.heard.set()
 
     def reader(topic: str, apply: Callable[[Record], None]) -> StateReader:
         return StateReader(
@@ -137,8 +141,13 @@ def wire(settings: WorkerSettings) -> Process:
         emitter=emitter,
         desk=desk,
         desired=desired,
+        fleet=fleet,
         residents=residents,
         tenure=tenure,
         load=report,
         changed=changed,
     )
+
+
+def _no_beat() -> tuple[str, m.Heartbeat]:
+    raise AssertionError("the tenure writes this worker's beats")

@@ -80,7 +80,7 @@ def pack(text: msgspec.Raw, datatype: str, shape: Sequence[int], count: int) -> 
     """
     if datatype in BINARY_ONLY:
         raise NumbersError(f"{datatype} has no JSON form; send it as binary data")
-    _check_amount(text, datatype, count)
+    _check_amount(text, datatype, shape, count)
     nested = len(shape) > 1 and _NESTED.match(text) is not None
     try:
         values = _decoder(datatype, len(shape) if nested else 1).decode(text)
@@ -146,13 +146,14 @@ def unpack(data: bytes, datatype: str, count: int) -> Sequence[Any] | msgspec.Ra
     return values
 
 
-def _check_amount(text: msgspec.Raw, datatype: str, count: int) -> None:
+def _check_amount(text: msgspec.Raw, datatype: str, shape: Sequence[int], count: int) -> None:
     """Refuse text with far more elements than `count` before each becomes an object."""
     size = memoryview(text).nbytes
     if size <= _CHARACTERS_PER_ELEMENT * (count + 1) or datatype == "BYTES":
         return
     found = bytes(text).count(b",") + 1
-    if found > max(count, 1):
+    # An empty tensor, nested, still has commas between its empty lists.
+    if found > math.prod(max(dim, 1) for dim in shape):
         raise NumbersError(f"the shape says {count} elements, data has about {found}")
 
 

@@ -7,6 +7,7 @@ desired state with its events, in one transaction each.
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -15,7 +16,7 @@ from inferbus_registry import events
 from inferbus_registry.database import Database
 from inferbus_registry.outbox import repository as outbox
 from inferbus_registry.placement import desired, repository
-from inferbus_registry.placement.convergence import converge
+from inferbus_registry.placement.convergence import Step, converge
 from inferbus_registry.placement.fleet import Fleet
 from inferbus_schemas import messages as m
 from inferbus_schemas import topics
@@ -45,60 +46,43 @@ class Convergence:
 
     async def step(self) -> None:
         """Look at every model once."""
-        if self._fleet.membership is None:
-            return
-        async with self._database.read() as tx:
-            bodies = await outbox.messages(tx, topics.DEPLOYMENTS)
         fleet = self._fleet.membership
         if fleet is None:
             return
+        async with self._database.read() as tx:
+            bodies = await outbox.messages(tx, topics.DEPLOYMENTS)
         for body in bodies:
             now = m.Deployment.FromString(body)
-            following = converge(now, fleet)
-            if following is not None:
-                await self._apply(now, following)
+            if step := converge(now, fleet):
+                await self._apply(now, step)
 
-    async def _apply(self, now: m.Deployment, following: m.Deployment) -> None:
+    async def _apply(self, now: m.Deployment, step: Step) -> None:
         model = now.model
         async with self._database.write() as tx:
             if await outbox.generation(tx, topics.DEPLOYMENTS, model) != now.generation:
                 return
-            for alias in following.aliases:
-                await repository.set_serving(tx, model, alias.name, alias.serving)
-            for pool in following.pools:
-                await repository.put_pool(tx, model, pool.pool, pool.versions, pool.min_ready)
+            min_ready = {pool.pool: pool.min_ready for pool in now.pools}
+            for alias, serving in step.serving:
+                await repository.set_serving(tx, model, alias, serving)
+            for pool, versions in step.pools:
+                await repository.put_pool(tx, model, pool, versions, min_ready[pool])
             generation = await desired.announce(tx, model)
-            await _record(tx, now, following, generation)
+            await _record(tx, now, step, generation)
         _log.info("rollout_moved", model=model, generation=generation)
 
 
-async def _record(
-    tx: AsyncConnection, now: m.Deployment, following: m.Deployment, generation: int
-) -> None:
+async def _record(tx: AsyncConnection, now: m.Deployment, step: Step, generation: int) -> None:
     """Write an event for each alias and each pool that changed."""
-    for old, new in zip(now.aliases, following.aliases, strict=True):
-        if old != new:
-            before, after = (
-                {"alias": one.name, "wanted": one.wanted, "serving": one.serving}
-                for one in (old, new)
-            )
-            await events.append(
-                tx,
-                _US,
-                "alias_serving",
-                now.model,
-                before=before,
-                after=after,
-                generation=generation,
-            )
-    for held, holds in zip(now.pools, following.pools, strict=True):
-        if sorted(held.versions) != sorted(holds.versions):
-            await events.append(
-                tx,
-                _US,
-                "pool_holds",
-                now.model,
-                before={"pool": held.pool, "versions": sorted(held.versions)},
-                after={"pool": holds.pool, "versions": sorted(holds.versions)},
-                generation=generation,
-            )
+    aliases = {alias.name: alias for alias in now.aliases}
+    changes: list[tuple[events.What, dict[str, Any], dict[str, Any]]] = []
+    for name, serving in step.serving:
+        before = {"alias": name, "wanted": aliases[name].wanted, "serving": aliases[name].serving}
+        changes.append(("alias_serving", before, {**before, "serving": serving}))
+    pools = {pool.pool: sorted(pool.versions) for pool in now.pools}
+    for name, versions in step.pools:
+        held = {"pool": name, "versions": pools[name]}
+        changes.append(("pool_holds", held, {**held, "versions": list(versions)}))
+    for what, before, after in changes:
+        await events.append(
+            tx, _US, what, now.model, before=before, after=after, generation=generation
+        )

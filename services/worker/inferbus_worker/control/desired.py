@@ -14,11 +14,9 @@ import structlog
 from inferbus_kit.consume import Record
 from inferbus_schemas import manifest as manifests
 from inferbus_schemas import messages as m
+from inferbus_worker.control.holding import Key
 
 _log = structlog.get_logger("desired")
-
-Key = tuple[str, int]
-"""A version: model and number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +71,3 @@ class Desired:
         if have is None or said.generation > have.generation:
             self.deployments[said.model] = said
             self._changed()
-
-    def wanted(self, pool: str) -> dict[Key, tuple[Version, int]]:
-        """Return the versions that workers of the pool shall hold, with their generations."""
-        out: dict[Key, tuple[Version, int]] = {}
-        for model, deployment in self.deployments.items():
-            for part in deployment.pools:
-                for number in part.versions if part.pool == pool else ():
-                    version = self.versions.get((model, number))
-                    if version is not None:
-                        out[model, number] = (version, deployment.generation)
-        return out

@@ -1,12 +1,11 @@
-"""Which versions a worker loads, keeps and unloads; pure.
+"""Which versions a worker holds: those that it should, and those that it may not drop yet; pure.
 
-In: the newest deployments, the fleet, what is resident. Out: versions to load, to keep, to unload.
+In: the newest deployments, who is there, and what the worker holds. Out: the versions to hold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 
 from inferbus_schemas import messages as m
 from inferbus_schemas.membership import Membership
@@ -15,80 +14,48 @@ Key = tuple[str, int]
 """A version: model and number."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What to do with versions. The three sets are disjoint."""
-
-    load: frozenset[Key]
-    keep: frozenset[Key]
-    unload: frozenset[Key]
-
-    @property
-    def hold(self) -> frozenset[Key]:
-        """All that this worker shall have."""
-        return self.load | self.keep
-
-
-def plan(
-    pool: str,
+def versions_to_hold(
     deployments: Mapping[str, m.Deployment],
-    fleet: Membership,
-    residents: Set[Key],
-) -> Plan:
-    """Decide for a worker of `pool`.
+    membership: Membership,
+    pool: str,
+    held: Iterable[Key],
+) -> dict[Key, int]:
+    """Return the versions to hold, each with the generation that asks for it.
 
-    A version that the newest generation names for this pool is loaded. One that it names nowhere
-    is unloaded only once every live gateway acts on that generation and lists the version no
-    more; while no gateway lives, nobody can say that nothing waits for it, so it stays.
+    A version that the newest generation does not name for this pool is kept, with generation 0, as
+    long as some live gateway does not act on that generation of its model yet (a gateway whose beat
+    does not tell of the model acts on none), or still pins the version or has it in flight. Where a
+    model's deployment has ended, only pins and requests in flight keep a version. While no gateway
+    lives, nobody can say what it still pins: everything is kept.
 
     Args:
-        pool: the worker's pool.
-        deployments: the newest deployment of each model; a model that is missing has ended.
-        fleet: read at least as far as the deployments, or the decision is only more careful.
-        residents: versions that are loaded or loading.
+        deployments: the newest deployment of each model.
+        membership: the fold of the heartbeats, read to its end once at least.
+        pool: this worker's pool.
+        held: what this worker holds or loads now.
     """
-    named = {
-        (model, version)
+    hold = {
+        (model, version): deployment.generation
         for model, deployment in deployments.items()
-        for version in named_versions(deployment, pool)
+        for part in deployment.pools
+        if part.pool == pool
+        for version in part.versions
     }
-    gone = {
-        key
-        for key in residents
-        if key not in named and _unused(key, deployments.get(key[0]), fleet)
-    }
-    return Plan(
-        load=frozenset(named - residents),
-        keep=frozenset(residents - gone),
-        unload=frozenset(gone),
-    )
-
-
-def named_versions(deployment: m.Deployment, pool: str) -> set[int]:
-    """Return the versions that a deployment names for a pool.
-
-    Those of the pool's list and, where the model is in that pool at all, what its aliases want and
-    serve: a list that lags behind the aliases must not cost the version that serves.
-    """
-    lists = [set(part.versions) for part in deployment.pools if part.pool == pool]
-    if not lists:
-        return set()
-    aliases = {v for alias in deployment.aliases for v in (alias.wanted, alias.serving) if v}
-    return aliases.union(*lists)
-
-
-def _unused(key: Key, deployment: m.Deployment | None, fleet: Membership) -> bool:
-    model, version = key
-    gateways = fleet.gateways()
-    for gateway in gateways:
-        said = next((one for one in gateway.beat.gateway.models if one.model == model), None)
-        if said is None:
-            if deployment is not None:
-                return False
-        elif (
-            version in said.pinned
-            or version in said.in_flight
-            or (deployment is not None and said.generation < deployment.generation)
+    gateways = [member.beat.gateway for member in membership.gateways()]
+    for model, version in held:
+        newest = deployments.get(model)
+        generation = 0 if newest is None else newest.generation
+        if (model, version) not in hold and (
+            not gateways or any(_needs(gateway, model, version, generation) for gateway in gateways)
         ):
-            return False
-    return bool(gateways)
+            hold[model, version] = 0
+    return hold
+
+
+def _needs(gateway: m.GatewayBeat, model: str, version: int, generation: int) -> bool:
+    for said in gateway.models:
+        if said.model == model:
+            return (
+                said.generation < generation or version in said.pinned or version in said.in_flight
+            )
+    return generation > 0

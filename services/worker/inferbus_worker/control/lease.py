@@ -1,514 +1,394 @@
-"""The worker's inboxes: joins, claims, reads, loses, drains, releases, adopts; pure.
+"""Which inboxes this worker claims, reads, drains and gives up; pure.
 
-In: the fleet, acknowledgements of the beats it asked for, bounds and positions of inboxes, the
-time. Out: actions for the code around it, which only carries them out and tells how they ended.
-
-    lease = Lease(pool="default", instance="worker-1", life=life, n_inboxes=16)
-    lease.loaded()                       # the first loads are over
-    for action in lease.step(now_s, fleet):   # every 100 ms, and after each record of heartbeats
-        match action:
-            case WriteBeat():      # fill in load and residents, write; then written/not_written
-            case WriteTombstone(): # write a null under the key; then written/not_written
-            case AskBounds():      # fetch them; then bounds(...), or bounds({}) where it failed
-            case StartReading():   # read the inbox from its committed offset; feed position(...)
-            case AskEnd():         # fetch the log's end of the inbox; then end(...)
-            case StopReading():    # read no more; when all that was read is done: finished(...)
-    lease.drain()                        # on SIGTERM; go on stepping until lease.phase is Phase.OUT
+In: the fold of the heartbeats, and what is known of the inboxes. Out: actions: beats to write, and
+inboxes to open, to stop and to close.
 """
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterable, Mapping
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, auto
 
 from inferbus_schemas import messages as m
 from inferbus_schemas.membership import (
     EXPIRY_MS,
+    InboxLease,
     Membership,
-    claim_epoch,
     inbox_key,
     worker_key,
 )
 
-BEAT_EVERY_S = 1.0
-DRAINING_BEATS = 2
-"""Acknowledged beats that say `draining` before the end of the inbox is looked up."""
-_ASK_EVERY_S = 2.0
-_ANSWER_WITHIN_S = 10.0
-_TURN_MS = 2000
-"""How much longer each next worker in line waits before it adopts an inbox."""
+_DRAIN_BEATS = 2
+_DRAIN_MS = 1000
+_ADOPT_TURN_MS = 2000
 
 
 @dataclass(frozen=True, slots=True)
 class WriteBeat:
-    """Write a beat under `key`; answer with `written` or `not_written`, passing this object.
-
-    `inbox`, `epoch` and `end_offset` are None or 0 where the beat must leave them unset.
-    """
+    """Write a beat now. `inbox` is None under the key of a worker without one."""
 
     key: str
-    state: m.Heartbeat.State
+    state: m.State
     inbox: int | None = None
     epoch: int = 0
     end_offset: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class WriteTombstone:
-    """Write a null value under `key`; answer with `written` or `not_written`."""
+class Tombstone:
+    """Write a tombstone: nothing beats under this key any more."""
 
     key: str
 
 
 @dataclass(frozen=True, slots=True)
-class AskBounds:
-    """Fetch committed offset and log end of these inboxes; answer with `bounds`."""
-
-    inboxes: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class StartReading:
-    """Read this inbox from its committed offset, else from its earliest."""
+    """Open the inbox at its committed offset, else at the earliest, and read."""
 
     inbox: int
-    epoch: int
 
 
 @dataclass(frozen=True, slots=True)
-class AskEnd:
-    """Fetch the end offset of this inbox's log; answer with `end`."""
+class ReadEnd:
+    """Look up the end of the inbox from now on, and pass it to `Lease.end_found`."""
 
     inbox: int
 
 
 @dataclass(frozen=True, slots=True)
 class StopReading:
-    """Read this inbox no more, finish what was read, then answer with `finished`.
-
-    `commit`: commit before answering. False: another worker owns it; commit nothing any more.
-    """
+    """Read no more of the inbox, finish what was read; commit it, unless another owns it now."""
 
     inbox: int
     commit: bool
 
 
-Action = WriteBeat | WriteTombstone | AskBounds | StartReading | AskEnd | StopReading
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Disconnect from the inbox: nothing of it is open."""
+
+    inbox: int
+
+
+Action = WriteBeat | Tombstone | StartReading | ReadEnd | StopReading | Close
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
-    """Where an inbox stands. `committed` is the log's start where nothing was ever committed."""
+class Reading:
+    """How far an opened inbox is.
 
+    Frames below `position` were read, `n_open` of them are not done; `committed` is what was last
+    committed, or where reading began; `stopped`: reading has ended, `position` stays.
+    """
+
+    position: int
     committed: int
-    end: int
-
-    @property
-    def behind(self) -> bool:
-        """Whether frames wait there."""
-        return self.committed < self.end
+    n_open: int
+    stopped: bool
 
 
-class Phase(Enum):
-    """Where the worker is with its own inbox."""
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the world outside the heartbeats says.
 
-    LOADING = "loading"
-    JOINING = "joining"
-    NO_INBOX = "no_inbox"
-    CLAIMING = "claiming"
-    SERVING = "serving"
-    LOST = "lost"
-    DRAINING = "draining"
-    OUT = "out"
-
-
-class _Stage(Enum):
-    CLAIMING = 1
-    READING = 2
-    STOPPING = 3
-    RELEASING = 4
-    LOST = 5
-    ENDED = 6
-
-
-class _Voice:
-    """Beats under one key.
-
-    Invariants: at most one write is in the air; the next beat waits until the last acknowledged
-    one was read back, so a process that cannot read who owns what falls silent and expires.
+    `behind`: the inboxes whose committed offset (else their earliest) is below their end; None
+    where no look-up of the last 5 s has succeeded. `readings`: by inbox, those that are open.
     """
 
-    __slots__ = ("acked_offset", "in_air", "next_s")
-
-    def __init__(self) -> None:
-        self.in_air: WriteBeat | WriteTombstone | None = None
-        self.next_s = 0.0
-        self.acked_offset = -1
-
-    def due(self, now_s: float, fleet: Membership) -> bool:
-        return self.in_air is None and now_s >= self.next_s and fleet.position > self.acked_offset
-
-    def say(self, write: WriteBeat | WriteTombstone, now_s: float) -> WriteBeat | WriteTombstone:
-        self.in_air = write
-        self.next_s = now_s + BEAT_EVERY_S
-        return write
+    n_inboxes: int
+    behind: frozenset[int] | None
+    readings: Mapping[int, Reading]
 
 
-class _Tenancy:
-    """One inbox, from its claim to its end.
+class _Phase(Enum):
+    CLAIMING = auto()
+    OWNING = auto()
+    DRAINING = auto()
+    STOPPING = auto()
+    RELEASING = auto()
+    FINISHING = auto()
+    GONE = auto()
 
-    Invariants: it is read only after the claim was read back as the owner's; once a higher claim
-    was seen nothing is committed or released; `end_offset` is fixed before `released` is written.
-    """
 
-    __slots__ = (
-        "_asked_end_s",
-        "_end",
-        "_life",
-        "_n_draining",
-        "_pool",
-        "claim_offset",
-        "draining",
-        "end_offset",
-        "epoch",
-        "inbox",
-        "position",
-        "stage",
-        "voice",
-    )
+@dataclass(slots=True)
+class _Hold:
+    """One inbox from its claim until nothing of it is left."""
 
-    def __init__(self, pool: str, life: int, inbox: int, epoch: int, *, draining: bool) -> None:
-        self._pool = pool
-        self._life = life
-        self.inbox = inbox
-        self.epoch = epoch
-        self.draining = draining
-        self.stage = _Stage.CLAIMING
-        self.voice = _Voice()
-        self.claim_offset: int | None = None
-        self.position = -1
-        self.end_offset = 0
-        self._n_draining = 0
-        self._asked_end_s: float | None = None
-        self._end: int | None = None
-
-    def step(self, now_s: float, fleet: Membership) -> list[Action]:
-        out: list[Action] = []
-        if self._superseded(fleet):
-            if self.stage is _Stage.READING:
-                out.append(StopReading(self.inbox, commit=False))
-            reading = self.stage in {_Stage.READING, _Stage.STOPPING, _Stage.LOST}
-            self.stage = _Stage.LOST if reading else _Stage.ENDED
-            return out
-        if (
-            self.stage is _Stage.CLAIMING
-            and self.claim_offset is not None
-            and fleet.position > self.claim_offset
-        ):
-            self.stage = _Stage.READING
-            out.append(StartReading(self.inbox, self.epoch))
-        if self.stage is _Stage.READING and self.draining:
-            out += self._towards_the_end(now_s)
-        if self.stage not in {_Stage.LOST, _Stage.ENDED} and self.voice.due(now_s, fleet):
-            out.append(self.voice.say(self._beat(), now_s))
-        return out
-
-    def _superseded(self, fleet: Membership) -> bool:
-        lease = fleet.lease(self._pool, self.inbox)
-        return lease is not None and (
-            lease.epoch > self.epoch or (lease.epoch == self.epoch and lease.life != self._life)
-        )
-
-    def _towards_the_end(self, now_s: float) -> list[Action]:
-        if self._end is not None and self.position >= self._end:
-            self.stage = _Stage.STOPPING
-            return [StopReading(self.inbox, commit=True)]
-        asked = self._asked_end_s
-        if (
-            self._end is None
-            and self._n_draining >= DRAINING_BEATS
-            and (asked is None or now_s - asked >= _ANSWER_WITHIN_S)
-        ):
-            self._asked_end_s = now_s
-            return [AskEnd(self.inbox)]
-        return []
-
-    def _beat(self) -> WriteBeat:
-        state = m.STATE_DRAINING if self.draining else m.STATE_ACTIVE
-        if self.stage is _Stage.RELEASING:
-            state = m.STATE_RELEASED
-        return WriteBeat(
-            inbox_key(self._pool, self.inbox), state, self.inbox, self.epoch, self.end_offset
-        )
-
-    def written(self, beat: WriteBeat, offset: int) -> None:
-        self.voice.acked_offset = offset
-        if self.stage is _Stage.CLAIMING and self.claim_offset is None:
-            self.claim_offset = offset
-        if beat.state == m.STATE_DRAINING:
-            self._n_draining += 1
-        if beat.state == m.STATE_RELEASED:
-            self.stage = _Stage.ENDED
-
-    def end_seen(self, end: int) -> None:
-        self._end = end
-
-    def finished(self, end_offset: int) -> None:
-        if self.stage is _Stage.LOST:
-            self.stage = _Stage.ENDED
-        elif self.stage in {_Stage.READING, _Stage.STOPPING}:
-            self.stage = _Stage.RELEASING
-            self.draining = True
-            self.end_offset = end_offset
-            # Gateways wait for it, and what the last beat said no longer matters to anyone.
-            self.voice.next_s, self.voice.acked_offset = 0.0, -1
+    inbox: int
+    epoch: int
+    state: m.State
+    n_compacted: int
+    phase: _Phase = _Phase.CLAIMING
+    end_offset: int = 0
+    opened: bool = False
+    n_drain_beats: int = 0
+    drain_offset: int = -1
+    drain_clock_ms: int = 0
+    end_asked: bool = False
+    end: int | None = None
 
 
 class Lease:
-    """The inboxes of one worker's life: its own one and, at times, one that it adopts.
+    """The inboxes of one life of a worker: one of its own, and at most one that it adopted.
 
-    Invariants: it owns at most one inbox and adopts at most one beside it, only while it serves;
-    a claim is never abandoned but for a higher one, so a claim that lands late is ignored by all;
-    every epoch that it claims is higher than all that it has seen of the inbox and differs from
-    what any other life may claim at the same time.
+    Invariants: it reads only what the heartbeats, read up to its own claim, say it owns; it stops
+    as soon as they name a higher epoch; it releases only what it has finished and committed, with
+    the offset up to which it has read; an adopted inbox is never shown active.
+
+    How a driver feeds it. It must follow `fleet.heartbeats` into the `membership` given here.
+
+    1. Call `step(facts)` after each batch of heartbeats and at least ten times a second, and begin
+       the actions in their order. The first step announces the worker as joining, so load and
+       warm before it. Each action is given once: retry what fails until its inbox is closed.
+    2. Once a second write every beat that `beats()` gives, composed just before it is sent: the
+       worker's own first, the adopted inbox's after it. A `WriteBeat` action is one of them that
+       others wait for; it may be dropped when it fails, the next beat says the same. Written beats
+       need no answer here: what counts is that they were read back. `Tombstone`: one try will do.
+    3. While `wants_behind`, look up committed offsets and ends of all inboxes every second or two.
+    4. `StartReading`: open the inbox; from then on `facts.readings` has it. `StopReading`: cancel
+       the reading, also one that is still opening, then report `stopped`; keep finishing and, with
+       `commit`, committing; without, commit nothing more. `ReadEnd`: ask Kafka for the end *after*
+       getting the action, then call `end_found`. `Close`: disconnect and drop it from `readings`
+       before the next step.
+    5. To stop, call `drain()` and go on with 1 and 2 until `done`; give up after the time allowed:
+       the lease then expires and another worker takes over.
+    6. Ready is `active`; while `no_inbox_free`, say which command adds partitions.
     """
 
-    def __init__(self, *, pool: str, instance: str, life: int, n_inboxes: int) -> None:
+    def __init__(self, pool: str, instance: str, life: int, membership: Membership) -> None:
         self._pool = pool
         self._instance = instance
         self._life = life
-        self.n_inboxes = n_inboxes
-        self._loaded = False
+        self._membership = membership
+        self._joined_from: int | None = None
+        self._main: _Hold | None = None
+        self._adopted: _Hold | None = None
         self._draining = False
-        self._own: _Tenancy | None = None
-        self._adopted: _Tenancy | None = None
-        self._voice = _Voice()
-        self._joined_offset: int | None = None
-        self._buried: int = 0
-        self._bounds: Mapping[int, Bounds] | None = None
-        self._asked_s: float | None = None
-        self._next_ask_s = 0.0
-        self._round = 0
-        self._no_inbox = False
-        self._out = False
-
-    # -- what the code around it reads ------------------------------------------------------
-
-    @property
-    def phase(self) -> Phase:
-        """Where the worker is with its own inbox."""
-        if self._out:
-            return Phase.OUT
-        own = self._own
-        if own is not None and own.stage is _Stage.LOST:
-            return Phase.LOST
-        if self._draining:
-            return Phase.DRAINING
-        if own is None:
-            if not self._loaded:
-                return Phase.LOADING
-            return Phase.NO_INBOX if self._no_inbox else Phase.JOINING
-        if own.stage is _Stage.CLAIMING:
-            return Phase.CLAIMING
-        return Phase.SERVING if own.stage is _Stage.READING else Phase.DRAINING
-
-    @property
-    def message(self) -> str:
-        """One sentence for `/readyz`."""
-        if self.phase is Phase.NO_INBOX:
-            return (
-                f"all {self.n_inboxes} inboxes of pool {self._pool} are taken; add some with "
-                f"`inferbus topics add-partitions inference.requests.{self._pool}`"
-            )
-        return {
-            Phase.LOADING: "loading the versions that it should hold",
-            Phase.JOINING: "joining: it has no inbox yet",
-            Phase.CLAIMING: "joining: it has claimed an inbox and waits for its claim to be read",
-            Phase.SERVING: "serving",
-            Phase.LOST: "another worker has taken its inbox; it will join again",
-            Phase.DRAINING: "draining",
-            Phase.OUT: "stopped",
-        }[self.phase]
+        self.done = False
+        self.no_inbox_free = False
 
     @property
     def inbox(self) -> int | None:
-        """The inbox that it owns and reads, or None."""
-        own = self._own
-        return own.inbox if own is not None and own.stage is _Stage.READING else None
+        """The inbox that this worker owns as its own, or None."""
+        main = self._main
+        if main is None or main.phase in {_Phase.CLAIMING, _Phase.FINISHING}:
+            return None
+        return main.inbox
 
-    # -- what the code around it tells ------------------------------------------------------
+    @property
+    def active(self) -> bool:
+        """Whether this worker owns an inbox and takes new work."""
+        return self._main is not None and self._main.phase is _Phase.OWNING
 
-    def loaded(self) -> None:
-        """The first loads are over, READY or FAILED: it may join."""
-        self._loaded = True
-        self.beat_soon()
+    @property
+    def adopted(self) -> int | None:
+        """The inbox that it drains for another worker, or None."""
+        return None if self._adopted is None else self._adopted.inbox
+
+    @property
+    def wants_behind(self) -> bool:
+        """Whether a step would use `facts.behind`."""
+        if self._draining:
+            return False
+        return self._main is None or (self.active and self._adopted is None)
 
     def drain(self) -> None:
-        """Give everything up in order; the end is `Phase.OUT`. Twice is harmless."""
-        if not self._draining:
-            self._draining = True
-            if self._own is not None:
-                self._own.draining = True
-            self.beat_soon()
+        """Give everything up; the next steps do it."""
+        self._draining = True
 
-    def beat_soon(self) -> None:
-        """Beat at the next step, for a change that others wait for."""
-        for voice in (self._voice, *(one.voice for one in self._tenancies())):
-            voice.next_s = 0.0
+    def end_found(self, inbox: int, end: int) -> None:
+        """Note the end of an inbox, looked up after `ReadEnd` asked for it."""
+        for hold in (self._main, self._adopted):
+            if hold is not None and hold.inbox == inbox and hold.end_asked:
+                hold.end = end
 
-    def written(self, write: WriteBeat | WriteTombstone, offset: int) -> None:
-        """The broker has acknowledged this write at `offset`."""
-        if isinstance(write, WriteTombstone):
-            self._voice.in_air = None
-            self._buried = max(self._buried, 2 if self._draining else 1)
-            return
-        if write.inbox is None:
-            self._voice.in_air = None
-            self._voice.acked_offset = offset
-            if self._loaded and self._joined_offset is None:
-                self._joined_offset = offset
-            return
-        for one in self._tenancies():
-            if one.voice.in_air is write:
-                one.voice.in_air = None
-                one.written(write, offset)
+    def joining(self) -> WriteBeat:
+        """Return the beat of a worker without an inbox; it may be written before the first step."""
+        return WriteBeat(worker_key(self._instance), m.STATE_JOINING)
 
-    def not_written(self, write: WriteBeat | WriteTombstone) -> None:
-        """It is not known whether this write was, or will be, appended; it is asked for again."""
-        for voice in (self._voice, *(one.voice for one in self._tenancies())):
-            if voice.in_air is write:
-                voice.in_air = None
+    def beats(self) -> list[WriteBeat]:
+        """Return the beats to write once a second, as of now."""
+        found = []
+        if self._main is not None and self._main.phase is not _Phase.FINISHING:
+            found.append(self._beat(self._main))
+        elif not self.done:
+            found.append(self.joining())
+        if self._adopted is not None and self._adopted.phase is not _Phase.FINISHING:
+            found.append(self._beat(self._adopted))
+        return found
 
-    def bounds(self, found: Mapping[int, Bounds]) -> None:
-        """Answer `AskBounds`; inboxes whose bounds could not be had are left out."""
-        self._bounds = found
-        self._asked_s = None
-
-    def position(self, inbox: int, position: int) -> None:
-        """The inbox was read up to `position`, exclusive."""
-        for one in self._tenancies():
-            if one.inbox == inbox:
-                one.position = position
-
-    def end(self, inbox: int, end: int) -> None:
-        """Answer `AskEnd`; where it failed, answer nothing: it asks again."""
-        for one in self._tenancies():
-            if one.inbox == inbox:
-                one.end_seen(end)
-
-    def finished(self, inbox: int, end_offset: int) -> None:
-        """Answer `StopReading`: every frame below `end_offset` is done, and none is read any more.
-
-        When the time to drain is over, stop reading and answer with what is committable, at any
-        time after `StartReading`: gateways place again what stands at or above it.
-        """
-        for one in self._tenancies():
-            if one.inbox == inbox:
-                one.finished(end_offset)
-
-    # -- what it decides --------------------------------------------------------------------
-
-    def step(self, now_s: float, fleet: Membership) -> list[Action]:
-        """Return what is to be done now, each action once."""
+    def step(self, facts: Facts) -> list[Action]:
+        """Return what to do now."""
         out: list[Action] = []
-        for one in self._tenancies():
-            out += one.step(now_s, fleet)
-        if self._own is not None and self._own.stage is _Stage.ENDED:
-            self._own = None
-            self._joined_offset = self._bounds = self._asked_s = None
-            self._buried = 0
-            self._voice.next_s = 0.0
-        if self._adopted is not None and self._adopted.stage is _Stage.ENDED:
-            self._adopted = None
-            self._bounds = self._asked_s = None
-        out += self._homeless(now_s, fleet)
-        if self._own is None and not self._draining:
-            out += self._join(now_s, fleet)
-        elif self._adopted is None and self.phase is Phase.SERVING:
-            out += self._adopt(now_s, fleet)
+        if self.done:
+            return out
+        if self._main is None:
+            self._step_without(facts, out)
+        else:
+            self._step_hold(self._main, facts, out)
+            if self._main.phase is _Phase.GONE:
+                self._main = None
+        if self._adopted is not None:
+            self._step_hold(self._adopted, facts, out)
+            if self._adopted.phase is _Phase.GONE:
+                self._adopted = None
+        elif self.active and not self._draining:
+            self._adopt(facts, out)
         return out
 
-    def _tenancies(self) -> Iterable[_Tenancy]:
-        return [one for one in (self._own, self._adopted) if one is not None]
+    def _step_without(self, facts: Facts, out: list[Action]) -> None:
+        if self._draining:
+            if self._adopted is None:
+                self.done = True
+                out.append(Tombstone(worker_key(self._instance)))
+            return
+        if self._joined_from is None:
+            self._joined_from = self._membership.position
+            out.append(self.joining())
+            return
+        if self._has_read_joining(self._joined_from) and facts.behind is not None:
+            self._choose(facts, facts.behind, out)
 
-    def _homeless(self, now_s: float, fleet: Membership) -> list[Action]:
-        """Beat under the worker's own key while it reads no inbox; bury that key afterwards."""
-        voice, key = self._voice, worker_key(self._instance)
-        own = self._own
-        if self._draining and own is None and self._adopted is None:
-            if self._buried > 1:
-                self._out = True
-            elif voice.in_air is None and now_s >= voice.next_s:
-                return [voice.say(WriteTombstone(key), now_s)]
-            return []
-        if own is None or own.stage in {_Stage.CLAIMING, _Stage.LOST}:
-            if voice.due(now_s, fleet):
-                return [voice.say(WriteBeat(key, m.STATE_JOINING), now_s)]
-        elif not self._buried and voice.in_air is None and now_s >= voice.next_s:
-            return [voice.say(WriteTombstone(key), now_s)]
-        return []
+    def _has_read_joining(self, joined_from: int) -> bool:
+        member = self._membership.member(worker_key(self._instance))
+        return member is not None and member.life == self._life and member.offset >= joined_from
 
-    def _join(self, now_s: float, fleet: Membership) -> list[Action]:
-        if self._joined_offset is None or fleet.position <= self._joined_offset:
-            return []
-        free = [
-            inbox
-            for inbox in range(self.n_inboxes)
-            if (lease := fleet.lease(self._pool, inbox)) is None
-            or lease.state == m.STATE_RELEASED
-            or fleet.expired(lease)
-        ]
-        self._no_inbox = not free
-        if not free:
-            return []
-        if self._bounds is None:
-            return self._ask(free, now_s)
-        found, self._bounds = self._bounds, None
-        behind = [inbox for inbox in free if inbox in found and found[inbox].behind]
-        self._own = self._claim(behind or free, fleet, draining=False)
-        return self._own.step(now_s, fleet)
+    def _choose(self, facts: Facts, behind: frozenset[int], out: list[Action]) -> None:
+        free = [inbox for inbox in range(facts.n_inboxes) if self._free(inbox)]
+        self.no_inbox_free = not free
+        if free:
+            chosen = min(free, key=lambda one: (one not in behind, _weight(self._instance, one)))
+            self._main = self._claim(chosen, m.STATE_ACTIVE, out)
 
-    def _adopt(self, now_s: float, fleet: Membership) -> list[Action]:
-        if self._bounds is None:
-            orphans = self._orphans(fleet) if now_s >= self._next_ask_s else []
-            return self._ask(orphans, now_s) if orphans else []
-        found, self._bounds = self._bounds, None
-        behind = [i for i in self._orphans(fleet) if i in found and found[i].behind]
-        if not behind:
-            return []
-        self._adopted = self._claim(behind, fleet, draining=True)
-        return self._adopted.step(now_s, fleet)
+    def _free(self, inbox: int) -> bool:
+        lease = self._membership.lease(self._pool, inbox)
+        if inbox == self.adopted:
+            return False
+        return lease is None or lease.state == m.STATE_RELEASED or self._membership.expired(lease)
 
-    def _orphans(self, fleet: Membership) -> list[int]:
-        """Return the inboxes that nobody has read for so long that it is this worker's turn."""
-        out = []
-        live = [one.instance for one in fleet.workers(self._pool)]
-        for lease in fleet.leases(self._pool):
-            gone = fleet.expired(lease) or lease.state == m.STATE_RELEASED
-            if not gone or fleet.age_ms(lease) < EXPIRY_MS or lease.inbox >= self.n_inboxes:
-                continue
-            mine = self._weight(self._instance, lease.inbox)
-            turn = sum(self._weight(other, lease.inbox) < mine for other in live)
-            if fleet.age_ms(lease) >= EXPIRY_MS + turn * _TURN_MS:
-                out.append(lease.inbox)
-        return out
+    def _adopt(self, facts: Facts, out: list[Action]) -> None:
+        """Claim an inbox that nobody drains; workers take turns, so that few claim at once."""
+        for inbox in sorted(facts.behind or (), key=lambda one: _weight(self._instance, one)):
+            if inbox < facts.n_inboxes and self._free(inbox) and self._my_turn(inbox):
+                self._adopted = self._claim(inbox, m.STATE_DRAINING, out)
+                return
 
-    def _ask(self, inboxes: list[int], now_s: float) -> list[Action]:
-        if self._asked_s is not None and now_s - self._asked_s < _ANSWER_WITHIN_S:
-            return []
-        self._asked_s = now_s
-        self._next_ask_s = now_s + _ASK_EVERY_S
-        return [AskBounds(tuple(inboxes))]
+    def _my_turn(self, inbox: int) -> bool:
+        lease = self._membership.lease(self._pool, inbox)
+        idle_ms = self._membership.clock_ms if lease is None else self._membership.age_ms(lease)
+        live = [(worker.instance, worker.life) for worker in self._membership.workers(self._pool)]
+        live.sort(key=lambda one: (_weight(one[0], inbox), one[1]))
+        me = (self._instance, self._life)
+        return me in live and idle_ms > EXPIRY_MS + _ADOPT_TURN_MS * live.index(me)
 
-    def _claim(self, inboxes: list[int], fleet: Membership, *, draining: bool) -> _Tenancy:
-        self._round += 1
-        who = f"{self._instance}/{self._round}"
-        inbox = min(inboxes, key=lambda one: self._weight(who, one))
-        epoch = claim_epoch(fleet, self._pool, inbox, self._life)
-        return _Tenancy(self._pool, self._life, inbox, epoch, draining=draining)
+    def _claim(self, inbox: int, state: m.State, out: list[Action]) -> _Hold:
+        lease = self._membership.lease(self._pool, inbox)
+        epoch = max(0 if lease is None else lease.epoch + 1, self._membership.position)
+        hold = _Hold(inbox, epoch, state, self._membership.n_compacted)
+        out.append(self._beat(hold))
+        return hold
 
-    @staticmethod
-    def _weight(who: str, inbox: int) -> int:
-        return zlib.crc32(f"{who}/{inbox}".encode())
+    def _step_hold(self, hold: _Hold, facts: Facts, out: list[Action]) -> None:
+        lease = self._membership.lease(self._pool, hold.inbox)
+        reading = facts.readings.get(hold.inbox)
+        if hold.phase is _Phase.FINISHING:
+            if reading is None or (reading.stopped and reading.n_open == 0):
+                self._leave(hold, out)
+        elif self._lost(hold, lease):
+            self._lose(hold, out)
+        elif hold.phase is _Phase.CLAIMING:
+            self._step_claiming(hold, lease, out)
+        elif hold.phase is _Phase.OWNING:
+            if self._draining:
+                hold.phase, hold.state = _Phase.DRAINING, m.STATE_DRAINING
+                out.append(self._beat(hold))
+        elif hold.phase is _Phase.DRAINING:
+            self._step_draining(hold, lease, reading, out)
+        elif hold.phase is _Phase.STOPPING:
+            self._step_stopping(hold, reading, out)
+        elif self._ours(hold, lease, m.STATE_RELEASED):
+            self._leave(hold, out)
+
+    def _ours(self, hold: _Hold, lease: InboxLease | None, state: int | None = None) -> bool:
+        """Tell whether our own claim was read back and owns, with this state if one is given."""
+        return (
+            lease is not None
+            and lease.epoch == hold.epoch
+            and lease.life == self._life
+            and state in {None, lease.state}
+        )
+
+    def _lost(self, hold: _Hold, lease: InboxLease | None) -> bool:
+        return lease is not None and (
+            lease.epoch > hold.epoch or (lease.epoch == hold.epoch and lease.life != self._life)
+        )
+
+    def _lose(self, hold: _Hold, out: list[Action]) -> None:
+        if not hold.opened or hold.phase is _Phase.RELEASING:
+            self._leave(hold, out)
+            return
+        hold.phase = _Phase.FINISHING
+        out.append(StopReading(hold.inbox, commit=False))
+
+    def _leave(self, hold: _Hold, out: list[Action]) -> None:
+        hold.phase = _Phase.GONE
+        if hold.opened:
+            out.append(Close(hold.inbox))
+
+    def _step_claiming(self, hold: _Hold, lease: InboxLease | None, out: list[Action]) -> None:
+        if self._draining and hold is self._main:
+            # The claim may stand already; nothing was read, so everything is for others.
+            hold.phase, hold.state = _Phase.RELEASING, m.STATE_RELEASED
+            out.append(self._beat(hold))
+        elif self._ours(hold, lease):
+            if self._membership.n_compacted != hold.n_compacted:
+                # Another's earlier claim of this epoch may be among the records that are gone.
+                hold.phase = _Phase.GONE
+                return
+            hold.opened = True
+            out.append(StartReading(hold.inbox))
+            if hold is self._main:
+                hold.phase = _Phase.OWNING
+                self._joined_from = None
+                out.append(Tombstone(worker_key(self._instance)))
+            else:
+                hold.phase = _Phase.DRAINING
+
+    def _step_draining(
+        self, hold: _Hold, lease: InboxLease | None, reading: Reading | None, out: list[Action]
+    ) -> None:
+        if lease is not None and self._ours(hold, lease, m.STATE_DRAINING):
+            if hold.n_drain_beats == 0:
+                hold.drain_clock_ms = lease.clock_ms
+            if lease.offset != hold.drain_offset:
+                hold.drain_offset = lease.offset
+                hold.n_drain_beats += 1
+        seen_ms = self._membership.clock_ms - hold.drain_clock_ms
+        if hold.n_drain_beats < _DRAIN_BEATS or seen_ms < _DRAIN_MS:
+            return
+        if not hold.end_asked:
+            hold.end_asked = True
+            out.append(ReadEnd(hold.inbox))
+        elif hold.end is not None and reading is not None and reading.position >= hold.end:
+            hold.phase = _Phase.STOPPING
+            out.append(StopReading(hold.inbox, commit=True))
+
+    def _step_stopping(self, hold: _Hold, reading: Reading | None, out: list[Action]) -> None:
+        if reading is None or not reading.stopped or reading.n_open:
+            return
+        if reading.committed < reading.position:
+            return
+        hold.phase, hold.state = _Phase.RELEASING, m.STATE_RELEASED
+        hold.end_offset = reading.position
+        out.append(self._beat(hold))
+
+    def _beat(self, hold: _Hold) -> WriteBeat:
+        key = inbox_key(self._pool, hold.inbox)
+        return WriteBeat(key, hold.state, hold.inbox, hold.epoch, hold.end_offset)
+
+
+def _weight(instance: str, inbox: int) -> bytes:
+    """Return where an inbox stands in this instance's order: rendezvous hashing."""
+    return hashlib.sha256(f"{instance}\0{inbox}".encode()).digest()

@@ -20,7 +20,8 @@ from inferbus_kit.metrics import WorkerMetrics
 from inferbus_kit.telemetry import Tracing
 from inferbus_schemas import messages as m
 from inferbus_worker.artifacts import Artifacts
-from inferbus_worker.control.desired import Key, Version
+from inferbus_worker.control.desired import Version
+from inferbus_worker.control.holding import Key
 from inferbus_worker.engines.host import EngineHost, EngineSpec
 from inferbus_worker.hot.consume import Desk
 from inferbus_worker.hot.emit import Served
@@ -115,6 +116,10 @@ class Residents:
                 )
                 self._changed()
 
+    def held(self) -> list[Key]:
+        """Return the versions that are held or being loaded."""
+        return [key for key, resident in self._residents.items() if not resident.leaving]
+
     def beat(self) -> list[m.Resident]:
         """Return what the beat says of the versions."""
         return [
@@ -155,10 +160,10 @@ class Residents:
             if one.host is not None and one.readiness == m.READINESS_READY and not one.leaving
         ]
 
-    @property
-    def settled(self) -> bool:
-        """Whether no load is under way: each version is READY or FAILED."""
-        return all(one.readiness != m.READINESS_LOADING for one in self._residents.values())
+    async def settled(self) -> None:
+        """Wait until no load is under way: each version is READY or has FAILED."""
+        while loads := [one.task for one in self._residents.values() if one.task is not None]:
+            await asyncio.wait(loads)
 
     async def stop(self) -> None:
         """Unload everything at once."""
@@ -231,7 +236,7 @@ class Residents:
         executor, host = resident.executor, resident.host
         if executor is not None:
             until_s = time.monotonic() + _UNLOAD_GRACE_S
-            while not executor.idle and time.monotonic() < until_s:
+            while not executor.idle and time.monotonic() < until_s:  # noqa: ASYNC110 -- the hot path feeds no event for this
                 await asyncio.sleep(0.05)
         if host is not None:
             await host.stop()

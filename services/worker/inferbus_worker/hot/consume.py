@@ -34,6 +34,13 @@ _COMMIT_EVERY_S = 0.2
 _MAX_OPEN_REQUESTS = 20_000
 _MAX_OPEN_BYTES = 128 << 20
 _ID_BYTES = 16
+_FULL_S = 0.005
+_RETRY_S = 0.5
+
+
+def group(pool: str) -> str:
+    """Return the name under which workers of a pool commit; they never join it."""
+    return f"worker.inbox.{pool}"
 
 
 class UnreadableFrameError(ValueError):
@@ -160,36 +167,36 @@ class Inbox:
         letters: DeadLetters,
         *,
         client_id: str,
-        beat: Callable[[], None] = lambda: None,
     ) -> None:
         topic = topics.topic(topics.REQUESTS, pool)
         self.inbox = inbox
         self._desk = desk
         self._letters = letters
-        self._beat = beat
         self._reader = PartitionReader(
             bootstrap,
             topic.name,
             inbox,
             client_id=client_id,
-            group=f"worker.inbox.{pool}",
+            group=group(pool),
             start="committed",
         )
         self._offsets = ContiguousOffsets(0)
-        self._committed = -1
-        self._tasks: list[asyncio.Task[None]] = []
-        self.position = 0
-        self.failed: BaseException | None = None
+        self._read_task: asyncio.Task[None] | None = None
+        self._commit_task: asyncio.Task[None] | None = None
+        self._may_commit = True
+        self.position = -1
+        self.committed = -1
 
     async def start(self) -> None:
-        """Connect at the committed offset, else at the earliest, and read."""
-        self.position = await self._reader.start()
+        """Connect at the committed offset, else at the earliest, and read.
+
+        Raises:
+            BusUnavailableError: no broker answered in time.
+        """
+        self.position = self.committed = await self._reader.start()
         self._offsets = ContiguousOffsets(self.position)
-        self._committed = self.position
-        self._tasks = [
-            asyncio.create_task(self._read(), name=f"inbox:{self.inbox}"),
-            asyncio.create_task(self._commit(), name=f"inbox-commit:{self.inbox}"),
-        ]
+        self._read_task = asyncio.create_task(self._read(), name=f"inbox:{self.inbox}")
+        self._commit_task = asyncio.create_task(self._commit(), name=f"commit:{self.inbox}")
 
     def frame_done(self, offset: int) -> None:
         self._offsets.done(offset)
@@ -203,25 +210,37 @@ class Inbox:
         """Return the end of the inbox now."""
         return (await self._reader.bounds())[1]
 
-    async def stop_reading(self) -> int:
-        """Read no more; return the offset up to which, exclusive, frames were read."""
-        if self._tasks:
-            await cancel(self._tasks[0])
+    async def stop_reading(self, *, commit: bool = True) -> int:
+        """Read no more; what was read is finished and, with `commit`, still committed.
+
+        Returns:
+            The offset up to which, exclusive, frames were read; -1 where it never began.
+        """
+        self._may_commit = commit
+        await cancel(self._read_task)
+        self._read_task = None
         return self.position
 
     async def stop(self) -> None:
         """Read no more, commit what is done, disconnect."""
-        for task in self._tasks:
-            await cancel(task)
-        self._tasks = []
-        await self.commit()
+        await cancel(self._read_task)
+        await cancel(self._commit_task)
+        self._read_task = self._commit_task = None
+        if self.position >= 0:
+            await self.commit()
         await self._reader.stop()
+
+    @property
+    def committable(self) -> int:
+        """The offset below which every frame is done."""
+        # With nothing open the position counts: the last records may be gone from the log.
+        return self.position if self._offsets.n_open == 0 else self._offsets.committable
 
     async def commit(self) -> None:
         """Commit the contiguous prefix of done frames."""
-        offset = self._offsets.committable
-        if offset > self._committed and await self._reader.commit(offset):
-            self._committed = offset
+        offset = self.committable
+        if self._may_commit and offset > self.committed and await self._reader.commit(offset):
+            self.committed = offset
 
     async def _commit(self) -> None:
         while True:
@@ -230,18 +249,18 @@ class Inbox:
 
     async def _read(self) -> None:
         while True:
-            self._beat()
             if self._desk.full:
-                await asyncio.sleep(0.005)
+                await asyncio.sleep(_FULL_S)
                 continue
             try:
                 records = await self._reader.read(timeout_ms=500)
+                if records:
+                    await self._take(records)
+                else:
+                    self.position = max(self.position, await self._reader.position())
             except KafkaError as error:
                 _log.warning("read_failed", inbox=self.inbox, error=repr(error))
-                await asyncio.sleep(0.5)
-                continue
-            if records:
-                await self._take(records)
+                await asyncio.sleep(_RETRY_S)
 
     async def _take(self, records: list[Record]) -> None:
         now_s = time.monotonic()
