@@ -141,8 +141,8 @@ class _Session:
         with terminal.report(self._console) as report:
             stack.report = report
             await stack.start()
-        if self._models:
-            await show.show_models(stack, self._console)
+            if self._models:
+                await show.show_models(stack, report, self._console)
         show.show_addresses(stack, self._console)
         await self._watch(stack)
 

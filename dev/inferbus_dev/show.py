@@ -1,24 +1,78 @@
 """What `make up` shows once everything serves.
 
-In: a running stack. Out: the sample models at work, and the addresses to go on with.
+In: a running stack. Out: the sample models registered and at work on real inputs, each answer
+beside what the original library says, and the addresses to go on with.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+import httpx
+import msgspec
 from rich.table import Table
 
+from inferbus_dev.errors import LauncherError
+from inferbus_schemas import names
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
 
+    from inferbus_dev.progress import Report
     from inferbus_dev.stack import Stack
 
+MODELS = ("breast-cancer", "digits", "minilm")
+INPUTS_PER_MODEL = 2
+_SERVES_WITHIN_S = 90.0
+_BUILT_WITHIN_S = 300.0
 
-async def show_models(stack: Stack, console: Console) -> None:
-    """Register the sample models and send each a real input."""
-    if "registry" in stack.roles:
-        console.print(f"The control plane takes models at {stack.registry}.")
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One real input, what Inferbus answered, and what stands beside it."""
+
+    model: str
+    asked: str
+    answered: str
+    library: str
+    said: str
+    difference: float
+    within: bool
+    version: str
+    receipt: str
+    latency_ms: float
+
+
+async def show_models(stack: Stack, report: Report, console: Console) -> None:
+    """Register the sample models and send each real inputs."""
+    if not {"registry", "gateway", "worker"} <= stack.roles:
+        return
+    folder = stack.models_dir
+    with report.step("sample models: build") as step:
+        await _run(
+            ["inferbus_models", "build", "all", "--out", str(folder)], step.update, _BUILT_WITHIN_S
+        )
+    async with httpx.AsyncClient(timeout=35.0, trust_env=False) as client:
+        for model in MODELS:
+            with report.step(f"sample models: {model}") as step:
+                if not await _deployed(client, stack, model):
+                    argv = ["inferbus_cli", "models", "push", str(folder / model)]
+                    argv += ["--alias", names.DEFAULT_ALIAS, "--registry", stack.registry]
+                    await _run(argv, step.update, _SERVES_WITHIN_S)
+                step.update("loading")
+                await _serves(client, stack, model)
+        shown = [one for model in MODELS for one in await _ask(client, stack, model, folder)]
+    _print(shown, console)
+    if wrong := [one for one in shown if not one.within]:
+        raise LauncherError(
+            f"{wrong[0].model} answers other than {wrong[0].library} said: {wrong[0].asked}."
+        )
 
 
 def show_addresses(stack: Stack, console: Console) -> None:
@@ -28,3 +82,106 @@ def show_addresses(stack: Stack, console: Console) -> None:
         table.add_row(what, where)
     table.add_row("logs", str(stack.logs))
     console.print(table)
+    if "gateway" in stack.roles:
+        console.print(f"\nTry it: [bold]curl -s {stack.http}/v2/models/breast-cancer[/bold]")
+
+
+async def _run(argv: list[str], said: Any, timeout_s: float) -> None:
+    """Run one of our commands as a process of its own; its lines are progress."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        *argv,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    last = ""
+    try:
+        async with asyncio.timeout(timeout_s):
+            assert process.stdout is not None  # noqa: S101 -- it is a pipe
+            async for raw in process.stdout:
+                last = raw.decode("utf-8", "replace").strip() or last
+                said(last)
+            code = await process.wait()
+    except TimeoutError:
+        raise LauncherError(f"The sample models took over {timeout_s:.0f} s: {last}") from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if code:
+        raise LauncherError(f"The sample models could not be served: {last}")
+
+
+async def _deployed(client: httpx.AsyncClient, stack: Stack, model: str) -> bool:
+    """Tell whether the model has a default alias already; one that a user moved stays."""
+    found = await client.get(f"{stack.registry}/v1/registry/models/{model}")
+    if found.status_code != httpx.codes.OK:
+        return False
+    return any(alias["name"] == names.DEFAULT_ALIAS for alias in found.json()["aliases"])
+
+
+async def _serves(client: httpx.AsyncClient, stack: Stack, model: str) -> None:
+    until_s = time.monotonic() + _SERVES_WITHIN_S
+    while time.monotonic() < until_s:
+        found = await client.get(f"{stack.http}/v2/models/{model}/ready")
+        if found.status_code == httpx.codes.OK:
+            return
+        await asyncio.sleep(0.05)
+    raise LauncherError(
+        f"{model} does not serve after {_SERVES_WITHIN_S:.0f} s; "
+        f"`inferbus models rollout {model}` says why."
+    )
+
+
+async def _ask(client: httpx.AsyncClient, stack: Stack, model: str, folder: Path) -> list[Shown]:
+    """Send a model's samples; the first request of all is not shown, it warms connections."""
+    from inferbus_models import samples  # noqa: PLC0415 -- numpy, which a start need not wait for
+
+    manifest = msgspec.json.decode((folder / model / "manifest.json").read_bytes())
+    classes = manifest.get("task_settings", {}).get("classes", ())
+    chosen = samples.load(folder / model)[:INPUTS_PER_MODEL]
+    shown = []
+    for sample in [chosen[0], *chosen]:
+        started_s = time.perf_counter()
+        answer = await client.post(
+            f"{stack.http}/v2/models/{model}/infer", json={"inputs": list(sample.inputs)}
+        )
+        latency_ms = (time.perf_counter() - started_s) * 1e3
+        if answer.status_code != httpx.codes.OK:
+            raise LauncherError(f"{model} answers {answer.status_code}: {answer.text[:200]}")
+        outputs = answer.json()["outputs"]
+        difference = samples.difference(sample, outputs)
+        shown.append(
+            Shown(
+                model=model,
+                asked=sample.describe.rpartition(": ")[0],
+                answered=samples.words(outputs, classes),
+                library=sample.library,
+                said=samples.words(sample.expected, classes),
+                difference=difference,
+                within=difference <= sample.tolerance,
+                version=answer.headers["x-inferbus-model-version"],
+                receipt=answer.headers["x-inferbus-receipt"],
+                latency_ms=latency_ms,
+            )
+        )
+    return shown[1:]
+
+
+def _print(shown: list[Shown], console: Console) -> None:
+    """Print each input with our answer above the library's."""
+    console.print("\n[bold]Real inputs, real answers[/bold] (receipt is partition:offset)")
+    for one in shown:
+        console.print(f"\n[bold]{one.model}[/bold] version {one.version}: {one.asked}")
+        answers = Table.grid(padding=(0, 2))
+        answers.add_column(min_width=30)
+        answers.add_row(
+            "  Inferbus",
+            one.answered,
+            f"receipt {one.receipt}, {one.latency_ms:.1f} ms",
+        )
+        agrees = f"differs by {one.difference:.1e} at most"
+        answers.add_row(f"  {one.library}", one.said, agrees)
+        console.print(answers)
+    console.print()

@@ -96,6 +96,11 @@ class Stack:
         """The folder of all processes' output."""
         return self._folder.logs
 
+    @property
+    def models_dir(self) -> Path:
+        """The folder of built sample models; runs share it."""
+        return self._cache / "models"
+
     def metrics_ports(self) -> list[int]:
         """Return the port of each service's /livez, /readyz and /metrics."""
         return [seat.metrics_port for seat in self._seats.values()]

@@ -109,7 +109,7 @@ class PartitionReader:
         """Close; bounded, since a consumer's own stop may hang."""
         client, self._client = self._client, None
         if client is not None:
-            with contextlib.suppress(TimeoutError, KafkaError):
+            with contextlib.suppress(TimeoutError, KafkaError, asyncio.CancelledError):
                 async with asyncio.timeout(3.0):
                     await client.stop()
 

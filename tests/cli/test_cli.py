@@ -243,7 +243,8 @@ def test_help_comes_at_once() -> None:
         assert "models" in inferbus("--help").stdout
         return time.perf_counter() - started
 
-    assert min(seconds() for _ in range(5)) < 0.6  # 0.35 s where nothing else runs
+    # 0.35 s on an idle machine; the bound is loose, since tests share two cores.
+    assert min(seconds() for _ in range(5)) < 2.0
 
 
 class Gateway(BaseHTTPRequestHandler):

@@ -45,11 +45,11 @@ async def _json(log: Log, *arguments: str) -> tuple[int, Any]:
     return code, json.loads(out)
 
 
+@pytest.mark.slow
 async def test_verify_get_and_rewind(log: Log, loggers: ForkServer, tmp_path: Path) -> None:
     made = predictions.prediction(random.Random(3), int(time.time() * 1000))
-    answer = m.Tensor(
-        name="p", datatype="FP32", shape=[1, 2], data=bytes.fromhex("0000803f0000003f")
-    )
+    two = bytes.fromhex("0000803f0000003f")
+    answer = m.Tensor(name="p", datatype="FP32", shape=[1, 2], data=two)
     word = m.Tensor(name="w", datatype="BYTES", shape=[1], data=tensors.join_bytes([b"yes"]))
     made.outputs = m.TensorSet(tensors=[answer, word]).SerializeToString()
     made.output_sha256 = tensors.output_sha256([answer, word])
@@ -78,17 +78,14 @@ async def test_verify_get_and_rewind(log: Log, loggers: ForkServer, tmp_path: Pa
     assert "breast-cancer" in out
 
     # A change of any row is found from any scope that touches it, and told in words.
-    await log.fetch(
-        "UPDATE log.predictions SET attempt = 9 WHERE request_id = $1", ids.text(made.id)
-    )
+    change = "UPDATE log.predictions SET attempt = $2 WHERE request_id = $1"
+    await log.fetch(change, ids.text(made.id), 9)
     code, report = await _json(log, "verify", "--partition", "1", "--to-offset", "0")
     assert (code, len(report["findings"])) == (1, 1)
     code, out, _ = await _run(log, "verify")
     assert code == 1
     assert "NOT AS WRITTEN: partition 1, era 0" in out
-    await log.fetch(
-        "UPDATE log.predictions SET attempt = 1 WHERE request_id = $1", ids.text(made.id)
-    )
+    await log.fetch(change, ids.text(made.id), 1)
 
     code, _, err = await _run(log, "rewind", "--partition", "1", "--to", "earliest")
     assert code == 2
@@ -117,7 +114,7 @@ async def test_verify_get_and_rewind(log: Log, loggers: ForkServer, tmp_path: Pa
         (
             ("rewind", "--partition", "9", "--to", "0", "--i-know-that-this-begins-a-new-era"),
             2,
-            "Kafka does not answer for partition 9",
+            "Kafka has no partition 9",
         ),
     ],
     ids=["unknown", "no id", "no offset", "no partition"],

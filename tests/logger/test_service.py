@@ -77,9 +77,12 @@ async def test_two_loggers_share_the_partitions_and_one_inherits_them(
             assert loggers.ended(leaving) == 0
         wanted |= await _produce(log, 3000, seed=3)
         await log.caught_up()
-        _, metrics = await http(ports[0], "/metrics")
-    assert b'inferbus_log_lag_records{partition="0"}' in metrics
+        await until(lambda: _measures(ports[0], 'inferbus_log_lag_records{partition="3"} 0.0'))
     await _exact(log, wanted)
+
+
+async def _measures(port: int, line: str) -> bool:
+    return line in (await http(port, "/metrics"))[1].decode()
 
 
 async def _ended(loggers: ForkServer, pid: int) -> bool:

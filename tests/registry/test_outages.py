@@ -42,6 +42,19 @@ async def eventually(true: Callable[[], Any]) -> None:
         await asyncio.sleep(0.2)
 
 
+async def probe(running: RegistryProcess, path: str) -> int:
+    """Return the status of a health address."""
+    async with httpx.AsyncClient(trust_env=False) as client:
+        return (await client.get(f"{running.metrics_url}{path}")).status_code
+
+
+async def becomes(running: RegistryProcess, status: int) -> None:
+    """Wait until `/readyz` answers with a status."""
+    async with asyncio.timeout(BACK_S):
+        while await probe(running, "/readyz") != status:  # noqa: ASYNC110 -- it is another process
+            await asyncio.sleep(0.2)
+
+
 async def last_generation(bootstrap: str) -> int:
     """Return the generation of the model's last record."""
     place = TopicPartition(topics.topic(topics.DEPLOYMENTS).name, 0)
@@ -101,14 +114,10 @@ async def postgres_goes(stack: Stack, first: RegistryProcess) -> None:
     assert refused.status_code == 503
     assert refused.json()["code"] == "database_unavailable"
     assert "retry-after" in refused.headers
-    assert httpx.get(f"{first.metrics_url}/livez", trust_env=False).status_code == 200
-    await eventually(
-        lambda: httpx.get(f"{first.metrics_url}/readyz", trust_env=False).status_code == 503
-    )
+    assert await probe(first, "/livez") == 200
+    await becomes(first, 503)
     await stack.supervisor.start(spec)
-    await eventually(
-        lambda: httpx.get(f"{first.metrics_url}/readyz", trust_env=False).status_code == 200
-    )
+    await becomes(first, 200)
     moved = await move(first, 1)
     assert moved.status_code == 200
     await follows(stack.kafka, moved.json()["generation"])
@@ -119,7 +128,7 @@ async def kafka_goes(stack: Stack, first: RegistryProcess, second: RegistryProce
     await stack.supervisor.stop(["kafka-0"])
     moved = await move(second, 2)
     assert moved.status_code == 200
-    assert httpx.get(f"{first.metrics_url}/readyz", trust_env=False).status_code == 200
+    assert await probe(first, "/readyz") == 200
     await asyncio.sleep(2)
     moved = await move(second, 1)
     await stack.supervisor.start(spec)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from inferbus_kit.consume import PartitionReader
+from inferbus_kit.consume import PartitionReader, Record
 from inferbus_schemas import envelope, tensors, topics
 from inferbus_schemas import manifest as manifests
 from inferbus_schemas import messages as m
@@ -182,7 +182,7 @@ async def test_unreadable_records_become_dead_letters_and_block_nothing(
     )
     await letters.start()
     try:
-        found = []
+        found: list[Record] = []
         while len(found) < 2:
             found += await letters.read(timeout_ms=1000)
     finally:

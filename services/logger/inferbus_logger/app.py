@@ -1,7 +1,7 @@
 """The logger's parts in the order in which they start and stop.
 
-In: settings, then a frozen `Process`. Out: stages of a lifecycle: health, Kafka, writers; on stop the transaction
-that is under way ends first.
+In: settings, then a frozen `Process`. Out: stages of a lifecycle: health, Kafka, writers; on stop
+the transaction that is under way ends first.
 """
 
 from __future__ import annotations

@@ -20,6 +20,8 @@ from inferbus_schemas import messages as m
 from inferbus_schemas import tensors
 
 _PREFETCH: Final = 500
+_PREFETCH_PAYLOADS: Final = 50
+"""An output may have 4 MiB."""
 _MAX_FINDINGS: Final = 100
 _CHAINED_LIST: Final = ", ".join(rows.CHAINED)
 _N_CHAINED: Final = len(rows.CHAINED)
@@ -202,7 +204,7 @@ class _Audit:
             era,
             first,
             last,
-            prefetch=_PREFETCH,
+            prefetch=_PREFETCH_PAYLOADS if self._scope.payloads else _PREFETCH,
         )
         async for row in cursor:
             yield tuple(row)

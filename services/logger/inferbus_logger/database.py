@@ -18,6 +18,7 @@ else:
 
 CONNECT_TIMEOUT_S: Final = 5.0
 COMMAND_TIMEOUT_S: Final = 30.0
+AUDIT_TIMEOUT_S: Final = 600.0
 _SERVER_SETTINGS: Final = {
     # A sink that was stopped inside a transaction must not hold its partitions for long.
     "idle_in_transaction_session_timeout": "10s",
@@ -54,7 +55,9 @@ REFUSED_ROW: Final = (
 an `InterfaceError` of asyncpg may be a ValueError too."""
 
 
-async def connect(postgres_url: str, name: str) -> Connection:
+async def connect(
+    postgres_url: str, name: str, command_timeout_s: float = COMMAND_TIMEOUT_S
+) -> Connection:
     """Open a connection that `pg_stat_activity` shows as `name`.
 
     Raises:
@@ -63,7 +66,7 @@ async def connect(postgres_url: str, name: str) -> Connection:
     return await asyncpg.connect(
         postgres_url,
         timeout=CONNECT_TIMEOUT_S,
-        command_timeout=COMMAND_TIMEOUT_S,
+        command_timeout=command_timeout_s,
         server_settings={"application_name": name, **_SERVER_SETTINGS},
     )
 
@@ -85,7 +88,7 @@ async def open_for_command(postgres_url: str, name: str) -> Connection:
         StartupError: one sentence on what to do.
     """
     try:
-        connection = await connect(postgres_url, name)
+        connection = await connect(postgres_url, name, AUDIT_TIMEOUT_S)
     except (*UNAVAILABLE, asyncpg.PostgresError) as error:
         raise StartupError(
             "Postgres does not answer: see that it runs and that INFERBUS_POSTGRES_URL is right"

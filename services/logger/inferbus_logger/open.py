@@ -30,7 +30,8 @@ _log = structlog.get_logger("open")
 
 SILENCE_S: Final = 90.0
 _IDLE_S: Final = 1.0
-_RETRY_S: Final = 0.3
+_FIRST_RETRY_S: Final = 0.1
+_LAST_RETRY_S: Final = 2.0
 _KAFKA_TIMEOUT_S: Final = 10.0
 
 
@@ -71,6 +72,7 @@ class Opener:
         self._metrics = metrics
         self._health = health
         self._connection: Connection | None = None
+        self._retry_s = _FIRST_RETRY_S
 
     async def run(self, consumer: AIOKafkaConsumer) -> None:
         """Open lanes as they become stale; runs until cancelled."""
@@ -121,7 +123,10 @@ class Opener:
             if self._connection is not None and not isinstance(error, KafkaError):
                 self._connection.terminate()
                 self._connection = None
-            await asyncio.sleep(_RETRY_S)
+            await asyncio.sleep(self._retry_s)
+            self._retry_s = min(self._retry_s * 2, _LAST_RETRY_S)
+        else:
+            self._retry_s = _FIRST_RETRY_S
 
     async def _open(
         self, connection: Connection, consumer: AIOKafkaConsumer, lanes: Sequence[Lane]

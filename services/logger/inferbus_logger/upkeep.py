@@ -54,6 +54,7 @@ class Upkeep:
         self._retention_days = retention_days
         self._connections: frozenset[object] = frozenset()
         self._committed: dict[int, int] = {}
+        self._measured: set[int] = set()
 
     async def run(self) -> None:
         """Go round until cancelled."""
@@ -77,6 +78,10 @@ class Upkeep:
             self._board.reopen()
 
     def _measure_lag(self) -> None:
+        for partition in self._measured - set(self._board.lanes):
+            # It is another logger's now; a figure left behind would count twice.
+            self._metrics.lag_records.remove(str(partition))
+        self._measured &= set(self._board.lanes)
         for lane in self._board.lanes.values():
             place = TopicPartition(self._reader.topic, lane.partition)
             if place not in self._reader.consumer.assignment():
@@ -85,6 +90,7 @@ class Upkeep:
             if end is not None and lane.open:
                 lag = max(0, end - lane.next_offset)
                 self._metrics.lag_records.labels(str(lane.partition)).set(lag)
+                self._measured.add(lane.partition)
 
     async def commit(self) -> None:
         """Commit how far the log is; only for who looks at the group's lag."""

@@ -16,7 +16,7 @@ from inferbus_registry import events
 from inferbus_registry.database import Database
 from inferbus_registry.outbox import repository as outbox
 from inferbus_registry.placement import desired, repository
-from inferbus_registry.placement.convergence import Step, converge
+from inferbus_registry.placement.convergence import converge
 from inferbus_registry.placement.fleet import Fleet
 from inferbus_schemas import messages as m
 from inferbus_schemas import topics
@@ -53,36 +53,46 @@ class Convergence:
             bodies = await outbox.messages(tx, topics.DEPLOYMENTS)
         for body in bodies:
             now = m.Deployment.FromString(body)
-            if step := converge(now, fleet):
-                await self._apply(now, step)
+            following = converge(now, fleet)
+            if following is not None:
+                await self._apply(now, following)
 
-    async def _apply(self, now: m.Deployment, step: Step) -> None:
+    async def _apply(self, now: m.Deployment, following: m.Deployment) -> None:
         model = now.model
         async with self._database.write() as tx:
             if await outbox.generation(tx, topics.DEPLOYMENTS, model) != now.generation:
                 return
-            min_ready = {pool.pool: pool.min_ready for pool in now.pools}
-            for alias, serving in step.serving:
-                await repository.set_serving(tx, model, alias, serving)
-            for pool, versions in step.pools:
-                await repository.put_pool(tx, model, pool, versions, min_ready[pool])
+            for alias in following.aliases:
+                await repository.set_serving(tx, model, alias.name, alias.serving)
+            for pool in following.pools:
+                await repository.put_pool(tx, model, pool.pool, pool.versions, pool.min_ready)
             generation = await desired.announce(tx, model)
-            await _record(tx, now, step, generation)
+            await _record(tx, now, following, generation)
         _log.info("rollout_moved", model=model, generation=generation)
 
 
-async def _record(tx: AsyncConnection, now: m.Deployment, step: Step, generation: int) -> None:
+async def _record(
+    tx: AsyncConnection, now: m.Deployment, following: m.Deployment, generation: int
+) -> None:
     """Write an event for each alias and each pool that changed."""
-    aliases = {alias.name: alias for alias in now.aliases}
-    changes: list[tuple[events.What, dict[str, Any], dict[str, Any]]] = []
-    for name, serving in step.serving:
-        before = {"alias": name, "wanted": aliases[name].wanted, "serving": aliases[name].serving}
-        changes.append(("alias_serving", before, {**before, "serving": serving}))
-    pools = {pool.pool: sorted(pool.versions) for pool in now.pools}
-    for name, versions in step.pools:
-        held = {"pool": name, "versions": pools[name]}
-        changes.append(("pool_holds", held, {**held, "versions": list(versions)}))
+    changes: list[tuple[events.What, dict[str, Any], dict[str, Any]]] = [
+        ("alias_serving", _alias(old), _alias(new))
+        for old, new in zip(now.aliases, following.aliases, strict=True)
+    ]
+    changes += [
+        ("pool_holds", _pool(old), _pool(new))
+        for old, new in zip(now.pools, following.pools, strict=True)
+    ]
     for what, before, after in changes:
-        await events.append(
-            tx, _US, what, now.model, before=before, after=after, generation=generation
-        )
+        if before != after:
+            await events.append(
+                tx, _US, what, now.model, before=before, after=after, generation=generation
+            )
+
+
+def _alias(alias: m.Alias) -> dict[str, Any]:
+    return {"alias": alias.name, "wanted": alias.wanted, "serving": alias.serving}
+
+
+def _pool(pool: m.PoolVersions) -> dict[str, Any]:
+    return {"pool": pool.pool, "versions": sorted(pool.versions)}

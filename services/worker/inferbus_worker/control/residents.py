@@ -95,9 +95,12 @@ class Residents:
         self._changed = changed
         self._residents: dict[Key, _Resident] = {}
         self._loads = asyncio.Semaphore(_LOADS_AT_ONCE)
+        self._stopped = False
 
     def hold(self, wanted: Mapping[Key, tuple[Version, int]]) -> None:
         """Bring the residents towards `wanted` (version and generation by key); never waits."""
+        if self._stopped:
+            return
         now_s = time.monotonic()
         for key, (version, generation) in wanted.items():
             resident = self._residents.get(key)
@@ -166,7 +169,8 @@ class Residents:
             await asyncio.wait(loads)
 
     async def stop(self) -> None:
-        """Unload everything at once."""
+        """Unload everything at once, and load nothing any more."""
+        self._stopped = True
         for resident in self._residents.values():
             await cancel(resident.task)
             if resident.host is not None:
@@ -244,5 +248,6 @@ class Residents:
             executor.give_up("the version was unloaded")
         await self._artifacts.forget(resident.version.manifest)
         self._residents.pop(key, None)
+        self._metrics.resident.labels(key[0], str(key[1])).set(0)
         _log.info("unloaded", model=key[0], version=key[1])
         self._changed()

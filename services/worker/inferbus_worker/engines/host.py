@@ -24,9 +24,6 @@ from inferbus_worker.engines.process import Answer, EngineProcess
 
 _log = structlog.get_logger("engine")
 
-DEPTH = 2
-"""Batches that a process may hold: one that it computes and the next, so that it never waits."""
-
 _LOAD_TIMEOUT_S = 120.0
 _STUCK_S = 10.0
 _STUCK_P99S = 5.0
@@ -150,7 +147,7 @@ class EngineHost:
     def submit(
         self, token: Any, heads: Sequence[wire.TensorHead], buffers: Sequence[bytes]
     ) -> None:
-        """Give the engine a batch; the caller keeps to `DEPTH`."""
+        """Give the engine a batch; the caller bounds how many it may hold."""
         assert self._process is not None  # noqa: S101 -- only while up
         if not self._open:
             self._progress_s = time.monotonic()
@@ -166,7 +163,14 @@ class EngineHost:
         """
         if not self.up:
             raise EngineError("the engine is not up")
-        await self._prove(self._spec.manifest.golden[:1], _STUCK_S)
+        try:
+            await self._prove(self._spec.manifest.golden[:1], _STUCK_S)
+        except golden.GoldenError as error:
+            # It computes something else than it did: no life is better than a wrong answer.
+            _log.error("engine_wrong", model=self._spec.manifest.model, reason=str(error))
+            if self._process is not None:
+                self._process.kill()
+            raise EngineError(str(error)) from error
 
     async def _live(self, *, whole: bool) -> None:
         self._gone.clear()
@@ -194,21 +198,21 @@ class EngineHost:
             raise EngineError(loaded.error)
         self.memory_bytes = loaded.memory_bytes
         manifest = self._spec.manifest
-        if whole:
-            for batch in golden.warm_up(manifest):
-                await self._call(batch, _LOAD_TIMEOUT_S)
-        await self._prove(manifest.golden if whole else manifest.golden[:1], _LOAD_TIMEOUT_S)
+        try:
+            if whole:
+                for batch in golden.warm_up(manifest):
+                    await self._call(batch, _LOAD_TIMEOUT_S)
+            await self._prove(manifest.golden if whole else manifest.golden[:1], _LOAD_TIMEOUT_S)
+        except golden.GoldenError as error:
+            raise EngineError(str(error)) from error
 
     async def _prove(self, samples: tuple[Any, ...], timeout_s: float) -> None:
         manifest = self._spec.manifest
-        try:
-            for sample in samples:
-                batch = golden.inputs_of(sample, manifest.signature.inputs)
-                golden.check(sample, *await self._call(batch, timeout_s))
-            if not samples:
-                await self._call(golden.warm_up(manifest)[0], timeout_s)
-        except golden.GoldenError as error:
-            raise EngineError(str(error)) from error
+        for sample in samples:
+            batch = golden.inputs_of(sample, manifest.signature.inputs)
+            golden.check(sample, *await self._call(batch, timeout_s))
+        if not samples:
+            await self._call(golden.warm_up(manifest)[0], timeout_s)
         self.proven_s = time.monotonic()
 
     async def _call(self, batch: golden.Inputs, timeout_s: float) -> tuple[wire.Done, memoryview]:

@@ -226,8 +226,8 @@ class Executor:
         for work in batch.works:
             outputs, digest = answer.cut(row, work.rows, work.request.outputs)
             observe(batch.started_s - work.arrived_s)
-            answer_of = OkAnswer(row, outputs, digest, spans.get(id(work), ""))
-            self._emitter.ok(work, batch, self.served, answer_of)
+            context = spans.get(id(work), work.request.traceparent)
+            self._emitter.ok(work, batch, self.served, OkAnswer(row, outputs, digest, context))
             row += work.rows
 
     def _without_bad_rows(self, batch: Batch, bad_rows: dict[int, str]) -> None:
