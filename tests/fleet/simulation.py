@@ -17,8 +17,8 @@ from inferbus_schemas import messages as m
 from inferbus_schemas.membership import Membership
 from inferbus_worker.control import lease as leases
 
-TICK_MS = 200
-FAULTS_MS = 45_000
+TICK_MS = 100
+FAULTS_MS = 80_000
 SETTLE_MS = 90_000
 STOP_MS = 40_000
 POOL = "default"
@@ -93,9 +93,10 @@ class Follower:
     bus: Bus
     fleet: Membership
     offset: int = 0
+    deaf_until_ms: int = 0
 
     def read(self) -> None:
-        if not self.bus.up:
+        if not self.bus.up or self.bus.now_ms < self.deaf_until_ms:
             return
         end = len(self.bus.beats)
         if self.bus.rng.random() < 0.2:
@@ -142,12 +143,15 @@ class Worker:
         self.ends_due: list[tuple[int, int]] = []
         self.next_beat_ms = self.bus.now_ms + self.rng.randint(0, 1000)
         self.paused_until_ms = 0
+        self.mute_until_ms = 0
         self.slow = 1 + 9 * (self.rng.random() < 0.15)
 
     def tick(self) -> None:
         now_ms = self.bus.now_ms
         if now_ms < self.paused_until_ms or self.rng.random() < 0.1:
             return
+        if self.rng.random() < 0.5:
+            self.send()
         self.follower.read()
         self._look()
         self._work()
@@ -197,6 +201,8 @@ class Worker:
 
     def send(self) -> None:
         """Let what is due arrive, in order; some of it never, some of it again later."""
+        if self.bus.now_ms < self.mute_until_ms:
+            return
         while self.air and self.air[0][0] <= self.bus.now_ms and self.bus.up:
             _, key, beat = self.air.popleft()
             luck = self.rng.random()
@@ -260,7 +266,7 @@ class World:
         self.rng = random.Random(seed)
         self.bus = Bus(self.rng, self.rng.choice((1, 1, 2, 2, 3, 5)))
         self.loss = self.rng.choice((0.0, 0.02, 0.1))
-        self.fault_rate = self.rng.choice((0.03, 0.08, 0.15))
+        self.fault_rate = self.rng.choice((0.01, 0.03, 0.08))
         self.compaction_ms = self.rng.choice((8_000, 15_000, 10**9))
         self.instances = [f"worker-{number}" for number in range(self.rng.randint(1, 5))]
         self.workers: dict[str, Worker] = {}
@@ -324,9 +330,8 @@ class World:
         for worker in list(self.workers.values()):
             worker.tick()
             if worker.lease.done:
-                while worker.air and bus.up:
-                    bus.now_ms = max(bus.now_ms, worker.air[0][0])
-                    worker.send()
+                bus.late += worker.air
+                worker.air.clear()
                 if self.traffic:
                     del self.workers[worker.instance]
                     self.restarts[worker.instance] = bus.now_ms + self.rng.randint(0, 4000)
@@ -337,27 +342,32 @@ class World:
         for gateway in self.gateways:
             gateway.read()
             targets = gateway.fleet.workers(POOL)
-            if targets and self.rng.random() < 0.4:
+            if targets and self.rng.random() < 0.2:
                 inbox = self.rng.choice(targets).inbox
                 delay_ms = self.rng.choice((0, 0, 0, 300, 2500))
                 self.bus.late_frames.append((self.bus.now_ms + delay_ms, inbox))
 
     def _fault(self) -> None:
         rng, now_ms = self.rng, self.bus.now_ms
-        if rng.random() < 0.05:
+        if rng.random() < 0.03:
             self.bus.compact(self.compaction_ms)
-        if rng.random() < 0.003:
+        if rng.random() < 0.002:
             self.bus.away_until_ms = now_ms + rng.choice((500, 3000, 12_000))
         if rng.random() < 0.01:
             self.bus.step_back_ms = rng.choice((0, 0, 3000))
         if not self.workers or rng.random() > self.fault_rate:
             return
         worker = rng.choice(list(self.workers.values()))
-        match rng.randrange(4):
+        span_ms = rng.choice((2000, 7000, 12_000, 25_000))
+        match rng.randrange(6):
             case 0:
                 self._kill(worker)
             case 1 | 2:
-                worker.paused_until_ms = now_ms + rng.choice((2000, 7000, 12_000, 25_000))
+                worker.paused_until_ms = now_ms + span_ms
+            case 3:
+                worker.follower.deaf_until_ms = now_ms + span_ms
+            case 4:
+                worker.mute_until_ms = now_ms + span_ms
             case _:
                 worker.lease.drain()
 
@@ -374,6 +384,7 @@ class World:
         self.loss = 0.0
         for worker in self.workers.values():
             worker.paused_until_ms = min(worker.paused_until_ms, self.bus.now_ms + 8000)
+            worker.follower.deaf_until_ms = worker.mute_until_ms = 0
             worker.slow = 1
         for instance in list(self.restarts):
             if (self.workers or len(self.restarts) > 1) and self.rng.random() < 0.5:
@@ -385,7 +396,7 @@ class World:
             return "something is still on its way"
         live = [one for one in self.workers.values() if not one.lease.done]
         for inbox, finished in enumerate(self.bus.finished):
-            owners = [one for one in live if one.lease.inbox == inbox or one.lease.adopted == inbox]
+            owners = [one for one in live if inbox in {one.lease.inbox, one.lease.adopted}]
             if len(owners) > 1:
                 return f"inbox {inbox} has {len(owners)} owners for ever"
             if live and not all(finished):

@@ -20,6 +20,7 @@ from inferbus_gateway.hot.replies import Replies
 from inferbus_gateway.hot.route import Routes
 from inferbus_gateway.settings import GatewaySettings
 from inferbus_kit.consume import Record, StateReader
+from inferbus_kit.guard import Limits
 from inferbus_kit.health import Health, health_app
 from inferbus_kit.heartbeat import Beater
 from inferbus_kit.http import HttpServer
@@ -89,7 +90,9 @@ def wire(settings: GatewaySettings) -> Process:
             settings.http_host,
             settings.http_port,
             drain_s=settings.drain_timeout_s,
-            max_connections=settings.max_connections,
+            limits=Limits(
+                body_bytes=settings.max_body_bytes, n_connections=settings.max_connections
+            ),
         ),
         tracing=tracing,
         producer=producer,

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -93,15 +94,10 @@ class Artifacts:
         try:
             await self._fetch(entry, part)
             await asyncio.to_thread(os.replace, part, path)
-        except ArtifactError:
-            raise
         except OSError as error:
             raise ArtifactError(
-                f"{entry.path} cannot be kept on disk: {error.strerror or 'no space'}"
+                f"{entry.path} cannot be kept on this worker's disk: {error.strerror}"
             ) from error
-        except Exception as error:
-            _log.warning("fetch_failed", sha256=entry.sha256, error=repr(error))
-            raise ArtifactError(f"{entry.path} cannot be fetched from the object store") from error
         finally:
             with contextlib.suppress(OSError):
                 await asyncio.to_thread(part.unlink, missing_ok=True)
@@ -110,10 +106,8 @@ class Artifacts:
     async def _fetch(self, entry: FileEntry, part: Path) -> None:
         digest = hashlib.sha256()
         size_bytes = 0
-        got = await obstore.get_async(self._store, blob_path(entry.sha256))
         with part.open("wb") as file:
-            async for chunk in got.stream(min_chunk_size=_CHUNK_BYTES):
-                data = memoryview(chunk)
+            async for data in self._chunks(entry):
                 size_bytes += len(data)
                 if size_bytes > entry.size_bytes:
                     break
@@ -121,6 +115,16 @@ class Artifacts:
                 await asyncio.to_thread(file.write, data)
         if size_bytes != entry.size_bytes or digest.hexdigest() != entry.sha256:
             raise ArtifactError(f"{entry.path} in the object store is not what its digest says")
+
+    async def _chunks(self, entry: FileEntry) -> AsyncIterator[memoryview]:
+        try:
+            got = await obstore.get_async(self._store, blob_path(entry.sha256))
+            async for chunk in got.stream(min_chunk_size=_CHUNK_BYTES):
+                yield memoryview(chunk)
+        # Stores raise errors of their own, and a local one those of the system.
+        except Exception as error:
+            _log.warning("fetch_failed", sha256=entry.sha256, error=repr(error))
+            raise ArtifactError(f"{entry.path} cannot be fetched from the object store") from error
 
 
 def _is_whole(path: Path, entry: FileEntry) -> bool:

@@ -1,0 +1,125 @@
+"""A whole running stack for tests, and what they do with it.
+
+In: how many of each service. Out: a `Stack` with sample models deployed through the registry, as a
+user deploys them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import httpx
+from aiokafka import AIOKafkaConsumer
+from aiokafka.structs import TopicPartition
+
+from inferbus_dev.stack import Stack
+from inferbus_models import samples
+from inferbus_schemas import topics
+from tests.support.sample_models import model_folder
+
+
+@contextlib.asynccontextmanager
+async def running(
+    *, n_workers: int = 1, n_gateways: int = 1, env: Mapping[str, str] | None = None
+) -> AsyncIterator[Stack]:
+    """Run everything on free ports in a temporary folder; keep its logs if the test fails."""
+    folder = Path(tempfile.mkdtemp(prefix="inferbus-system-"))
+    stack = Stack(
+        folder / ".inferbus", free_ports=True, n_workers=n_workers, n_gateways=n_gateways, env=env
+    )
+    try:
+        await stack.start()
+        yield stack
+    except BaseException:
+        kept = Path(tempfile.gettempdir()) / "inferbus-failed-logs"
+        shutil.rmtree(kept, ignore_errors=True)
+        shutil.copytree(folder / ".inferbus" / "logs", kept, dirs_exist_ok=True)
+        raise
+    finally:
+        await stack.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def cli(*argv: str, timeout_s: float = 120.0) -> str:
+    """Run `inferbus ...` and return what it printed; a failure is an assertion."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "inferbus_cli",
+        *argv,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(timeout_s):
+        out, err = await process.communicate()
+    assert process.returncode == 0, (out + err).decode()
+    return out.decode()
+
+
+async def push(stack: Stack, name: str, *, variant: int = 1) -> None:
+    """Push a sample model, move `champion` to it, wait until every gateway pins it."""
+    folder = await asyncio.to_thread(model_folder, name, variant=variant)
+    await cli(
+        "models", "push", str(folder), "--alias", "champion", "--wait", "--registry", stack.registry
+    )
+
+
+def sample_inputs(name: str, *, variant: int = 1) -> list[list[dict[str, Any]]]:
+    """Return the inputs of a model's samples."""
+    return [
+        [dict(tensor) for tensor in sample.inputs]
+        for sample in samples.load(model_folder(name, variant=variant))
+    ]
+
+
+async def at_rest(stack: Stack, timeout_s: float = 60.0) -> None:
+    """Wait until every record of the prediction stream is behind the log's offsets."""
+    until_s = time.monotonic() + timeout_s
+    behind: dict[int, tuple[int, int]] = {}
+    while time.monotonic() < until_s:
+        ends = await _ends(stack.kafka)
+        logged = await _logged(stack.postgres)
+        behind = {p: (logged.get(p, 0), end) for p, end in ends.items() if logged.get(p, 0) < end}
+        if not behind:
+            return
+        await asyncio.sleep(0.2)
+    raise AssertionError(f"the log does not reach the end of the stream: {behind}")
+
+
+async def _ends(bootstrap: str) -> dict[int, int]:
+    name = topics.topic(topics.PREDICTIONS).name
+    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap)
+    await consumer.start()
+    try:
+        parts = [TopicPartition(name, p) for p in consumer.partitions_for_topic(name) or ()]
+        return {tp.partition: end for tp, end in (await consumer.end_offsets(parts)).items()}
+    finally:
+        await consumer.stop()
+
+
+async def _logged(url: str) -> dict[int, int]:
+    connection = await asyncpg.connect(url, ssl=False)
+    try:
+        rows = await connection.fetch("SELECT part, next_offset FROM log.sink_offsets")
+    finally:
+        await connection.close()
+    return {row["part"]: row["next_offset"] for row in rows}
+
+
+async def infer(
+    url: str, model: str, inputs: list[dict[str, Any]], **headers: str
+) -> httpx.Response:
+    """Send one request."""
+    async with httpx.AsyncClient(timeout=40, trust_env=False) as client:
+        return await client.post(
+            f"{url}/v2/models/{model}/infer", json={"inputs": inputs}, headers=headers
+        )

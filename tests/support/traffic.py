@@ -1,0 +1,147 @@
+"""Open-loop traffic that writes a ledger.
+
+In: gateways and requests. Out: one `S` line per request and one `A` or `U` line for what came back,
+and a count of what came back. Arrivals are Poisson, so a stall of the server shows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import httpx
+
+from tests.support.ledger import Ledger
+
+
+@dataclass(slots=True)
+class Seen:
+    """What came back. `failures` holds the answers that are neither 200 nor an unknown."""
+
+    n_sent: int = 0
+    statuses: Counter[int] = field(default_factory=Counter)
+    unknown: Counter[str] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
+    versions: Counter[str] = field(default_factory=Counter)
+    latencies_s: list[float] = field(default_factory=list)
+
+
+class Traffic:
+    """Sends requests to gateways in turn until told to stop.
+
+    Invariants: every key is sent once; a request is in the ledger before its first byte leaves;
+    `stop` waits for all answers.
+    """
+
+    def __init__(
+        self,
+        gateways: Callable[[], Sequence[str]],
+        ledger: Ledger,
+        model: str,
+        inputs: Sequence[Sequence[dict[str, Any]]],
+        *,
+        rate_per_s: float,
+        timeout_ms: int = 20_000,
+        seed: int = 0,
+        check: Callable[[int, str, list[dict[str, Any]]], str | None] | None = None,
+    ) -> None:
+        self._gateways = gateways
+        self._ledger = ledger
+        self._model = model
+        self._inputs = inputs
+        self._rate_per_s = rate_per_s
+        self._timeout_ms = timeout_ms
+        self._random = random.Random(seed)
+        self._check = check
+        self._prefix = f"{model}-{seed}"
+        self._numbers = itertools.count()
+        self._stopping = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.Task[None] | None = None
+        self.seen = Seen()
+        self._client = httpx.AsyncClient(
+            timeout=timeout_ms / 1000 + 10,
+            trust_env=False,
+            limits=httpx.Limits(max_connections=256, max_keepalive_connections=64),
+        )
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.create_task(self._send_for_ever())
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Send nothing more, wait for what is under way."""
+        self._stopping.set()
+        if self._loop is not None:
+            await self._loop
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._client.aclose()
+        self._ledger.sync()
+
+    async def _send_for_ever(self) -> None:
+        due_s = time.monotonic()
+        while not self._stopping.is_set():
+            due_s += self._random.expovariate(self._rate_per_s)
+            await asyncio.sleep(max(0.0, due_s - time.monotonic()))
+            number = next(self._numbers)
+            task = asyncio.create_task(self._send(number))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _send(self, number: int) -> None:
+        key = f"{self._prefix}-{number}"
+        which = number % len(self._inputs)
+        body = json.dumps({"id": key, "inputs": list(self._inputs[which])}).encode()
+        gateways = self._gateways()
+        url = f"{gateways[number % len(gateways)]}/v2/models/{self._model}/infer"
+        self._ledger.sent(key, hashlib.sha256(body).hexdigest())
+        self.seen.n_sent += 1
+        started_s = time.monotonic()
+        try:
+            answer = await self._client.post(
+                url, content=body, headers={"x-inferbus-timeout-ms": str(self._timeout_ms)}
+            )
+        except httpx.HTTPError as error:
+            self.seen.unknown[type(error).__name__] += 1
+            self._ledger.unknown(key, type(error).__name__)
+            return
+        self.seen.latencies_s.append(time.monotonic() - started_s)
+        self._note(key, which, answer)
+
+    def _note(self, key: str, which: int, answer: httpx.Response) -> None:
+        said = answer.headers
+        self.seen.statuses[answer.status_code] += 1
+        if said.get("x-inferbus-error-code") == "outcome_unknown":
+            self.seen.unknown["outcome_unknown"] += 1
+            self._ledger.unknown(key, "outcome_unknown")
+            return
+        accepted = "x-inferbus-receipt" in said
+        version = said.get("x-inferbus-model-version", "-")
+        self._ledger.answered(
+            key,
+            answer.status_code,
+            request_id=said["x-request-id"] if accepted else "-",
+            receipt=said.get("x-inferbus-receipt", "-"),
+            output_sha=said.get("x-inferbus-output-sha256", "-"),
+            version=version,
+            served_by=said.get("x-inferbus-served-by", "-"),
+        )
+        if answer.status_code != 200:
+            self.seen.failures.append(f"{answer.status_code} {answer.text[:200]}")
+            return
+        self.seen.versions[version] += 1
+        wrong = self._check(which, version, answer.json()["outputs"]) if self._check else None
+        if wrong is not None:
+            self.seen.failures.append(f"wrong answer to {key}: {wrong}")

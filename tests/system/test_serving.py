@@ -1,0 +1,130 @@
+"""The whole stack, as a user meets it: real models, real answers, a log that agrees."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from inferbus_dev.stack import Stack
+from inferbus_models import samples
+from tests.support import stacks
+from tests.support.ledger import Ledger, check_ledger
+from tests.support.sample_models import model_folder
+from tests.support.traffic import Traffic
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+MODELS = ("breast-cancer", "digits", "minilm")
+
+
+@pytest.fixture
+async def stack() -> AsyncIterator[Stack]:
+    async with stacks.running(n_workers=2, n_gateways=2) as running:
+        yield running
+
+
+async def test_models_swaps_and_the_log(stack: Stack, tmp_path: Path) -> None:
+    """One stack for all of it, since starting it is what costs."""
+    for name in MODELS:
+        await stacks.push(stack, name)
+    await _answers_equal_the_libraries(stack)
+    await _a_swap_under_load_fails_nothing(stack, tmp_path)
+    await _a_rolling_restart_fails_nothing(stack, tmp_path)
+    await _the_log_verifies(stack)
+
+
+async def _answers_equal_the_libraries(stack: Stack) -> None:
+    for name in MODELS:
+        for sample in samples.load(model_folder(name)):
+            inputs = [dict(tensor) for tensor in sample.inputs]
+            answer = await stacks.infer(stack.http, name, inputs)
+            assert answer.status_code == 200, answer.text
+            found = samples.difference(sample, answer.json()["outputs"])
+            assert found <= sample.tolerance, f"{name}: {sample.describe}"
+
+
+async def _a_swap_under_load_fails_nothing(stack: Stack, tmp_path: Path) -> None:
+    """Each answer is the one of the version that it names, and that version is the pinned one."""
+    expected = {
+        str(variant): samples.load(model_folder("breast-cancer", variant=variant))
+        for variant in (1, 2)
+    }
+
+    def check(which: int, version: str, outputs: list[dict[str, object]]) -> str | None:
+        sample = expected[version][which]
+        gap = samples.difference(sample, outputs)
+        return None if gap <= sample.tolerance else f"version {version} differs by {gap}"
+
+    inputs = stacks.sample_inputs("breast-cancer")
+    assert inputs == stacks.sample_inputs("breast-cancer", variant=2)
+    path = tmp_path / "swap.ledger"
+    with Ledger(path) as ledger:
+        traffic = Traffic(
+            lambda: stack.gateways, ledger, "breast-cancer", inputs, rate_per_s=60, check=check
+        )
+        async with traffic:
+            await asyncio.sleep(1.0)
+            await stacks.push(stack, "breast-cancer", variant=2)
+            await asyncio.sleep(1.5)
+            await stacks.cli(
+                "models", "alias", "breast-cancer", "champion", "1", "--registry", stack.registry
+            )
+            await asyncio.sleep(4.0)
+    seen = traffic.seen
+    assert not seen.failures, seen.failures[:3]
+    assert not seen.unknown
+    assert seen.statuses == {200: seen.n_sent}
+    assert set(seen.versions) == {"1", "2"}
+    await stacks.at_rest(stack)
+    assert not await check_ledger(path, stack.postgres, stack.kafka)
+
+
+async def _a_rolling_restart_fails_nothing(stack: Stack, tmp_path: Path) -> None:
+    """SIGTERM of each worker and of the logger and the registry, one after another, under load."""
+    path = tmp_path / "rolling.ledger"
+    with Ledger(path) as ledger:
+        traffic = Traffic(
+            lambda: stack.gateways,
+            ledger,
+            "breast-cancer",
+            stacks.sample_inputs("breast-cancer"),
+            rate_per_s=40,
+            seed=1,
+        )
+        async with traffic:
+            for role, index in (("worker", 0), ("worker", 1), ("logger", 0), ("registry", 0)):
+                await stack.restart(role, index)
+                await stack.wait_ready(role, index)
+            await asyncio.sleep(1.0)
+    assert not traffic.seen.failures, traffic.seen.failures[:3]
+    assert not traffic.seen.unknown
+    await stacks.at_rest(stack)
+
+
+async def _the_log_verifies(stack: Stack) -> None:
+    answer = await stacks.infer(
+        stack.http, "breast-cancer", stacks.sample_inputs("breast-cancer")[0]
+    )
+    await stacks.at_rest(stack)
+    request_id = answer.headers["x-request-id"]
+    for command in (["verify"], ["get", request_id]):
+        result = await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-m", "inferbus_logger", *command, "--json"],
+            env={"INFERBUS_POSTGRES_URL": stack.postgres},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr
+        said = json.loads(result.stdout)
+    assert said["request_id"] == request_id
+    receipt = f"{said['k_partition']}:{said['k_offset']}"
+    assert receipt == answer.headers["x-inferbus-receipt"]
