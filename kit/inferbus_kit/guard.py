@@ -1,196 +1,228 @@
-"""The guard around uvicorn's parser: what a connection may send, how slowly, and how much it waits.
+"""The guard around uvicorn's parser: what one connection may cost in bytes and in time.
 
-In: bytes of clients that may be hostile. Out: requests within `Limits`; all else is refused with
-one JSON error and a code in `x-inferbus-error-code`, or closed. uvicorn alone has no such bounds.
+In: bytes of a client that may be slow, endless or hostile. Out: requests for the app, or one short
+JSON refusal and a closed connection. httptools itself stores heads and trailers without bound.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import dataclass
-from typing import Any
 
+import httptools
+from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
 
-_NOTHING, _HEAD, _BODY, _REFUSED = range(4)
-_LINGER_S = 2.0
-_LINGER_BYTES = 8 << 20
-_FREE_PIECES = 1024
-_PIECE_BYTES = 64
-_MAX_PIPELINED = 64
+HEAD, BODY, ANSWER, IDLE, REFUSED = range(5)
+COPIED_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one connection may do; `body_bytes` None is unbounded, for routes that stream."""
+    """What a client may do; times hold to within `sweep_s`, None is unlimited."""
 
     head_bytes: int = 32 << 10
-    n_headers: int = 100
-    head_s: float = 10.0
+    headers: int = 100
+    pipelined: int = 100
+    connections: int | None = None
     body_bytes: int | None = None
-    bytes_per_s: int = 1 << 10
-    slow_s: float = 10.0
+    body_bytes_per_s: int = 1 << 10
+    body_window_s: float = 10.0
+    head_s: float = 10.0
+    unread_s: float = 30.0
     idle_s: float = 75.0
-    n_connections: int = 4096
+    linger_s: float = 1.0
+    sweep_s: float = 0.5
 
 
-class _Refusal(Exception):  # noqa: N818 -- an answer, raised through the parser
-    """Ends the request that is being read."""
+def _answer(status: int, code: str, error: str) -> bytes:
+    body = json.dumps({"error": error}).encode()
+    return b"%scontent-type: application/json\r\ncontent-length: %d\r\n" % (
+        STATUS_LINE[status],
+        len(body),
+    ) + b"x-inferbus-error-code: %s\r\nconnection: close\r\n\r\n%s" % (code.encode(), body)
+
+
+MALFORMED = _answer(400, "bad_http", "this is not a well-formed HTTP/1.1 request")
+FRAMING = _answer(400, "bad_framing", "chunk extensions or trailers are too large; send none")
+UPGRADE = _answer(400, "upgrade_with_body", "send the body without asking for an upgrade")
+SLOW_BODY = _answer(408, "slow_body", "the body came too slowly; send it again, faster")
+BODY_TOO_LARGE = _answer(413, "request_too_large", "the body is too large; send less at once")
+HEAD_TOO_LARGE = _answer(431, "headers_too_large", "the headers are too large; send fewer")
+CROWDED = _answer(503, "too_many_connections", "too many connections; try again shortly")
+
+
+class Answers:
+    """What a request writes to: uvicorn writes head and body apart, two packets and two calls.
+
+    Invariants: a head of known length leaves with the first of its body; nothing else is held.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport, self._head, self._fresh = transport, b"", True
+        self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        if self._fresh and not data.endswith((b" chunked\r\n\r\n", b" Continue\r\n\r\n")):
+            self._head, self._fresh = data, False
+            return
+        if self._head and len(data) < COPIED_BYTES:
+            data, self._head = self._head + data, b""
+        elif self._head:
+            self._transport.write(self._head)
+            self._head = b""
+        self._transport.write(data)
+
+    def end(self) -> None:
+        """Let out what is held, as for HEAD, and expect the next head."""
+        if self._head:
+            self._transport.write(self._head)
+        self._head, self._fresh = b"", True
+
+    def close(self) -> None:
+        self.end()
+        self._transport.close()
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """One connection within its limits.
+    """One connection.
 
-    Invariants: no timer and no clock per request but one read of the loop's time as it begins;
-    `look` is called about once a second; after a refusal nothing reaches the app any more, and
-    what still arrives is dropped for 2 s so that the client can read why.
+    Invariants: at most `_room` further bytes reach the parser before a head ends or a body byte
+    comes; no timer per request, only `sweep` looks at time; a refusal never stands between the
+    parts of another answer; after a refusal nothing reaches the parser.
     """
 
-    def __init__(self, *args: Any, limits: Limits, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._limits = limits
-        self._part = _NOTHING
-        self._since_s = self.loop.time()
-        self._n_messages = self._n_head = self._n_body = self._n_pieces = self._mark = 0
-        self._n_chunk = 0
-        self._unread = 0
-        self._unread_since_s = 0.0
-        self._why = (400, "bad_http", "this is not a request of HTTP/1.1")
+    def __init__(self, config: Config, state: ServerState, limits: Limits) -> None:
+        super().__init__(config, state, {})
+        self._limits, self._room, self._phase = limits, limits.head_bytes, HEAD
+        self._since_s = self._read_s = self.loop.time()
+        self._refusal = MALFORMED
+        self._body_bytes = self._window_bytes = self._unread_bytes = 0
 
-    def connection_made(self, transport: Any) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self._limits.n_connections:
-            self._refuse(503, "too_many_connections", "too many connections; try again shortly")
+        self._answers = Answers(transport)
+        if len(self.connections) > (self._limits.connections or len(self.connections)):
+            self._refuse(CROWDED)
 
     def data_received(self, data: bytes) -> None:
-        if self._part == _REFUSED:
-            self._n_body += len(data)
-            if self._n_body > _LINGER_BYTES:
-                self.transport.abort()
-            return
-        n_messages, self._n_chunk = self._n_messages, len(data)
-        if self._part == _NOTHING:
-            n_messages += 1
-        super().data_received(data)
-        if self._part == _HEAD and self._n_messages == n_messages:
-            self._n_head += len(data)
-            if self._n_head > self._limits.head_bytes:
-                self._refuse(431, "headers_too_large", "the headers are over the limit")
+        view = data if len(data) < self._room else memoryview(data)
+        at = 0
+        while at < len(data) and self._phase != REFUSED:
+            piece = view[at : at + self._room]
+            self._room -= len(piece)
+            at += len(piece)
+            try:
+                self.parser.feed_data(piece)
+            except httptools.HttpParserUpgrade as upgrade:
+                # Upgrades are ignored, as RFC 9110 allows; what follows is the next request.
+                at += int(upgrade.args[0]) - len(piece)
+            except httptools.HttpParserError:
+                self._refuse(self._refusal)
+            if self._room == 0:
+                self._refuse(FRAMING if self._phase == BODY else HEAD_TOO_LARGE)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._part, self._since_s = _HEAD, self.loop.time()
-        self._n_messages += 1
-        self._n_head = self._n_body = self._n_pieces = self._mark = 0
-        if len(self.pipeline) > _MAX_PIPELINED:
-            self._say(400, "too_many_pipelined", "too many requests wait on this connection")
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        # uvicorn's own lines, since this runs ten times a request.
-        name = name.lower()
-        if name == b"expect" and value.lower() == b"100-continue":
-            self.expect_100_continue = True
-        elif name == b"content-length" and int(value) > (self._limits.body_bytes or int(value)):
-            self._say_too_large()
-        self.headers.append((name, value))
-        if len(self.headers) > self._limits.n_headers:
-            self._say(431, "too_many_headers", "there are more headers than the limit")
+        self._phase, self._since_s = HEAD, self.loop.time()
 
     def on_headers_complete(self) -> None:
-        # Only a chunk that is larger than the limit can hold a head that is, all others are counted.
-        if self._n_chunk > self._limits.head_bytes:
-            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-            if size > self._limits.head_bytes:
-                self._say(431, "headers_too_large", "the headers are over the limit")
-        self._part = _BODY
+        limits, body_bytes = self._limits, 0
+        for name, value in self.headers:
+            if name == b"content-length":
+                body_bytes = int(value)
+        if len(self.headers) > limits.headers or len(self.pipeline) >= limits.pipelined:
+            self._stop_parser(HEAD_TOO_LARGE)
+        if limits.body_bytes is not None and body_bytes > limits.body_bytes:
+            self._stop_parser(BODY_TOO_LARGE)
+        # httptools would skip this body, then read it as the next request.
+        if self.parser.should_upgrade() and (
+            body_bytes or b"transfer-encoding" in dict(self.headers)
+        ):
+            self._stop_parser(UPGRADE)
         super().on_headers_complete()
+        self.cycle.transport = self._answers  # type: ignore[assignment]
+        self.headers = []  # trailers go here and not into the scope of a running request
+        self._phase, self._since_s, self._room = BODY, self.loop.time(), limits.head_bytes
+        self._body_bytes = self._window_bytes = 0
 
     def on_body(self, body: bytes) -> None:
-        self._n_body += len(body)
-        self._n_pieces += 1
-        if self._limits.body_bytes is not None and self._n_body > self._limits.body_bytes:
-            self._say_too_large()
-        if self._n_pieces > _FREE_PIECES + self._n_body // _PIECE_BYTES:
-            self._say(400, "tiny_pieces", "the body comes in too many tiny pieces")
+        self._room = self._limits.head_bytes
+        self._body_bytes += len(body)
+        if self._body_bytes > (self._limits.body_bytes or self._body_bytes):
+            self._stop_parser(BODY_TOO_LARGE)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._part = _NOTHING
         super().on_message_complete()
+        self._phase = IDLE if self.cycle.response_complete else ANSWER
+        self._since_s = self.loop.time()
 
     def on_response_complete(self) -> None:
-        # uvicorn would arm a timer per request here; `look` closes what is idle instead.
+        """Go on with the next request as uvicorn does, without its timer per request."""
         self.server_state.total_requests += 1
-        self._since_s = self.loop.time() if self._part == _NOTHING else self._since_s
-        if not self.transport.is_closing():
-            self.flow.resume_reading()
-            if self.pipeline:
-                self._start_asgi_task(*self.pipeline.pop())
-
-    def look(self, now_s: float) -> None:
-        """Close or refuse if the client is too slow or gone quiet."""
-        limits, waited_s = self._limits, now_s - self._since_s
-        self._look_at_unread(now_s)
-        if self._part == _REFUSED:
-            if waited_s > _LINGER_S:
-                self.transport.abort()
-        elif self._part == _HEAD:
-            if waited_s > limits.head_s:
-                self._refuse(408, "slow_headers", "the headers did not come in time")
-        elif self._part == _BODY:
-            if self.flow.read_paused:
-                self._since_s, self._mark = now_s, self._n_body
-            elif waited_s > limits.slow_s:
-                if self._n_body - self._mark < limits.bytes_per_s * waited_s:
-                    self._refuse(408, "slow_body", "the body comes too slowly")
-                self._since_s, self._mark = now_s, self._n_body
-        elif self.cycle is None:
-            if waited_s > limits.head_s:
-                self.transport.close()
-        elif self.cycle.response_complete and waited_s > limits.idle_s:
-            self.transport.close()
-
-    def _look_at_unread(self, now_s: float) -> None:
-        """Cut a client that does not read its answer."""
-        limits, unread = self._limits, self.transport.get_write_buffer_size()
-        if (
-            not unread
-            or unread + limits.bytes_per_s * limits.slow_s <= self._unread
-            or not self._unread
-        ):
-            self._unread, self._unread_since_s = unread, now_s
-        elif now_s - self._unread_since_s > limits.slow_s:
-            self.transport.abort()
-
-    def _say_too_large(self) -> None:
-        limit = self._limits.body_bytes
-        self._say(413, "request_too_large", f"the body is over {limit} bytes; send less at once")
-
-    def _say(self, status: int, code: str, message: str) -> None:
-        """Refuse from inside the parser."""
-        self._why = (status, code, message)
-        raise _Refusal
-
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 -- uvicorn's name and text
-        """Answer what the parser stopped at."""
-        self._refuse(*self._why)
-
-    def _refuse(self, status: int, code: str, message: str) -> None:
-        cycle = self.cycle
-        reading = self._part == _BODY and not self.pipeline and not cycle.response_started
-        free = cycle is None or cycle.response_complete or reading
-        self._part, self._since_s, self._n_body = _REFUSED, self.loop.time(), 0
-        if not free or self.transport.is_closing():
-            self.transport.close()
+        self._answers.end()
+        if self.transport.is_closing():
             return
-        if cycle is not None:
-            cycle.disconnected = True
-            cycle.message_event.set()
-        body = json.dumps({"error": message}).encode()
-        self.transport.write(
-            b"%scontent-type: application/json\r\ncontent-length: %d\r\n"
-            b"x-inferbus-error-code: %s\r\nconnection: close\r\n\r\n%s"
-            % (STATUS_LINE[status], len(body), code.encode(), body)
-        )
         self.flow.resume_reading()
-        self.transport.write_eof()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self._phase == ANSWER:
+            self._phase, self._since_s = IDLE, self.loop.time()
+
+    def _stop_parser(self, refusal: bytes) -> None:
+        self._refusal = refusal
+        raise ValueError  # `feed_data` turns it into its own error
+
+    def _refuse(self, refusal: bytes) -> None:
+        """Answer, end our side and drop input for `linger_s`: a reset would eat the answer."""
+        if self._phase == REFUSED or self.transport.is_closing():
+            return
+        cycle, in_body = self.cycle, self._phase == BODY
+        self._phase, self._since_s = REFUSED, self.loop.time()
+        if in_body and (cycle.response_started or self.pipeline):
+            self.transport.close()
+        elif not in_body and self._answering():
+            cycle.keep_alive = False  # earlier answers go out, the last one closes
+        else:
+            if in_body:
+                cycle.disconnected = True
+                cycle.message_event.set()
+            self.flow.resume_reading()
+            self.transport.write(refusal)
+            self.transport.write_eof()
+
+    def _answering(self) -> bool:
+        return self.cycle is not None and not (
+            self.cycle.response_complete or self.cycle.disconnected
+        )
+
+    def sweep(self, now_s: float) -> None:
+        """Close what is too slow; called every `sweep_s`."""
+        limits, waited_s = self._limits, now_s - self._since_s
+        if self._phase in (HEAD, BODY) and (
+            self.flow.read_paused or (self._phase == BODY and self.cycle.waiting_for_100_continue)
+        ):
+            # Time in which we do not read, or have not yet said 100, is not the client's.
+            self._since_s, self._window_bytes = now_s, self._body_bytes
+        elif self._phase == HEAD and waited_s >= limits.head_s:
+            if self._answering():
+                self._refuse(MALFORMED)
+            else:
+                self.transport.close()
+        elif self._phase == BODY and waited_s >= limits.body_window_s:
+            if self._body_bytes - self._window_bytes < limits.body_bytes_per_s * waited_s:
+                self._refuse(SLOW_BODY)
+            self._since_s, self._window_bytes = now_s, self._body_bytes
+        elif self._phase == IDLE and waited_s >= limits.idle_s:
+            self.transport.close()
+        elif self._phase == REFUSED and waited_s >= limits.linger_s and not self._answering():
+            self.transport.abort()
+        unread_bytes = self.transport.get_write_buffer_size()
+        if unread_bytes == 0 or unread_bytes < self._unread_bytes:
+            self._read_s = now_s
+        elif now_s - self._read_s >= limits.unread_s:
+            self.transport.abort()
+        self._unread_bytes = unread_bytes

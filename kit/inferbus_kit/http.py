@@ -7,7 +7,6 @@ a taken port is one clear sentence.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 from dataclasses import replace
 
@@ -47,7 +46,6 @@ class HttpServer:
         self._drain_s = drain_s
         self._config = uvicorn.Config(
             app,
-            loop="none",
             ws="none",
             lifespan="off",
             interface="asgi3",
@@ -58,60 +56,46 @@ class HttpServer:
         )
         self._config.load()
         self._state = ServerState()
+        self._connections: set[GuardedProtocol] = self._state.connections  # type: ignore[assignment]
         self._listener: asyncio.Server | None = None
-        self._sweep: asyncio.Task[None] | None = None
+        self._sweeper: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._listener = await loop.create_server(
+        self._listener = await asyncio.get_running_loop().create_server(
             lambda: GuardedProtocol(self._config, self._state, self._limits),
             sock=self._socket,
             backlog=2048,
         )
-        self._sweep = asyncio.create_task(self._sweep_connections(), name=f"http:{self.port}")
-        self._guard = asyncio.create_task(self._look(), name=f"guard:{self.port}")
-
-    async def _look(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(1.0)
-            for connection in cast(
-                "set[GuardedProtocol]", set(self._server.server_state.connections)
-            ):
-                connection.look(loop.time())
+        self._sweeper = asyncio.create_task(self._sweep(), name=f"http:{self.port}")
 
     async def stop(self) -> None:
         if self._listener is not None:
             self._listener.close()
         self._socket.close()
-        for connection in self._connections():
+        for connection in list(self._connections):
             connection.shutdown()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._drain_s):
-                while self._state.connections or self._state.tasks:
-                    await asyncio.sleep(0.01)
-        for connection in self._connections():
-            connection.transport.abort()
-        for task in list(self._state.tasks):
-            await cancel(task)
-        if self._sweep is not None:
-            await cancel(self._sweep)
-
-    def _connections(self) -> list[GuardedProtocol]:
-        return [c for c in self._state.connections if isinstance(c, GuardedProtocol)]
-
-    async def _sweep_connections(self) -> None:
         loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + self._drain_s
+        while (  # noqa: ASYNC110 -- uvicorn tells of no end
+            self._connections or self._state.tasks
+        ) and loop.time() < deadline_s:
+            await asyncio.sleep(0.01)
+        for connection in list(self._connections):
+            connection.transport.abort()
+        for task in [*self._state.tasks, self._sweeper]:
+            await cancel(task)
+
+    async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(self._limits.sweep_s)
-            now_s = loop.time()
-            for connection in self._connections():
+            now_s = asyncio.get_running_loop().time()
+            for connection in list(self._connections):
                 connection.sweep(now_s)
 
 
 def _bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # else no TCP_NODELAY
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))

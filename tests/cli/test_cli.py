@@ -18,7 +18,7 @@ import pytest
 from tests.support import registry, servers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from tests.support.registry import RegistryProcess
@@ -45,12 +45,12 @@ def model() -> str:
 
 
 def inferbus(
-    *arguments: str, cwd: Path | None = None, **env: str
+    *arguments: str, cwd: Path | None = None, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("INFERBUS_")}
     return subprocess.run(
         [sys.executable, "-m", "inferbus_cli", *arguments],
-        env={**clean, **env},
+        env={**clean, **(env or {})},
         cwd=cwd,
         capture_output=True,
         text=True,
@@ -71,28 +71,30 @@ def failed(run: subprocess.CompletedProcess[str], said: str, code: int = 1) -> b
 def test_push_show_alias_and_rollout(running: RegistryProcess, model: str, tmp_path: Path) -> None:
     at = {"INFERBUS_REGISTRY_URL": running.url}
     folder = registry.write_folder(tmp_path / "m", model, factor=time.time())
-    pushed = inferbus("models", "push", str(folder), **at)
+    pushed = inferbus("models", "push", str(folder), env=at)
     assert pushed.returncode == 0, pushed.stderr
     assert "bytes uploaded" in pushed.stdout
     assert f"{model} version 1 registered" in pushed.stdout
-    again = inferbus("models", "push", str(folder), "--alias", "champion", **at)
+    again = inferbus("models", "push", str(folder), "--alias", "champion", env=at)
     assert "model.onnx: there already" in again.stdout
     assert "version 1 was registered before" in again.stdout
     assert f"{model} champion: wanted 1, serving nothing yet" in again.stdout
 
     registry.write_folder(tmp_path / "m", model, factor=time.time())
-    assert "version 2 registered" in inferbus("models", "push", str(folder), **at).stdout
-    listed = json.loads(inferbus("models", "list", "--json", **at).stdout)
+    assert "version 2 registered" in inferbus("models", "push", str(folder), env=at).stdout
+    listed = json.loads(inferbus("models", "list", "--json", env=at).stdout)
     assert {one["model"]: one["n_versions"] for one in listed}[model] == 2
-    assert "champion -> 1 (serving nothing yet)" in inferbus("models", "show", model, **at).stdout
-    assert '"sha256"' in inferbus("models", "show", model, "2", **at).stdout
+    assert "champion -> 1 (serving nothing yet)" in inferbus("models", "show", model, env=at).stdout
+    assert '"sha256"' in inferbus("models", "show", model, "2", env=at).stdout
 
-    stale = inferbus("models", "alias", model, "champion", "2", "--expect", "2", **at)
+    stale = inferbus("models", "alias", model, "champion", "2", "--expect", "2", env=at)
     assert failed(stale, "409 alias_conflict")
-    assert failed(inferbus("models", "alias", model, "champion", "2", "--expect-new", **at), "409")
-    moved = inferbus("models", "alias", model, "champion", "2", "--expect", "1", **at)
+    assert failed(
+        inferbus("models", "alias", model, "champion", "2", "--expect-new", env=at), "409"
+    )
+    moved = inferbus("models", "alias", model, "champion", "2", "--expect", "1", env=at)
     assert "wanted 2" in moved.stdout
-    shown = inferbus("models", "rollout", model, **at).stdout
+    shown = inferbus("models", "rollout", model, env=at).stdout
     assert "champion: wanted 2, serving nothing yet (rolling)" in shown
     assert "pool default holds 1, 2; 1 must be ready" in shown
 
@@ -161,7 +163,9 @@ def test_a_refusal_of_the_registry_is_one_sentence(
 )
 def test_a_service_that_is_away_is_one_sentence(arguments: list[str], tmp_path: Path) -> None:
     run = inferbus(
-        *arguments, cwd=tmp_path, INFERBUS_REGISTRY_URL=NOWHERE, INFERBUS_GATEWAY_URL=NOWHERE
+        *arguments,
+        cwd=tmp_path,
+        env={"INFERBUS_REGISTRY_URL": NOWHERE, "INFERBUS_GATEWAY_URL": NOWHERE},
     )
     assert failed(run, "does not answer: start the stack with `make up`")
 
@@ -188,9 +192,16 @@ def test_addresses_come_from_flags_then_environment_then_stack(
     stack = tmp_path / ".inferbus" / "stack.json"
     stack.write_text(json.dumps({"registry": running.url}))
     assert inferbus("models", "list", cwd=below).returncode == 0
-    assert failed(inferbus("models", "list", cwd=below, INFERBUS_REGISTRY_URL=NOWHERE), NOWHERE)
+    assert failed(
+        inferbus("models", "list", cwd=below, env={"INFERBUS_REGISTRY_URL": NOWHERE}), NOWHERE
+    )
     flagged = inferbus(
-        "models", "list", "--registry", running.url, cwd=below, INFERBUS_REGISTRY_URL=NOWHERE
+        "models",
+        "list",
+        "--registry",
+        running.url,
+        cwd=below,
+        env={"INFERBUS_REGISTRY_URL": NOWHERE},
     )
     assert flagged.returncode == 0
     assert failed(inferbus("models", "list", "--registry", "not a url"), "is not a URL")
@@ -201,7 +212,7 @@ def test_addresses_come_from_flags_then_environment_then_stack(
 def test_topics(running: RegistryProcess, kafka_bootstrap: str, model: str) -> None:
     running.push(model, 1.0, "champion")
     at = {"INFERBUS_KAFKA_BOOTSTRAP": kafka_bootstrap}
-    listed = inferbus("topics", "list", **at).stdout
+    listed = inferbus("topics", "list", env=at).stdout
     assert "inferbus.models.deployments.v1" in listed
     assert "missing" not in listed
     deadline = time.monotonic() + 20
@@ -214,7 +225,7 @@ def test_topics(running: RegistryProcess, kafka_bootstrap: str, model: str) -> N
             "--from-beginning",
             "--count",
             "1",
-            **at,
+            env=at,
         )
         assert tail.returncode == 0, tail.stderr
         if tail.stdout or time.monotonic() > deadline:
@@ -222,10 +233,10 @@ def test_topics(running: RegistryProcess, kafka_bootstrap: str, model: str) -> N
     record = json.loads(tail.stdout)
     assert record["headers"]["ce_type"] == "inferbus.models.deployment-changed.v1"
     assert record["value"]["model"] == record["key"]
-    assert failed(inferbus("topics", "tail", "none", **at), "There is no topic 'none'")
-    keep = inferbus("topics", "add-partitions", "inference.predictions", "--total", "99", **at)
+    assert failed(inferbus("topics", "tail", "none", env=at), "There is no topic 'none'")
+    keep = inferbus("topics", "add-partitions", "inference.predictions", "--total", "99", env=at)
     assert failed(keep, "must keep its partitions")
-    fewer = inferbus("topics", "add-partitions", "inference.requests", "--total", "1", **at)
+    fewer = inferbus("topics", "add-partitions", "inference.requests", "--total", "1", env=at)
     assert failed(fewer, "they only grow")
     assert failed(inferbus("topics", "list", "--kafka", "127.0.0.1:1"), "Kafka does not answer")
 
@@ -233,7 +244,7 @@ def test_topics(running: RegistryProcess, kafka_bootstrap: str, model: str) -> N
 def test_the_log_needs_a_database(tmp_path: Path) -> None:
     assert failed(inferbus("audit", "verify", cwd=tmp_path), "Nothing says where Postgres is")
     away = {"INFERBUS_POSTGRES_URL": "postgresql://x@127.0.0.1:1/x"}
-    assert failed(inferbus("predictions", "get", "x", cwd=tmp_path, **away), "")
+    assert failed(inferbus("predictions", "get", "x", cwd=tmp_path, env=away), "")
 
 
 @pytest.mark.slow

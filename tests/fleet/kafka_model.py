@@ -1,4 +1,4 @@
-"""Kafka as the fleet sees it, in virtual time: ordered logs that are late, doubled, away, compacted.
+"""Kafka as the fleet sees it, in virtual time: ordered logs, late, doubled, away, compacted.
 
 In: records to append, with what shall happen when the broker answers. Out: logs with append times,
 acknowledgements that may be lost.
@@ -84,6 +84,11 @@ class Broker:
         due_s = max(self.now_s + self.delay_s(), self._last_s.get((who, log), 0.0))
         self._last_s[who, log] = due_s
         self.at(due_s, lambda: self._append(log, key, value, answer))
+
+    def slow(self, who: str, log: str, delay_s: float) -> None:
+        """Let the next write of this producer to this log, and those behind it, hang."""
+        at_s = self.now_s + delay_s
+        self._last_s[who, log] = max(at_s, self._last_s.get((who, log), 0.0))
 
     def _append(self, log: str, key: str, value: Any, answer: Answer) -> None:
         if not self.up:

@@ -144,7 +144,7 @@ class Worker:
         self.next_beat_ms = self.bus.now_ms + self.rng.randint(0, 1000)
         self.paused_until_ms = 0
         self.mute_until_ms = 0
-        self.slow = 1 + 9 * (self.rng.random() < 0.15)
+        self.slow = 10 if world.traffic and self.rng.random() < 0.15 else 1
 
     def tick(self) -> None:
         now_ms = self.bus.now_ms

@@ -90,6 +90,17 @@ class Shy(leases.Lease):
         return self._membership.lease(self._pool, inbox) is None
 
 
+class Naive(leases.Lease):
+    """Claims one above the highest epoch that it has seen."""
+
+    def _claim(self, inbox: int, state: m.State, out: list[leases.Action]) -> leases._Hold:
+        hold = super()._claim(inbox, state, out)
+        lease = self._membership.lease(self._pool, inbox)
+        hold.epoch = 0 if lease is None else lease.epoch + 1
+        out[-1] = self._beat(hold)
+        return hold
+
+
 class Forgetful(Membership):
     """Takes the last record of an inbox for its lease, whatever its epoch."""
 
@@ -107,6 +118,7 @@ class Forgetful(Membership):
         (Greedy, Membership, "released above what was read"),
         (Unkind, Membership, "nobody finishes"),
         (Shy, Membership, "stranded"),
+        (Naive, Membership, "two owners"),
         (leases.Lease, Forgetful, "two owners"),
     ],
 )

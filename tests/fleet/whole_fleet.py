@@ -20,7 +20,7 @@ from inferbus_kit.offsets import ContiguousOffsets
 from inferbus_registry.placement.convergence import converge
 from inferbus_schemas import membership
 from inferbus_schemas import messages as m
-from inferbus_schemas.membership import InboxLease, Membership
+from inferbus_schemas.membership import Membership
 from inferbus_schemas.terminal import is_terminal
 from inferbus_worker.control import lease as leases
 from inferbus_worker.control.holding import Key, versions_to_hold
@@ -30,10 +30,11 @@ from tests.fleet.simulation import BrokenError
 POOL, MODEL, ALIAS = "default", "iris", "champion"
 BEATS, DEPLOYMENTS = "beats", "deployments"
 TICK_S = 0.1
+_STALE_S = 3.0
 FAULTS_S = 40.0
 SETTLE_S = 90.0
 DEADLINE_S = 30.0
-_LOAD_S = 1.5
+_LOADS_S = (0.3, 1.0, 2.0, 14.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,21 +82,29 @@ class Faults:
     loss: float = 0.0
     gateway_faults: bool = False
     swaps: float = 0.02
+    slow_frames: float = 0.0
     deadline_s: float = DEADLINE_S
 
     @property
     def harmless(self) -> bool:
         """Whether no request may end in anything but OK."""
-        return not (self.away or self.loss or self.gateway_faults)
+        return not (self.away or self.loss or self.gateway_faults or self.kills or self.pauses)
 
 
-CALM = Faults(drains=0.02, swaps=0.03)
-DEATHS = Faults(drains=0.01, kills=0.01, pauses=0.01)
+CALM = Faults(drains=0.02, swaps=0.02, slow_frames=0.01, deadline_s=24.0)
+PROMPT = Faults(drains=0.03, swaps=0.0, slow_frames=0.02, deadline_s=8.0)
+DEATHS = Faults(drains=0.005, kills=0.006, pauses=0.01, slow_frames=0.01)
 EVERYTHING = Faults(
-    drains=0.01, kills=0.01, pauses=0.01, away=0.004, loss=0.02, gateway_faults=True
+    drains=0.005, kills=0.005, pauses=0.008, away=0.002, loss=0.03, gateway_faults=True
 )
 HURRIED = Faults(
-    drains=0.01, kills=0.02, pauses=0.02, away=0.01, loss=0.02, gateway_faults=True, deadline_s=4.0
+    drains=0.005,
+    kills=0.006,
+    pauses=0.01,
+    away=0.006,
+    loss=0.03,
+    gateway_faults=True,
+    deadline_s=4.0,
 )
 
 
@@ -109,6 +118,7 @@ class Process:
         self.beats = Tail(world.broker, BEATS)
         self.news = Tail(world.broker, DEPLOYMENTS)
         self.deployments: dict[str, m.Deployment] = {}
+        self.name = f"{instance}/{self.life}"
         self.alive = True
         self.paused_until_s = 0.0
         self.next_beat_s = 0.0
@@ -141,7 +151,7 @@ class Process:
             else:
                 answer(offset)
 
-        self.broker.produce(self.instance + str(self.life), log, key, value, answered)
+        self.broker.produce(self.name, log, key, value, answered)
 
     def beat_due(self) -> bool:
         if self.broker.now_s < self.next_beat_s:
@@ -200,7 +210,8 @@ class Worker(Process):
         now_s = self.broker.now_s
         hold = self.world.classes.hold(self.deployments, self.fleet, POOL, list(self.ready_s))
         for key in hold:
-            self.ready_s.setdefault(key, now_s + _LOAD_S * (0.2 + self.rng.random()))
+            if key not in self.ready_s:
+                self.ready_s[key] = now_s + self.rng.choice(_LOADS_S)
         for key in [key for key in self.ready_s if key not in hold]:
             del self.ready_s[key]
         if not self.loaded and self.news.at_end and self.beats.at_end:
@@ -263,9 +274,9 @@ class Worker(Process):
         for one in self.opened.values():
             self._read(one)
             committable = one.offsets.committable
-            if one.tail is not None and one.may_commit and self.broker.up:
-                if committable > one.committed:
-                    self.broker.committed[one.inbox] = one.committed = committable
+            may = one.tail is not None and one.may_commit and self.broker.up
+            if may and committable > one.committed:
+                self.broker.committed[one.inbox] = one.committed = committable
         for due in [due for due in self.running if due[0] <= now_s]:
             self.running.remove(due)
             self._end(*due[1:])
@@ -282,14 +293,12 @@ class Worker(Process):
             one.offsets.read(offset)
             one.open[offset] = len(works)
             for work in works:
-                late = now_s > append_s + work.ttl_s
-                due_s = now_s if late else now_s + self.rng.choice((0.005, 0.02, 0.1, 0.4))
-                self.running.append((due_s, work, one, -1 if late else offset))
-                if late:
-                    self.running.pop()
-                    self._put(
-                        Said(work.id, work.attempt, m.OUTCOME_EXPIRED, 0, ""), work, one, offset
-                    )
+                if now_s > append_s + work.ttl_s:
+                    expired = Said(work.id, work.attempt, m.OUTCOME_EXPIRED, 0, self.instance)
+                    self._put(expired, work, one, offset)
+                else:
+                    due_s = now_s + self.rng.choice((0.005, 0.02, 0.1, 0.1, 0.4, 2.5))
+                    self.running.append((due_s, work, one, offset))
 
     def _end(self, work: Work, one: Opened, offset: int) -> None:
         held = self.ready_s.get((MODEL, work.version), 1e18) <= self.broker.now_s
@@ -332,10 +341,11 @@ class Gateway(Process):
         self.placement = Placement(self.fleet, self.rng.getrandbits(32))
         self.reply = reply
         self.replies = Tail(self.broker, f"reply/{reply}", self.broker.logs[f"reply/{reply}"].end)
-        self.open: dict[int, tuple[InboxLease, list[Entry]]] = {}
+        self.drafts: dict[tuple[int, int], tuple[Frame, list[Entry]]] = {}
         self.accepting = False
         self.draining = False
         self.announced_s: float | None = None
+        self.read_s = 0.0
 
     def deployed(self, said: m.Deployment) -> None:
         self.pins.apply(said)
@@ -354,18 +364,24 @@ class Gateway(Process):
         lease = self.fleet.lease(*inbox)
         if lease is not None:
             expired = self.fleet.expired(lease)
-            self.pending.lease_seen(lease, expired=expired, now_s=self.broker.now_s)
+            if self.pending.lease_seen(lease, expired=expired, now_s=self.broker.now_s):
+                self._place_waiting()
+
+    def _place_waiting(self) -> None:
+        for entry in self.pending.to_place(self.broker.now_s):
+            self._place(entry)
 
     def tick(self) -> None:
         now_s = self.broker.now_s
         self._read_replies()
         self.follow()
+        if self.broker.up:
+            self.read_s = now_s
         for inbox in self.pending.inboxes():
             self._look(inbox)
-        for entry in self.pending.to_place(now_s):
-            self._place(entry)
+        self._place_waiting()
         self._due(self.pending.tick(now_s))
-        if self.accepting and not self.draining:
+        if self.accepting and not self.draining and now_s - self.read_s < _STALE_S:
             for _ in range(self.rng.choice((0, 0, 1, 1, 2)) if self.world.traffic else 0):
                 self._accept()
         self._flush()
@@ -410,38 +426,44 @@ class Gateway(Process):
             POOL, MODEL, request.version, self.pending.rows, avoid=entry.failed_on
         )
         if lease is not None:
-            self.open.setdefault(lease.inbox, (lease, []))[1].append(entry)
-            self.pending.placed(entry, lease, Frame())
+            draft = self.drafts.setdefault((lease.inbox, lease.epoch), (Frame(), []))
+            draft[1].append(entry)
+            self.pending.placed(entry, lease, draft[0])
 
     def _flush(self) -> None:
         now_s = self.broker.now_s
-        for inbox, (_, entries) in self.open.items():
-            frame = Frame()
-            for entry in entries:
-                entry.frame = frame
+        drafts, self.drafts = self.drafts, {}
+        for (inbox, _), (frame, drafted) in drafts.items():
+            entries = [entry for entry in drafted if entry.frame is frame]
             if not self.broker.up and self.rng.random() < 0.5:
                 for entry in entries:
                     if self.pending.not_handed_over(entry, now_s):
                         entry.waiter.answers.append("503")
-                continue
-            works = tuple(
-                Work(
-                    entry.id,
-                    entry.request.version,
-                    entry.attempt,
-                    max(0.001, entry.deadline_s - now_s),
-                    self.reply,
-                )
-                for entry in entries
+            elif entries:
+                self._send(inbox, entries, frame)
+
+    def _send(self, inbox: int, entries: list[Entry], frame: Frame) -> None:
+        now_s = self.broker.now_s
+        works = tuple(
+            Work(
+                entry.id,
+                entry.request.version,
+                entry.attempt,
+                max(0.001, entry.deadline_s - now_s),
+                self.reply,
             )
-            for entry in entries:
-                entry.waiter.handed_over = True
+            for entry in entries
+        )
+        for entry in entries:
+            entry.waiter.handed_over = True
+        # A frame may hang in a socket: it comes when others may have moved on.
+        if self.rng.random() < self.world.faults.slow_frames:
+            self.broker.slow(self.name, f"inbox/{inbox}", self.rng.choice((1.0, 2.5)))
 
-            def acknowledged(offset: int | None, frame: Frame = frame) -> None:
-                frame.offset = offset
+        def acknowledged(offset: int | None) -> None:
+            frame.offset = offset
 
-            self.write(f"inbox/{inbox}", "", works, acknowledged)
-        self.open.clear()
+        self.write(f"inbox/{inbox}", "", works, acknowledged)
 
     def _read_replies(self) -> None:
         for _, _, _, said in self.replies.read():
@@ -456,10 +478,20 @@ class Gateway(Process):
             *((one, m.OUTCOME_DEADLINE_EXCEEDED) for one in due.overdue),
             *((one, m.OUTCOME_FAILED) for one in due.exhausted),
         ]:
-            said = Said(entry.id, entry.attempt, outcome, entry.request.version, self.instance)
-            self.write(f"reply/{self.reply}", MODEL, said, _nothing)
+            self._close(
+                Said(entry.id, entry.attempt, outcome, entry.request.version, self.instance)
+            )
         for entry in due.unknown:
             entry.waiter.answers.append("unknown")
+
+    def _close(self, said: Said) -> None:
+        """Write a record that ends a request, until Kafka has taken it."""
+
+        def answered(offset: int | None) -> None:
+            if offset is None:
+                self._close(said)
+
+        self.write(f"reply/{self.reply}", MODEL, said, answered)
 
 
 class Registry(Process):
@@ -585,19 +617,18 @@ class World:
             self.registry.want(rng.randint(1, 4))
         if rng.random() < faults.away:
             self.broker.away_until_s = now_s + rng.choice((0.5, 3.0, 12.0))
-        workers = [one for one in self.processes.values() if isinstance(one, Worker)]
-        gateways = [one for one in self.processes.values() if isinstance(one, Gateway)]
+        workers, gateways = self._workers(), self._gateways()
         serving = [one for one in workers if one.lease.active]
         # One at a time, as a rolling restart goes: somebody always serves.
         if rng.random() < faults.drains and len(serving) > 1:
             rng.choice(serving).lease.drain()
-        if rng.random() < faults.drains / 2 and gateways:
+        if rng.random() < faults.drains / 4 and gateways:
             rng.choice(gateways).draining = True
         if rng.random() < faults.kills and workers:
             self._kill(rng.choice(workers))
         if rng.random() < faults.pauses and workers:
             rng.choice(workers).paused_until_s = now_s + rng.choice((2.0, 7.0, 12.0))
-        if faults.gateway_faults and gateways and rng.random() < faults.kills / 2:
+        if faults.gateway_faults and gateways and rng.random() < faults.kills / 4:
             self._kill(rng.choice(gateways))
         if faults.gateway_faults and gateways and rng.random() < faults.pauses / 2:
             rng.choice(gateways).paused_until_s = now_s + rng.choice((1.0, 5.0, 12.0))
@@ -608,31 +639,44 @@ class World:
         self.restarts[process.instance] = self.broker.now_s + self.rng.choice((0.5, 3.0, 9.0))
 
     def _unsettled(self) -> str:
-        for ticket in self.tickets.values():
-            if ticket.gateway.alive and not ticket.answers:
-                return f"request {ticket.id.hex()[:8]} is not answered"
-        workers = [one for one in self.processes.values() if isinstance(one, Worker)]
-        if self.restarts or any(one.paused_until_s > self.broker.now_s for one in workers):
+        """Return what is not yet as it must become in peace; nothing where all is well."""
+        if any(one.gateway.alive and not one.answers for one in self.tickets.values()):
+            return "a request is not answered"
+        if self.restarts or any(
+            one.paused_until_s > self.broker.now_s for one in self.processes.values()
+        ):
             return "somebody is still away"
-        waiting = sorted(self.behind())
-        if waiting:
+        if waiting := sorted(self.behind()):
             return f"frames stay below the end of inboxes {waiting}"
+        return self._unsettled_leases() or self._unsettled_rollout()
+
+    def _unsettled_leases(self) -> str:
+        workers, gateways = self._workers(), self._gateways()
         if not all(one.lease.active for one in workers):
             return "a worker has no inbox"
-        for gateway in self.processes.values():
-            if isinstance(gateway, Gateway):
-                seen = {one.instance for one in gateway.fleet.workers(POOL)}
-                if not seen >= {one.instance for one in workers}:
-                    return f"{gateway.instance} sees only {seen}"
-                if gateway.pins.pinned(MODEL, ALIAS) != self.registry.state.aliases[0].wanted:
-                    return f"{gateway.instance} pins another version than is wanted"
+        if len({one.lease.inbox for one in workers}) < len(workers):
+            return "an inbox has two owners"
+        here = {one.instance for one in workers}
+        for gateway in gateways:
+            if not here <= {one.instance for one in gateway.fleet.workers(POOL)}:
+                return f"{gateway.instance} does not see all workers"
+        return ""
+
+    def _unsettled_rollout(self) -> str:
         alias = self.registry.state.aliases[0]
+        if any(one.pins.pinned(MODEL, ALIAS) != alias.wanted for one in self._gateways()):
+            return "a gateway does not pin what is wanted"
         if alias.serving != alias.wanted:
             return "the rollout does not end"
-        held = {key for one in workers for key in one.ready_s}
-        if held != {(MODEL, alias.wanted)}:
-            return f"versions {held} are held, {alias.wanted} is wanted"
+        if {key for one in self._workers() for key in one.ready_s} != {(MODEL, alias.wanted)}:
+            return "a worker holds what nobody needs"
         return ""
+
+    def _workers(self) -> list[Worker]:
+        return [one for one in self.processes.values() if isinstance(one, Worker)]
+
+    def _gateways(self) -> list[Gateway]:
+        return [one for one in self.processes.values() if isinstance(one, Gateway)]
 
     def _account(self) -> None:
         first: dict[bytes, Said] = {}

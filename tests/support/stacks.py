@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+import json
 import shutil
 import sys
 import tempfile
@@ -24,6 +26,8 @@ from aiokafka.structs import TopicPartition
 from inferbus_dev.stack import Stack
 from inferbus_models import samples
 from inferbus_schemas import topics
+from tests.support import traffic
+from tests.support.ledger import Ledger
 from tests.support.sample_models import model_folder
 
 
@@ -103,7 +107,9 @@ async def _ends(bootstrap: str) -> dict[int, int]:
         parts = [TopicPartition(name, p) for p in consumer.partitions_for_topic(name) or ()]
         return {tp.partition: end for tp, end in (await consumer.end_offsets(parts)).items()}
     finally:
-        await consumer.stop()
+        # Without a group its own task ends by a cancellation that `stop` hands on.
+        with contextlib.suppress(asyncio.CancelledError):
+            await consumer.stop()
 
 
 async def _logged(url: str) -> dict[int, int]:
@@ -116,10 +122,12 @@ async def _logged(url: str) -> dict[int, int]:
 
 
 async def infer(
-    url: str, model: str, inputs: list[dict[str, Any]], **headers: str
+    url: str, model: str, inputs: list[dict[str, Any]], ledger: Ledger, key: str
 ) -> httpx.Response:
-    """Send one request."""
+    """Send one request and write it down."""
+    body = json.dumps({"id": key, "inputs": inputs}).encode()
+    ledger.sent(key, hashlib.sha256(body).hexdigest())
     async with httpx.AsyncClient(timeout=40, trust_env=False) as client:
-        return await client.post(
-            f"{url}/v2/models/{model}/infer", json={"inputs": inputs}, headers=headers
-        )
+        answer = await client.post(f"{url}/v2/models/{model}/infer", content=body)
+    traffic.note(ledger, key, answer)
+    return answer

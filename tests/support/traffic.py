@@ -34,6 +34,25 @@ class Seen:
     latencies_s: list[float] = field(default_factory=list)
 
 
+def note(ledger: Ledger, key: str, answer: httpx.Response) -> bool:
+    """Write down an answer; False where it says that the outcome is unknown."""
+    said = answer.headers
+    if said.get("x-inferbus-error-code") == "outcome_unknown":
+        ledger.unknown(key, "outcome_unknown")
+        return False
+    accepted = "x-inferbus-receipt" in said
+    ledger.answered(
+        key,
+        answer.status_code,
+        request_id=said["x-request-id"] if accepted else "-",
+        receipt=said.get("x-inferbus-receipt", "-"),
+        output_sha=said.get("x-inferbus-output-sha256", "-"),
+        version=said.get("x-inferbus-model-version", "-"),
+        served_by=said.get("x-inferbus-served-by", "-"),
+    )
+    return True
+
+
 class Traffic:
     """Sends requests to gateways in turn until told to stop.
 
@@ -121,23 +140,11 @@ class Traffic:
         self._note(key, which, answer)
 
     def _note(self, key: str, which: int, answer: httpx.Response) -> None:
-        said = answer.headers
         self.seen.statuses[answer.status_code] += 1
-        if said.get("x-inferbus-error-code") == "outcome_unknown":
+        if not note(self._ledger, key, answer):
             self.seen.unknown["outcome_unknown"] += 1
-            self._ledger.unknown(key, "outcome_unknown")
             return
-        accepted = "x-inferbus-receipt" in said
-        version = said.get("x-inferbus-model-version", "-")
-        self._ledger.answered(
-            key,
-            answer.status_code,
-            request_id=said["x-request-id"] if accepted else "-",
-            receipt=said.get("x-inferbus-receipt", "-"),
-            output_sha=said.get("x-inferbus-output-sha256", "-"),
-            version=version,
-            served_by=said.get("x-inferbus-served-by", "-"),
-        )
+        version = answer.headers.get("x-inferbus-model-version", "-")
         if answer.status_code != 200:
             self.seen.failures.append(f"{answer.status_code} {answer.text[:200]}")
             return

@@ -33,23 +33,27 @@ async def test_models_swaps_and_the_log(stack: Stack, tmp_path: Path) -> None:
     """One stack for all of it, since starting it is what costs."""
     for name in MODELS:
         await stacks.push(stack, name)
-    await _answers_equal_the_libraries(stack)
-    await _a_swap_under_load_fails_nothing(stack, tmp_path)
-    await _a_rolling_restart_fails_nothing(stack, tmp_path)
-    await _the_log_verifies(stack)
+    path = tmp_path / "ledger"
+    with Ledger(path) as ledger:
+        await _answers_equal_the_libraries(stack, ledger)
+        await _a_swap_under_load_fails_nothing(stack, ledger)
+        await _a_rolling_restart_fails_nothing(stack, ledger)
+        await _the_log_verifies(stack, ledger)
+    await stacks.at_rest(stack)
+    assert not await check_ledger(path, stack.postgres, stack.kafka)
 
 
-async def _answers_equal_the_libraries(stack: Stack) -> None:
+async def _answers_equal_the_libraries(stack: Stack, ledger: Ledger) -> None:
     for name in MODELS:
-        for sample in samples.load(model_folder(name)):
+        for number, sample in enumerate(samples.load(model_folder(name))):
             inputs = [dict(tensor) for tensor in sample.inputs]
-            answer = await stacks.infer(stack.http, name, inputs)
+            answer = await stacks.infer(stack.http, name, inputs, ledger, f"{name}/{number}")
             assert answer.status_code == 200, answer.text
             found = samples.difference(sample, answer.json()["outputs"])
             assert found <= sample.tolerance, f"{name}: {sample.describe}"
 
 
-async def _a_swap_under_load_fails_nothing(stack: Stack, tmp_path: Path) -> None:
+async def _a_swap_under_load_fails_nothing(stack: Stack, ledger: Ledger) -> None:
     """Each answer is the one of the version that it names, and that version is the pinned one."""
     expected = {
         str(variant): samples.load(model_folder("breast-cancer", variant=variant))
@@ -63,54 +67,46 @@ async def _a_swap_under_load_fails_nothing(stack: Stack, tmp_path: Path) -> None
 
     inputs = stacks.sample_inputs("breast-cancer")
     assert inputs == stacks.sample_inputs("breast-cancer", variant=2)
-    path = tmp_path / "swap.ledger"
-    with Ledger(path) as ledger:
-        traffic = Traffic(
-            lambda: stack.gateways, ledger, "breast-cancer", inputs, rate_per_s=60, check=check
+    traffic = Traffic(
+        lambda: stack.gateways, ledger, "breast-cancer", inputs, rate_per_s=60, check=check
+    )
+    async with traffic:
+        await asyncio.sleep(1.0)
+        await stacks.push(stack, "breast-cancer", variant=2)
+        await asyncio.sleep(1.5)
+        await stacks.cli(
+            "models", "alias", "breast-cancer", "champion", "1", "--registry", stack.registry
         )
-        async with traffic:
-            await asyncio.sleep(1.0)
-            await stacks.push(stack, "breast-cancer", variant=2)
-            await asyncio.sleep(1.5)
-            await stacks.cli(
-                "models", "alias", "breast-cancer", "champion", "1", "--registry", stack.registry
-            )
-            await asyncio.sleep(4.0)
+        await asyncio.sleep(4.0)
     seen = traffic.seen
     assert not seen.failures, seen.failures[:3]
     assert not seen.unknown
     assert seen.statuses == {200: seen.n_sent}
     assert set(seen.versions) == {"1", "2"}
-    await stacks.at_rest(stack)
-    assert not await check_ledger(path, stack.postgres, stack.kafka)
 
 
-async def _a_rolling_restart_fails_nothing(stack: Stack, tmp_path: Path) -> None:
+async def _a_rolling_restart_fails_nothing(stack: Stack, ledger: Ledger) -> None:
     """SIGTERM of each worker and of the logger and the registry, one after another, under load."""
-    path = tmp_path / "rolling.ledger"
-    with Ledger(path) as ledger:
-        traffic = Traffic(
-            lambda: stack.gateways,
-            ledger,
-            "breast-cancer",
-            stacks.sample_inputs("breast-cancer"),
-            rate_per_s=40,
-            seed=1,
-        )
-        async with traffic:
-            for role, index in (("worker", 0), ("worker", 1), ("logger", 0), ("registry", 0)):
-                await stack.restart(role, index)
-                await stack.wait_ready(role, index)
-            await asyncio.sleep(1.0)
+    traffic = Traffic(
+        lambda: stack.gateways,
+        ledger,
+        "breast-cancer",
+        stacks.sample_inputs("breast-cancer"),
+        rate_per_s=40,
+        seed=1,
+    )
+    async with traffic:
+        for role, index in (("worker", 0), ("worker", 1), ("logger", 0), ("registry", 0)):
+            await stack.restart(role, index)
+            await stack.wait_ready(role, index)
+        await asyncio.sleep(1.0)
     assert not traffic.seen.failures, traffic.seen.failures[:3]
     assert not traffic.seen.unknown
-    await stacks.at_rest(stack)
 
 
-async def _the_log_verifies(stack: Stack) -> None:
-    answer = await stacks.infer(
-        stack.http, "breast-cancer", stacks.sample_inputs("breast-cancer")[0]
-    )
+async def _the_log_verifies(stack: Stack, ledger: Ledger) -> None:
+    inputs = stacks.sample_inputs("breast-cancer")[0]
+    answer = await stacks.infer(stack.http, "breast-cancer", inputs, ledger, "last")
     await stacks.at_rest(stack)
     request_id = answer.headers["x-request-id"]
     for command in (["verify"], ["get", request_id]):

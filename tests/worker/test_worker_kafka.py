@@ -7,6 +7,7 @@ import contextlib
 import os
 import secrets
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -282,6 +283,7 @@ async def test_a_restart_continues_where_acknowledged_work_ended(
     stuck = number(model, ENDLESS, ttl_ms=4000)
     await side.send(inbox, stuck)
     await asyncio.sleep(0.3)
+    engines = first.engines()
     first.kill()
     waiting = [number(model, value) for value in range(3)]
     await side.send(inbox, *waiting)
@@ -289,6 +291,10 @@ async def test_a_restart_continues_where_acknowledged_work_ended(
     assert [doubled(await side.answer(one.id, 60)) for one in waiting] == [[0], [2], [4]]
     assert (await side.answer(stuck.id)).outcome == m.OUTCOME_EXPIRED
     assert len(side.answers(done.id)) == 1
+    assert len(engines) == 1
+    for engine in engines:
+        with pytest.raises(ProcessLookupError):
+            os.kill(engine, 0)
 
 
 async def test_a_drained_worker_releases_its_inbox_with_the_end_that_it_read(
@@ -338,6 +344,31 @@ async def test_versions_come_and_go_with_desired_state(side: Side, tmp_path: Pat
     await side.send(inbox, kept)
     assert (await side.answer(kept.id)).outcome == m.OUTCOME_OK
     assert manifest.model == "test"
+
+
+async def test_a_worker_with_nothing_to_hold_joins_and_is_ready(side: Side) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    worker = side.spawn(INFERBUS_METRICS_PORT=str(port))
+    await side.until(lambda: side.fleet.workers(side.pool))
+
+    async def get(path: str) -> tuple[int, str]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
+        raw = (await reader.read()).decode()
+        writer.close()
+        return int(raw.split()[1]), raw
+
+    async with asyncio.timeout(10):
+        while (await get("/readyz"))[0] != 200:  # noqa: ASYNC110 -- a plain poll is clearest
+            await asyncio.sleep(0.05)
+    assert (await get("/livez"))[0] == 200
+    assert "inferbus_backlog_rows 0.0" in (await get("/metrics"))[1]
+    assert await asyncio.to_thread(worker.stop) == 0
+    key = f"worker/{worker.instance}"
+    await side.until(lambda: side.fleet.member(key) is None)
+    assert not side.fleet.workers(side.pool)
 
 
 async def test_a_blob_with_another_digest_is_never_loaded(side: Side, tmp_path: Path) -> None:

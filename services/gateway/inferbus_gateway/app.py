@@ -72,7 +72,9 @@ def front_door(infer: Infer, control: Asgi) -> Asgi:
             if plain or versioned:
                 if scope["method"] != "POST":
                     error = errors.MethodNotAllowedError("infer takes POST only")
-                    await send(send_, reject(error, ids.text(infer.new_id())))
+                    answer = reject(error, ids.text(infer.new_id()))
+                    answer.headers.append((b"allow", b"POST"))
+                    await send(send_, answer)
                     return
                 await infer(scope, receive, send_, parts[3], parts[5] if versioned else "")
                 return
@@ -111,7 +113,7 @@ class _Gateway:
         count = await process.producer.n_partitions(topics.topic(topics.PREDICTIONS).name)
         partition = choose_reply_partition(process.fleet, process.settings.instance, count)
         process.health.watch("replies", 10.0)
-        await process.replies.start(partition)
+        await process.replies.start(partition, self._lifecycle.spawn)
         _log.info("reply_partition", partition=partition)
 
     async def start_loops(self) -> None:
@@ -127,6 +129,7 @@ class _Gateway:
         process = self._process
         process.health.not_ready("stop", "draining")
         process.beats.draining = True
+        process.infer.draining = True
         await self._beat()
         await asyncio.sleep(process.settings.grace_s)
         await process.http_server.stop()
@@ -152,9 +155,13 @@ class _Gateway:
         while True:
             await asyncio.sleep(_JUDGE_S)
             now_s = time.monotonic()
+            reason = ""
             if now_s - process.beater.last_ack_monotonic_s > _FRESH_S:
-                process.health.not_ready("kafka", "Kafka acknowledges no beats")
-            elif now_s - process.readers[0].last_read_monotonic_s > _FRESH_S:
-                process.health.not_ready("kafka", "the fleet's beats are not being read")
+                reason = "Kafka acknowledges no beats"
+            elif now_s - min(one.last_read_monotonic_s for one in process.readers) > _FRESH_S:
+                reason = "the state topics are not being read"
+            process.infer.refusing = reason
+            if reason:
+                process.health.not_ready("kafka", reason)
             else:
                 process.health.ready("kafka")

@@ -2,8 +2,29 @@
 
 from __future__ import annotations
 
-from inferbus_kit.errors import InferbusError
+from inferbus_kit.errors import BusUnavailableError, InferbusError, OverloadedError
 from inferbus_schemas import messages as m
+
+__all__ = [
+    "BY_OUTCOME",
+    "BusUnavailableError",
+    "CancelledError",
+    "DeadlineExceededError",
+    "ExpiredError",
+    "FailedError",
+    "InferbusError",
+    "InvalidRequestError",
+    "MethodNotAllowedError",
+    "NoWorkerError",
+    "NotFoundError",
+    "OutcomeUnknownError",
+    "OutputTooLargeError",
+    "OverloadedError",
+    "PoisonError",
+    "TooLargeError",
+    "UnknownModelError",
+    "UnsupportedEncodingError",
+]
 
 
 class InvalidRequestError(InferbusError):
@@ -58,24 +79,6 @@ class NoWorkerError(InferbusError):
     """No live worker holds the version; the request was not accepted."""
 
     code = "no_worker"
-    http_status = 503
-    grpc_status = "UNAVAILABLE"
-    retryable = True
-
-
-class OverloadedError(InferbusError):
-    """Too much is waiting here; the request was not accepted."""
-
-    code = "overloaded"
-    http_status = 503
-    grpc_status = "UNAVAILABLE"
-    retryable = True
-
-
-class DrainingError(InferbusError):
-    """This gateway is stopping; the request was not accepted."""
-
-    code = "draining"
     http_status = 503
     grpc_status = "UNAVAILABLE"
     retryable = True

@@ -11,6 +11,7 @@ from inferbus_gateway.api.v2 import make_app
 from inferbus_gateway.app import Process, add_stages, front_door
 from inferbus_gateway.control.fleet import Beats, StateFeed
 from inferbus_gateway.control.upkeep import Upkeep
+from inferbus_gateway.hot.incoming import Bodies
 from inferbus_gateway.hot.infer import Infer
 from inferbus_gateway.hot.pending import Pending
 from inferbus_gateway.hot.pins import Pins
@@ -20,7 +21,6 @@ from inferbus_gateway.hot.replies import Replies
 from inferbus_gateway.hot.route import Routes
 from inferbus_gateway.settings import GatewaySettings
 from inferbus_kit.consume import Record, StateReader
-from inferbus_kit.guard import Limits
 from inferbus_kit.health import Health, health_app
 from inferbus_kit.heartbeat import Beater
 from inferbus_kit.http import HttpServer
@@ -68,7 +68,7 @@ def wire(settings: GatewaySettings) -> Process:
         replies=replies,
         metrics=metrics,
         tracing=tracing,
-        max_body_bytes=settings.max_body_bytes,
+        bodies=Bodies(settings.max_body_bytes, settings.max_pending_bytes),
     )
     upkeep = Upkeep(pending, publisher, replies, fleet, metrics)
     feed = StateFeed(routes, fleet, upkeep)
@@ -86,13 +86,12 @@ def wire(settings: GatewaySettings) -> Process:
             health_app(health, registry), settings.http_host, settings.metrics_port
         ),
         http_server=HttpServer(
-            front_door(infer, make_app(routes, health)),
+            front_door(infer, make_app(routes, health, infer.new_id)),
             settings.http_host,
             settings.http_port,
             drain_s=settings.drain_timeout_s,
-            limits=Limits(
-                body_bytes=settings.max_body_bytes, n_connections=settings.max_connections
-            ),
+            max_connections=settings.max_connections,
+            max_body_bytes=settings.max_body_bytes,
         ),
         tracing=tracing,
         producer=producer,

@@ -19,7 +19,7 @@ class WorkerSettings(Settings):
         default="", description="Where version files are, such as file:///path or s3://bucket."
     )
     engine_slots: int = Field(
-        default_factory=lambda: 2,
+        default=2,
         ge=1,
         description="Engines that share the cores: each gets cores / slots threads unless its "
         "manifest says how many.",

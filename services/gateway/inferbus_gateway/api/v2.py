@@ -6,8 +6,11 @@ here only.
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
+import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
@@ -18,8 +21,11 @@ from starlette.exceptions import HTTPException
 from inferbus_gateway import VERSION, errors
 from inferbus_gateway.hot.route import Routes, Target
 from inferbus_kit.errors import InferbusError
-from inferbus_kit.health import Health, health_answer
+from inferbus_kit.health import Asgi, Health, Receive, Scope, Send, health_answer
+from inferbus_schemas import ids
 from inferbus_schemas import manifest as manifests
+
+_log = structlog.get_logger("api")
 
 EXTENSIONS = ["binary_tensor_data", "parameters"]
 """Extensions of the protocol that work here; nothing else is advertised."""
@@ -101,27 +107,64 @@ class InferResponse(BaseModel):
     outputs: list[RequestTensor]
 
 
-def make_app(routes: Routes, health: Health) -> FastAPI:
-    """Return the app of the control routes."""
+class Live(BaseModel):
+    """Whether this process lives."""
+
+    live: bool
+
+
+class ServerReady(BaseModel):
+    """Whether this gateway can take requests."""
+
+    ready: bool
+
+
+def make_app(routes: Routes, health: Health, new_id: Callable[[], bytes]) -> Asgi:
+    """Return the app of the control routes; each answer names a request id."""
+    inner = _make_app(routes, health)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        request_id = ids.text(new_id()).encode()
+
+        async def send_with_id(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+            await send(message)
+
+        await inner(scope, receive, send_with_id)
+
+    return app
+
+
+def _make_app(routes: Routes, health: Health) -> FastAPI:
     app = FastAPI(
         title="Inferbus gateway",
         version=VERSION,
         description="Open Inference Protocol v2 over Apache Kafka.",
         docs_url="/docs",
         redoc_url=None,
-        responses={
-            400: {"model": ErrorBody},
-            404: {"model": ErrorBody},
-            503: {"model": ErrorBody},
-        },
+        redirect_slashes=False,
     )
     app.add_exception_handler(InferbusError, _inferbus_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(Exception, _unexpected)
     _add_server_routes(app, health)
     _add_model_routes(app, routes)
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
     return app
+
+
+def _either(kind: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """Say that a probe answers alike whether it is well or not."""
+    return {200: {"model": kind}, 503: {"model": kind}}
+
+
+_UNKNOWN: dict[int | str, dict[str, Any]] = {
+    404: {"model": ErrorBody, "description": "Unknown model"},
+    503: {"model": ErrorBody, "description": "Not loaded yet"},
+}
+_READY = _either(Ready) | {404: _UNKNOWN[404]}
 
 
 def _add_server_routes(app: FastAPI, health: Health) -> None:
@@ -130,20 +173,20 @@ def _add_server_routes(app: FastAPI, health: Health) -> None:
         """Tell name, version and extensions of this server."""
         return ServerMetadata(name="inferbus", version=VERSION, extensions=EXTENSIONS)
 
-    @app.get("/v2/health/live", tags=["server"])
+    @app.get("/v2/health/live", tags=["server"], responses=_either(Live))
     async def live() -> JSONResponse:
         """Tell whether this process lives."""
         alive = not health.silent_loops()
         return JSONResponse({"live": alive}, 200 if alive else 503)
 
-    @app.get("/v2/health/ready", tags=["server"])
+    @app.get("/v2/health/ready", tags=["server"], responses=_either(ServerReady))
     async def ready() -> JSONResponse:
         """Tell whether this gateway can take requests."""
         fit = not health.reasons()
         return JSONResponse({"ready": fit}, 200 if fit else 503)
 
-    @app.get("/livez", tags=["operations"])
-    @app.get("/readyz", tags=["operations"])
+    @app.get("/livez", tags=["operations"], responses={503: {"description": "A loop is silent"}})
+    @app.get("/readyz", tags=["operations"], responses={503: {"description": "Not ready"}})
     async def probes(request: Request) -> Response:
         """Answer a probe of an orchestrator."""
         status, body = health_answer(health, request.url.path) or (404, b"{}")
@@ -151,22 +194,22 @@ def _add_server_routes(app: FastAPI, health: Health) -> None:
 
 
 def _add_model_routes(app: FastAPI, routes: Routes) -> None:
-    @app.get("/v2/models/{model}", tags=["models"])
+    @app.get("/v2/models/{model}", tags=["models"], responses=_UNKNOWN)
     async def model_metadata(model: str) -> ModelMetadata:
         """Describe the version that the model's default alias means now."""
         return _metadata(routes, routes.resolve(model))
 
-    @app.get("/v2/models/{model}/versions/{version}", tags=["models"])
+    @app.get("/v2/models/{model}/versions/{version}", tags=["models"], responses=_UNKNOWN)
     async def version_metadata(model: str, version: str) -> ModelMetadata:
         """Describe a version, by number, alias or digest prefix."""
         return _metadata(routes, routes.resolve(model, version))
 
-    @app.get("/v2/models/{model}/ready", tags=["models"])
+    @app.get("/v2/models/{model}/ready", tags=["models"], responses=_READY)
     async def model_ready(model: str) -> JSONResponse:
         """Tell whether the model can answer."""
         return _ready(routes, model, "")
 
-    @app.get("/v2/models/{model}/versions/{version}/ready", tags=["models"])
+    @app.get("/v2/models/{model}/versions/{version}/ready", tags=["models"], responses=_READY)
     async def version_ready(model: str, version: str) -> JSONResponse:
         """Tell whether a version can answer."""
         return _ready(routes, model, version)
@@ -237,15 +280,20 @@ def _tensor(spec: manifests.TensorSpec) -> TensorMetadata:
 def _ready(routes: Routes, model: str, version: str) -> JSONResponse:
     target = routes.resolve(model, version)
     fit = routes.ready(target)
-    return JSONResponse({"name": target.model, "ready": fit}, 200 if fit else 503)
+    body = {"name": target.model, "ready": fit}
+    return JSONResponse(body) if fit else JSONResponse(body, 503, _head(errors.NoWorkerError, 503))
+
+
+def _head(error: InferbusError | type[InferbusError], status: int) -> dict[str, str]:
+    head = {"x-inferbus-error-code": error.code}
+    if status == 503:  # noqa: PLR2004 -- ours, so say when to come back
+        head["retry-after"] = str(random.randint(1, 3))  # noqa: S311 -- jitter
+    return head
 
 
 def _body(error: InferbusError, status: int | None = None) -> JSONResponse:
-    return JSONResponse(
-        {"error": str(error)},
-        status or error.http_status,
-        headers={"x-inferbus-error-code": error.code},
-    )
+    code = status or error.http_status
+    return JSONResponse({"error": str(error)}, code, _head(error, code))
 
 
 async def _inferbus_error(_request: Request, error: Exception) -> Response:
@@ -257,9 +305,16 @@ async def _inferbus_error(_request: Request, error: Exception) -> Response:
 async def _http_error(_request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     if status == 405:  # noqa: PLR2004 -- the one other that the router raises
-        return _body(errors.MethodNotAllowedError("this route does not take that method"))
+        answer = _body(errors.MethodNotAllowedError("this route does not take that method"))
+        answer.headers.update(getattr(error, "headers", None) or {})
+        return answer
     return _body(errors.NotFoundError("no such route"), status)
 
 
 async def _invalid(_request: Request, _error: Exception) -> Response:
     return _body(errors.InvalidRequestError("the request does not fit this route; see /docs"))
+
+
+async def _unexpected(_request: Request, error: Exception) -> Response:
+    _log.error("route_failed", exc_info=error)
+    return _body(InferbusError("something went wrong here; the request id names it in our log"))

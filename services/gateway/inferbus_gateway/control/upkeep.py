@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 
+from inferbus_gateway import errors
 from inferbus_gateway.hot.pending import Entry, Pending
 from inferbus_gateway.hot.publish import Publisher
 from inferbus_gateway.hot.replies import Replies
@@ -40,6 +41,7 @@ class Upkeep:
         self._replies = replies
         self._fleet = fleet
         self._metrics = metrics
+        self._n_attempts_failed = 0
 
     async def run(self, health: Health) -> None:
         """Tick until cancelled."""
@@ -50,10 +52,10 @@ class Upkeep:
             await asyncio.sleep(TICK_S)
 
     def beat_seen(self, pool: str, inbox: int) -> None:
-        """Look at one inbox, whose owner has just said something."""
+        """Look at one inbox, whose owner has just said something; re-send at once what it lost."""
         lease = self._fleet.lease(pool, inbox)
-        if lease is not None:
-            self._look(lease, time.monotonic())
+        if lease is not None and self._look(lease, now_s := time.monotonic()):
+            self._place_waiting(now_s)
 
     def tick(self, now_s: float) -> None:
         """Do what is due."""
@@ -62,25 +64,37 @@ class Upkeep:
             if lease is not None:
                 self._look(lease, now_s)
         if self._pending.n_waiting:
-            for entry in self._pending.to_place(now_s):
-                self._publisher.place(entry)
+            self._place_waiting(now_s)
         due = self._pending.tick(now_s)
         for entry in due.no_worker:
-            entry.waiter.refuse(entry)
+            entry.waiter.refuse(
+                errors.NoWorkerError("no live worker holds this version; try again shortly")
+            )
         for entry in due.overdue:
             self._end(entry, m.OUTCOME_DEADLINE_EXCEEDED, "deadline_exceeded")
         for entry in due.exhausted:
             self._end(entry, m.OUTCOME_FAILED, "attempts_exhausted")
         for entry in due.unknown:
             entry.waiter.give_up()
+        n_failed = self._pending.n_attempts_failed
+        self._metrics.resends.labels("attempt_failed").inc(n_failed - self._n_attempts_failed)
+        self._n_attempts_failed = n_failed
         self._metrics.in_flight.set(len(self._pending))
 
-    def _look(self, lease: InboxLease, now_s: float) -> None:
+    def _place_waiting(self, now_s: float) -> None:
+        nowhere: set[tuple[str, str, int]] = set()
+        for entry in self._pending.to_place(now_s):
+            wanted = (entry.pool, entry.request.model, entry.request.version)
+            if wanted not in nowhere and not self._publisher.place(entry):
+                nowhere.add(wanted)
+
+    def _look(self, lease: InboxLease, now_s: float) -> bool:
         expired = self._fleet.expired(lease)
         lost = self._pending.lease_seen(lease, expired=expired, now_s=now_s)
         if lost:
             reason = "released" if lease.state == m.STATE_RELEASED else "expired"
             self._metrics.resends.labels(reason).inc(len(lost))
+        return bool(lost)
 
     def _end(self, entry: Entry, outcome: m.Outcome, code: str) -> None:
         messages = {

@@ -7,18 +7,17 @@ producer a request may be refused with 503; after that only a terminal record en
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
-import random
 import time
-import zlib
-from dataclasses import dataclass
 
+import structlog
+from google.protobuf.message import DecodeError
 from prometheus_client import Counter, Histogram
 
 from inferbus_gateway import errors
 from inferbus_gateway.hot import oip
 from inferbus_gateway.hot.answer import Answer, ok, reject, send
+from inferbus_gateway.hot.incoming import Bodies, Head, read_head, timeout_s
 from inferbus_gateway.hot.pending import Entry, Pending
 from inferbus_gateway.hot.publish import Publisher
 from inferbus_gateway.hot.replies import Replies
@@ -30,30 +29,30 @@ from inferbus_kit.telemetry import OpenSpan, Tracing
 from inferbus_schemas import ids
 from inferbus_schemas import messages as m
 
-DEFAULT_TIMEOUT_S = 30.0
-MAX_TIMEOUT_S = 600.0
+_log = structlog.get_logger("infer")
+
 TENANT = "local"
 """The tenant of every request until there is authentication."""
 _SAMPLE_EVERY = 8
 _US = 1e6
+_BROKEN = "something went wrong here; the request id names it in our log"
 
 
 class Waiter:
     """Where one request waits for its end; resolved once.
 
-    `prediction` and `offset` are set by a terminal record; `refused` where Kafka never saw it;
-    `unknown` where no record came in time.
+    `prediction` and `offset` are set by a terminal record; `error` where Kafka never saw the
+    request or where no record came in time.
     """
 
-    __slots__ = ("future", "offset", "prediction", "read_s", "refused", "span", "unknown")
+    __slots__ = ("error", "future", "offset", "prediction", "read_s", "span")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.future: asyncio.Future[None] = loop.create_future()
         self.prediction: m.Prediction | None = None
         self.offset = -1
         self.read_s = 0.0
-        self.refused = False
-        self.unknown = False
+        self.error: InferbusError | None = None
         self.span: OpenSpan | None = None
 
     def resolve(self, prediction: m.Prediction, offset: int, read_s: float) -> None:
@@ -61,14 +60,17 @@ class Waiter:
         self.prediction, self.offset, self.read_s = prediction, offset, read_s
         self._wake()
 
-    def refuse(self, _entry: Entry) -> None:
+    def refuse(self, error: InferbusError) -> None:
         """Nothing of the request was handed over."""
-        self.refused = True
+        self.error = error
         self._wake()
 
     def give_up(self) -> None:
         """No record came in time."""
-        self.unknown = True
+        self.error = errors.OutcomeUnknownError(
+            "the deadline passed and it is not known how the request ended; "
+            "look its id up in the log later"
+        )
         self._wake()
 
     def _wake(self) -> None:
@@ -76,21 +78,12 @@ class Waiter:
             self.future.set_result(None)
 
 
-@dataclass(slots=True)
-class _Head:
-    """What the headers say."""
-
-    json_length: int | None = None
-    timeout_ms: int | None = None
-    encoding: bytes = b""
-    traceparent: str = ""
-
-
 class Infer:
     """The hot route.
 
     Invariants: every accepted request is registered before its frame leaves; every answer but a
-    refusal names the record that it was made from, or says that none is known.
+    refusal names the record that it was made from, or says that none is known; while `refusing`
+    says why, nothing is accepted; while `draining`, each answer closes its connection.
     """
 
     def __init__(
@@ -103,7 +96,7 @@ class Infer:
         replies: Replies,
         metrics: GatewayMetrics,
         tracing: Tracing,
-        max_body_bytes: int,
+        bodies: Bodies,
     ) -> None:
         self._instance = instance
         self._routes = routes
@@ -112,10 +105,11 @@ class Infer:
         self._replies = replies
         self._metrics = metrics
         self._tracing = tracing
-        self._max_body_bytes = max_body_bytes
+        self._bodies = bodies
         self._entropy = b""
         self._n_answers = 0
-        self._counters: dict[tuple[str, int, int], tuple[Counter, Histogram]] = {}
+        self._counters: dict[tuple[str, int, str], tuple[Counter, Histogram]] = {}
+        self.refusing = ""
         self.draining = False
 
     def new_id(self) -> bytes:
@@ -132,16 +126,28 @@ class Infer:
         """Answer one request."""
         request_id = self.new_id()
         try:
-            head = _read_head(scope)
-            body = await self._body(receive, head.encoding)
+            self._admit()
+            head = read_head(scope)
+            body = await self._bodies.read(receive, head)
             answer = await self._answer(head, body, model, version, request_id)
         except InferbusError as error:
             self._metrics.rejected.labels(error.code).inc()
             answer = reject(error, ids.text(request_id))
+        except Exception:  # noqa: BLE001 -- each request is answered in our own words
+            _log.exception("infer_failed", request_id=ids.text(request_id))
+            answer = reject(InferbusError(_BROKEN), ids.text(request_id))
+        if self.draining:
+            answer.headers.append((b"connection", b"close"))
         await send(send_, answer)
 
+    def _admit(self) -> None:
+        if self.refusing:
+            raise errors.BusUnavailableError(f"{self.refusing}; try again shortly")
+        if self._pending.full:
+            raise errors.OverloadedError("too many requests wait here; try again shortly")
+
     async def _answer(
-        self, head: _Head, body: bytes, model: str, version: str, request_id: bytes
+        self, head: Head, body: bytes, model: str, version: str, request_id: bytes
     ) -> Answer:
         start_s = time.monotonic()
         target = self._routes.resolve(model, version)
@@ -151,46 +157,79 @@ class Infer:
         self._publisher.place(entry)
         parsed_s = time.monotonic()
         await waiter.future
-        if waiter.prediction is None:
-            raise _refusal(waiter)
-        self._metrics.in_flight.set(len(self._pending))
         prediction = waiter.prediction
         if waiter.span is not None:
+            code = waiter.error.code if waiter.error is not None else ""
             waiter.span.end(
                 inferbus__request_id=ids.text(request_id),
                 inferbus__model=target.model,
                 inferbus__version=target.version,
-                inferbus__outcome=m.outcome_name(prediction.outcome),
+                inferbus__outcome=code if prediction is None else _outcome(prediction),
             )
-        receipt = f"{self._replies.partition}:{waiter.offset}"
-        if prediction.outcome != m.OUTCOME_OK:
-            self._count(prediction, time.monotonic() - start_s)
-            return _failure(prediction, request_id, receipt, target)
-        rendered = oip.render(
-            m.TensorSet.FromString(prediction.outputs).tensors,
-            model=target.model,
-            version=target.version,
-            client_request_id=parsed.client_request_id,
-            binary=parsed.binary,
-        )
-        timing = self._timing(entry, prediction, start_s, parsed_s)
-        self._count(prediction, time.monotonic() - start_s)
+        if prediction is None:
+            return self._unanswered(waiter, request_id, target, start_s)
+        answer = self._answered(entry, prediction, parsed, target, (start_s, parsed_s))
+        self._count(target, _outcome(prediction), time.monotonic() - start_s)
+        return answer
+
+    def _unanswered(
+        self, waiter: Waiter, request_id: bytes, target: Target, start_s: float
+    ) -> Answer:
+        error = waiter.error
+        if not isinstance(error, errors.OutcomeUnknownError):
+            raise error or InferbusError("the request ended without an answer")
+        self._count(target, error.code, time.monotonic() - start_s)
+        return reject(error, ids.text(request_id))
+
+    def _answered(
+        self,
+        entry: Entry,
+        prediction: m.Prediction,
+        parsed: oip.Parsed,
+        target: Target,
+        times_s: tuple[float, float],
+    ) -> Answer:
+        request_id = ids.text(entry.id)
+        receipt = f"{self._replies.partition}:{entry.waiter.offset}"
+        try:
+            if prediction.outcome != m.OUTCOME_OK:
+                raise _failure(prediction)
+            rendered = oip.render(
+                m.TensorSet.FromString(prediction.outputs).tensors,
+                model=target.model,
+                version=target.version,
+                client_request_id=parsed.client_request_id,
+                binary=parsed.binary,
+            )
+        except (InferbusError, DecodeError) as error:
+            if isinstance(error, DecodeError):
+                error = errors.FailedError(
+                    "the model's answer cannot be read; tell who deployed it"
+                )
+            return reject(
+                error,
+                request_id,
+                code=prediction.error_code,
+                receipt=receipt,
+                version=target.version_header,
+                served_by=prediction.served_by,
+            )
         return ok(
             rendered,
             prediction,
             version=target.version_header,
-            request_id=ids.text(request_id),
+            request_id=request_id,
             receipt=receipt,
-            timing=timing,
+            timing=self._timing(entry, prediction, *times_s),
         )
 
     def _entry(
-        self, request_id: bytes, target: Target, parsed: oip.Parsed, head: _Head, now_s: float
+        self, request_id: bytes, target: Target, parsed: oip.Parsed, head: Head, now_s: float
     ) -> Entry:
-        if self.draining:
-            raise errors.DrainingError("this gateway is stopping; send the request to another one")
-        if self._pending.full:
-            raise errors.OverloadedError("too many requests wait here; try again shortly")
+        self._admit()
+        if len(parsed.tensors) > self._bodies.max_body_bytes:
+            # A short JSON text may hold many numbers.
+            raise self._bodies.too_large()
         request = m.Request(
             id=request_id,
             tenant=TENANT,
@@ -213,61 +252,19 @@ class Infer:
             request,
             target.pool,
             n_rows=parsed.n_rows,
-            deadline_s=now_s + _timeout_s(head, parsed),
+            deadline_s=now_s + timeout_s(head, parsed.timeout_us),
             waiter=waiter,
         )
         self._pending.add(entry, now_s)
         return entry
 
-    async def _body(self, receive: Receive, encoding: bytes) -> bytes:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise errors.CancelledError("the client left")
-        body: bytes = message.get("body", b"")
-        if message.get("more_body"):
-            parts, size = [body], len(body)
-            while message.get("more_body"):
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise errors.CancelledError("the client left")
-                parts.append(message.get("body", b""))
-                size += len(parts[-1])
-                if size > self._max_body_bytes:
-                    break
-            body = b"".join(parts)
-        if len(body) > self._max_body_bytes:
-            raise self._too_large()
-        return self._decompress(body, encoding) if encoding else body
-
-    def _too_large(self) -> errors.TooLargeError:
-        return errors.TooLargeError(
-            f"the body is over {self._max_body_bytes} bytes; send fewer rows per request"
-        )
-
-    def _decompress(self, body: bytes, encoding: bytes) -> bytes:
-        if encoding == b"identity":
-            return body
-        if encoding not in {b"gzip", b"deflate"}:
-            raise errors.UnsupportedEncodingError("Content-Encoding must be gzip or deflate")
-        # 47: zlib's own name for "gzip or zlib, look at the header".
-        stream = zlib.decompressobj(47)
-        try:
-            out = stream.decompress(body, self._max_body_bytes + 1)
-        except zlib.error:
-            raise errors.InvalidRequestError("the body is not what Content-Encoding says") from None
-        if len(out) > self._max_body_bytes:
-            raise self._too_large()
-        if not stream.eof:
-            raise errors.InvalidRequestError("the compressed body is cut off")
-        return out
-
-    def _count(self, prediction: m.Prediction, seconds: float) -> None:
-        key = (prediction.model, prediction.version, prediction.outcome)
+    def _count(self, target: Target, outcome: str, seconds: float) -> None:
+        key = (target.model, target.version, outcome)
         counter = self._counters.get(key)
         if counter is None:
             labels = (key[0], str(key[1]))
             counter = self._counters[key] = (
-                self._metrics.requests.labels(*labels, m.outcome_name(key[2])),
+                self._metrics.requests.labels(*labels, outcome),
                 self._metrics.request_seconds.labels(*labels),
             )
         counter[0].inc()
@@ -301,60 +298,10 @@ class Infer:
         return ",".join([f"{name}={value:.0f}" for name, value in hops.items()])
 
 
-def _failure(prediction: m.Prediction, request_id: bytes, receipt: str, target: Target) -> Answer:
+def _outcome(prediction: m.Prediction) -> str:
+    return "ok" if prediction.outcome == m.OUTCOME_OK else m.outcome_name(prediction.outcome)
+
+
+def _failure(prediction: m.Prediction) -> InferbusError:
     kind = errors.BY_OUTCOME.get(prediction.outcome, errors.FailedError)
-    return reject(
-        kind(prediction.error_message or "the request could not be answered"),
-        ids.text(request_id),
-        code=prediction.error_code,
-        receipt=receipt,
-        version=target.version_header,
-        served_by=prediction.served_by,
-    )
-
-
-def _refusal(waiter: Waiter) -> InferbusError:
-    if waiter.unknown:
-        return errors.OutcomeUnknownError(
-            "the deadline passed and it is not known how the request ended; "
-            "look its id up in the log later"
-        )
-    return errors.NoWorkerError("no live worker could be given the request; try again shortly")
-
-
-def _read_head(scope: Scope) -> _Head:
-    head = _Head()
-    for name, value in scope["headers"]:
-        if name == b"inference-header-content-length":
-            head.json_length = _whole(value, "Inference-Header-Content-Length")
-        elif name == b"x-inferbus-timeout-ms":
-            head.timeout_ms = _whole(value, "x-inferbus-timeout-ms")
-        elif name == b"content-encoding":
-            head.encoding = value.strip().lower()
-        elif name == b"traceparent":
-            head.traceparent = value.decode("latin-1")
-    return head
-
-
-def _whole(value: bytes, name: str) -> int:
-    text = value.strip()
-    if not text.isdigit() or len(text) > 12:  # noqa: PLR2004 -- no header of ours needs more
-        raise errors.InvalidRequestError(f"header {name} must be a whole number")
-    return int(text)
-
-
-def _timeout_s(head: _Head, parsed: oip.Parsed) -> float:
-    if head.timeout_ms is not None:
-        if head.timeout_ms == 0:
-            raise errors.InvalidRequestError("header x-inferbus-timeout-ms must be at least 1")
-        return float(min(head.timeout_ms / 1e3, MAX_TIMEOUT_S))
-    if parsed.timeout_us is not None:
-        return float(min(parsed.timeout_us / 1e6, MAX_TIMEOUT_S))
-    return DEFAULT_TIMEOUT_S
-
-
-def seed_of(instance: str) -> int:
-    """Return a seed that differs between gateways and lives."""
-    return int.from_bytes(hashlib.sha256(instance.encode()).digest()[:4], "big") ^ (
-        random.SystemRandom().getrandbits(32)
-    )
+    return kind(prediction.error_message or "the request could not be answered")

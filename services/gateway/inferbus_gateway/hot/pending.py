@@ -40,7 +40,8 @@ class Entry:
     """One unanswered request.
 
     Invariants: `attempt` is 0 until the first hand-over and then names the newest attempt;
-    `inbox` is None exactly while no attempt is open; `deadline_s` is monotonic and never changes.
+    `inbox` is None exactly while no attempt is open, and then so is `frame`; `deadline_s` is
+    monotonic and never changes; `closing` stays once the gateway has decided to end it itself.
     """
 
     __slots__ = (
@@ -105,10 +106,12 @@ class Due:
 class Pending:
     """The map of unanswered requests.
 
-    Invariants: a request leaves the map once: by its first terminal record, by `withdraw` before
-    any hand-over, by `no_worker` before any hand-over, or by `unknown` after its deadline; after a
-    hand-over it is never `no_worker`; an attempt that failed, was released or whose owner is gone
-    is placed again with the next number; rows per inbox equal the sum over open attempts there.
+    Invariants: a request leaves the map once: by its first terminal record, by `not_handed_over`
+    or `no_worker` before any hand-over, or by `unknown` after its deadline; after a hand-over it is
+    never `no_worker`; an attempt that failed, was released or whose owner is gone is placed again
+    with the next number; rows per inbox equal the sum over open attempts there. `_waiting` holds
+    exactly those that may be placed; each entry has one alarm, in a bucket not yet swept; a call
+    costs what it changes, never a walk over the map.
     """
 
     def __init__(self, *, max_requests: int = 20_000, max_bytes: int = 256 << 20) -> None:
@@ -119,6 +122,8 @@ class Pending:
         self._wheel: dict[int, dict[bytes, Entry]] = {}
         self._swept = 0
         self._waiting: dict[bytes, Entry] = {}
+        self._exhausted: list[Entry] = []
+        self.n_attempts_failed = 0
         self.rows: dict[Inbox, int] = {}
         self.n_bytes = 0
 
@@ -135,7 +140,7 @@ class Pending:
 
     @property
     def n_waiting(self) -> int:
-        """Requests that have no open attempt."""
+        """Requests that wait to be placed."""
         return len(self._waiting)
 
     def add(self, entry: Entry, now_s: float) -> None:
@@ -167,7 +172,8 @@ class Pending:
             return False
         entry.attempt -= 1
         self._close(entry, now_s + _BUCKET_S)
-        if entry.attempt == 0:
+        # Where a record of ours already ends it, only a record does.
+        if entry.attempt == 0 and not entry.closing:
             self._remove(entry)
             return True
         return False
@@ -186,6 +192,7 @@ class Pending:
             return entry
         if entry.attempt == attempt and entry.inbox is not None:
             entry.failed_on = entry.inbox
+            self.n_attempts_failed += 1
             self._close(entry, now_s + min(1.0, 0.01 * 2**attempt))
         return None
 
@@ -221,51 +228,53 @@ class Pending:
 
     def to_place(self, now_s: float) -> list[Entry]:
         """Return the requests that wait for a worker and may be placed now."""
-        return [
-            one
-            for one in self._waiting.values()
-            if not one.closing and one.not_before_s <= now_s < one.deadline_s
-        ]
+        return [one for one in self._waiting.values() if one.not_before_s <= now_s < one.deadline_s]
 
     def tick(self, now_s: float) -> Due:
         """Tell what is due; call it every 50 ms or so."""
         due = Due()
         last = int(now_s / _BUCKET_S)
-        first = self._swept + 1 if self._swept else min(self._wheel, default=last)
-        buckets = range(first, last) if last - first < len(self._wheel) else sorted(self._wheel)
-        for number in buckets:
-            if number < last:
-                for entry in list(self._wheel.get(number, {}).values()):
-                    self._alarm(entry, due)
-                self._wheel.pop(number, None)
-        self._swept = last - 1
-        for entry in list(self._waiting.values()):
-            if entry.attempt >= MAX_ATTEMPTS and not entry.closing:
-                self._close_for_good(entry)
+        first, self._swept = self._swept + 1, max(self._swept, last - 1)
+        if last - first < len(self._wheel):
+            numbers = [number for number in range(first, last) if number in self._wheel]
+        else:
+            numbers = sorted(number for number in self._wheel if number < last)
+        for number in numbers:
+            for entry in self._wheel.pop(number).values():
+                self._alarm(entry, now_s, due)
+        for entry in self._exhausted:
+            if entry.id in self._entries and not entry.closing:
+                self._close_for_good(entry, entry.deadline_s)
                 due.exhausted.append(entry)
+        self._exhausted.clear()
         return due
 
-    def _alarm(self, entry: Entry, due: Due) -> None:
-        if entry.attempt == 0:
-            self._remove(entry)
-            due.no_worker.append(entry)
-        elif entry.closing:
+    def _alarm(self, entry: Entry, now_s: float, due: Due) -> None:
+        if entry.closing:
             self._remove(entry)
             due.unknown.append(entry)
+        elif entry.attempt == 0:
+            self._remove(entry)
+            due.no_worker.append(entry)
         else:
-            self._close_for_good(entry)
+            # From now, not from the deadline: a process that was stopped must first read on.
+            self._close_for_good(entry, now_s)
             due.overdue.append(entry)
 
-    def _close_for_good(self, entry: Entry) -> None:
+    def _close_for_good(self, entry: Entry, from_s: float) -> None:
         """The gateway ends the request itself; it stays until a terminal record is read."""
         entry.closing = True
-        self._set_alarm(entry, entry.deadline_s + UNKNOWN_AFTER_S)
+        self._waiting.pop(entry.id, None)
+        self._set_alarm(entry, from_s + UNKNOWN_AFTER_S)
 
     def _close(self, entry: Entry, not_before_s: float) -> None:
         self._leave_inbox(entry)
         entry.frame = None
         entry.not_before_s = not_before_s
-        self._waiting[entry.id] = entry
+        if entry.attempt >= MAX_ATTEMPTS:
+            self._exhausted.append(entry)
+        elif not entry.closing:
+            self._waiting[entry.id] = entry
 
     def _leave_inbox(self, entry: Entry) -> None:
         inbox = entry.inbox

@@ -10,9 +10,10 @@ import asyncio
 import time
 
 import structlog
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
-from inferbus_gateway.hot.pending import Entry, Frame, Pending
+from inferbus_gateway import errors
+from inferbus_gateway.hot.pending import Entry, Frame, Inbox, Pending
 from inferbus_gateway.hot.placement import Placement
 from inferbus_kit.errors import InferbusError
 from inferbus_kit.produce import Producer
@@ -24,13 +25,27 @@ _log = structlog.get_logger("publish")
 
 MAX_FRAME_REQUESTS = 64
 MAX_FRAME_BYTES = 768 << 10
+_REQUEST_BYTES = 200
+"""What a request takes beside its tensors, about."""
+
+
+class _Draft:
+    """A frame that is being filled for a lease's owner."""
+
+    __slots__ = ("entries", "frame", "lease", "n_bytes")
+
+    def __init__(self, lease: InboxLease) -> None:
+        self.lease = lease
+        self.frame = Frame()
+        self.entries: list[Entry] = []
+        self.n_bytes = 0
 
 
 class Publisher:
     """Places requests and publishes their frames.
 
-    Invariants: a request is in one frame per attempt; `refused` is called for a first attempt
-    that Kafka never saw, and for nothing else.
+    Invariants: a request is in one frame per attempt; a frame leaves in the tick in which its
+    first request was placed; a request is refused here only if Kafka saw none of its attempts.
     """
 
     def __init__(
@@ -45,12 +60,11 @@ class Publisher:
         self._producer = producer
         self._pending = pending
         self._placement = placement
-        self._open: dict[tuple[str, int], tuple[InboxLease, list[Entry]]] = {}
-        self._scheduled = False
+        self._open: dict[Inbox, _Draft] = {}
+        self._drafts: list[_Draft] = []
         self._topics: dict[str, topics.Topic] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._n_frames = 0
-        self.refused: list[Entry] = []
 
     def place(self, entry: Entry) -> bool:
         """Choose a worker and put the request into this tick's frame; False: none is there."""
@@ -64,38 +78,36 @@ class Publisher:
         )
         if lease is None:
             return False
-        found = self._open.get((lease.pool, lease.inbox))
-        if found is None:
-            self._open[lease.pool, lease.inbox] = (lease, [entry])
-            if not self._scheduled:
-                self._scheduled = True
+        inbox = (lease.pool, lease.inbox)
+        draft = self._open.get(inbox)
+        if (
+            draft is None
+            or draft.lease.epoch != lease.epoch
+            or len(draft.entries) >= MAX_FRAME_REQUESTS
+            or draft.n_bytes + entry.size_bytes > MAX_FRAME_BYTES
+        ):
+            if not self._drafts:
                 asyncio.get_running_loop().call_soon(self._flush)
-        else:
-            found[1].append(entry)
+            draft = self._open[inbox] = _Draft(lease)
+            self._drafts.append(draft)
+        draft.entries.append(entry)
+        draft.n_bytes += entry.size_bytes + _REQUEST_BYTES
         # The frame follows in this very tick; until then the placement already counts as load.
-        self._pending.placed(entry, lease, Frame())
+        self._pending.placed(entry, lease, draft.frame)
         return True
 
     def _flush(self) -> None:
-        self._scheduled = False
-        for lease, entries in self._open.values():
-            chunk: list[Entry] = []
-            n_bytes = 0
-            for entry in entries:
-                full = len(chunk) >= MAX_FRAME_REQUESTS
-                if chunk and (full or n_bytes + entry.size_bytes > MAX_FRAME_BYTES):
-                    self._send(lease, chunk)
-                    chunk, n_bytes = [], 0
-                chunk.append(entry)
-                n_bytes += entry.size_bytes + 200
-            self._send(lease, chunk)
+        drafts, self._drafts = self._drafts, []
         self._open.clear()
+        for draft in drafts:
+            # What ended or lost its worker within the tick is not sent.
+            entries = [entry for entry in draft.entries if entry.frame is draft.frame]
+            if entries:
+                self._send(draft.lease, entries, draft.frame)
 
-    def _send(self, lease: InboxLease, entries: list[Entry]) -> None:
+    def _send(self, lease: InboxLease, entries: list[Entry], frame: Frame) -> None:
         now_s = time.monotonic()
-        frame = Frame()
         for entry in entries:
-            entry.frame = frame
             request = entry.request
             request.attempt = entry.attempt
             request.ttl_ms = max(1, int((entry.deadline_s - now_s) * 1000))
@@ -141,10 +153,18 @@ class Publisher:
         now_s = time.monotonic()
         for entry in entries:
             if entry.frame is frame and self._pending.not_handed_over(entry, now_s):
-                self.refused.append(entry)
-                entry.waiter.refuse(entry)
+                entry.waiter.refuse(_refusal(error))
 
     async def stop(self) -> None:
         """Wait for frames that are on their way, bounded."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=2.0)
+
+
+def _refusal(error: Exception) -> errors.InferbusError:
+    """Return what a client is told of a frame that Kafka never saw."""
+    if isinstance(error, errors.OverloadedError):
+        return error
+    if isinstance(error, MessageSizeTooLargeError):
+        return errors.TooLargeError("the request is too large for the bus; send fewer rows")
+    return errors.BusUnavailableError("the request could not be passed on; try again shortly")

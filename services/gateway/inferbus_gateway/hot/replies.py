@@ -7,15 +7,17 @@ DEADLINE_EXCEEDED and FAILED, which count only if they are the first terminal re
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
 
 import structlog
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from google.protobuf.message import DecodeError
 
 from inferbus_gateway.hot.pending import Entry, Pending
-from inferbus_kit.consume import PartitionReader
+from inferbus_kit.consume import PartitionReader, Record
 from inferbus_kit.errors import InferbusError
 from inferbus_kit.lifecycle import cancel
 from inferbus_kit.produce import Producer
@@ -24,12 +26,19 @@ from inferbus_schemas import messages as m
 
 _log = structlog.get_logger("replies")
 
+CAPTURE_BYTES = 64 << 10
+"""Inputs up to this size stand in the record that ends a request here."""
+_AGAIN_S = 0.5
+
+Spawn = Callable[[str, Coroutine[Any, Any, object]], asyncio.Task[Any]]
+
 
 class Replies:
     """Reads one reply partition and ends the requests that its records end.
 
     Invariants: records are applied in the order of offsets; a request is resolved by its first
-    terminal record; one that this gateway does not know is skipped.
+    terminal record; one that this gateway does not know is skipped; a record that ends a request
+    here is sent until Kafka takes it, so that each accepted request has one.
     """
 
     def __init__(
@@ -52,10 +61,9 @@ class Replies:
         self._tasks: set[asyncio.Task[None]] = set()
         self.partition = -1
         self.n_undecodable = 0
-        self.n_attempts_failed = 0
 
-    async def start(self, partition: int) -> None:
-        """Take a partition and read it from its end on.
+    async def start(self, partition: int, spawn: Spawn) -> None:
+        """Take a partition and read it from its end on, in a task that `spawn` starts.
 
         Raises:
             BusUnavailableError: no broker answered, or the end is not to be had.
@@ -69,11 +77,13 @@ class Replies:
         )
         await self._reader.start()
         self.partition = partition
-        self._task = asyncio.create_task(self._read(self._reader), name="replies")
+        self._task = spawn("replies", self._read(self._reader))
 
     async def stop(self) -> None:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=2.0)
+        for task in list(self._tasks):
+            task.cancel()
         await cancel(self._task)
         if self._reader is not None:
             await self._reader.stop()
@@ -83,29 +93,43 @@ class Replies:
             self._beat()
             try:
                 records = await reader.read(timeout_ms=500)
+            except OffsetOutOfRangeError:
+                # The topic was made anew; what it said before is gone for every reader.
+                _log.exception("replies_lost")
+                await self._skip_to_end(reader)
+                continue
             except KafkaError as error:
                 _log.warning("replies_read_failed", error=repr(error))
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(_AGAIN_S)
                 continue
-            now_s = time.monotonic()
-            for record in records:
-                try:
-                    prediction = m.Prediction.FromString(record.value or b"")
-                except DecodeError:
-                    self.n_undecodable += 1
-                    _log.warning("undecodable_prediction", offset=record.offset)
-                    continue
-                entry = self._pending.ended(
-                    prediction.id, prediction.attempt, prediction.outcome, now_s
-                )
-                if entry is not None:
-                    entry.waiter.resolve(prediction, record.offset, now_s)
-                elif prediction.outcome == m.OUTCOME_ATTEMPT_FAILED:
-                    self.n_attempts_failed += 1
+            self.apply(records, time.monotonic())
+
+    def apply(self, records: Iterable[Record], now_s: float) -> None:
+        """End the requests that these records end; they come in the order of offsets."""
+        for record in records:
+            try:
+                prediction = m.Prediction.FromString(record.value or b"")
+            except DecodeError:
+                self.n_undecodable += 1
+                _log.warning("undecodable_prediction", offset=record.offset)
+                continue
+            entry = self._pending.ended(
+                prediction.id, prediction.attempt, prediction.outcome, now_s
+            )
+            if entry is not None:
+                entry.waiter.resolve(prediction, record.offset, now_s)
+
+    async def _skip_to_end(self, reader: PartitionReader) -> None:
+        try:
+            reader.seek((await reader.bounds())[1])
+        except (TimeoutError, KafkaError) as error:
+            _log.warning("replies_end_unknown", error=repr(error))
+            await asyncio.sleep(_AGAIN_S)
 
     def end(self, entry: Entry, outcome: m.Outcome, code: str, message: str) -> None:
         """Write a record that ends a request, unless another one comes first."""
         request = entry.request
+        tensors = request.tensors
         prediction = m.Prediction(
             id=request.id,
             attempt=entry.attempt,
@@ -113,6 +137,8 @@ class Replies:
             tenant=request.tenant,
             model=request.model,
             version=request.version,
+            inputs=tensors if len(tensors) <= CAPTURE_BYTES else b"",
+            input_sha256=hashlib.sha256(tensors).digest(),
             error_code=code,
             error_message=message,
             served_by=self._instance,
@@ -130,14 +156,15 @@ class Replies:
             f"{ids.text(prediction.id)}/{prediction.attempt}/gateway",
             prediction.traceparent,
         )
-        try:
-            delivery = await self._producer.send(
-                self._topic.name,
-                self.partition,
-                prediction.SerializeToString(),
-                key=prediction.model.encode(),
-                headers=head,
-            )
-            await delivery
-        except (InferbusError, KafkaError) as error:
-            _log.warning("end_not_written", error=repr(error))
+        value, key = prediction.SerializeToString(), prediction.model.encode()
+        while True:
+            try:
+                delivery = await self._producer.send(
+                    self._topic.name, self.partition, value, key=key, headers=head
+                )
+                await delivery
+            except (InferbusError, KafkaError) as error:
+                _log.warning("end_not_written", error=repr(error))
+                await asyncio.sleep(_AGAIN_S)
+            else:
+                return

@@ -71,6 +71,7 @@ class Routes:
         """Take a record of `models.deployments`."""
         if self._pins.apply(said):
             self.fleet_changed()
+            self._targets.clear()
 
     def end_deployment(self, model: str) -> None:
         """Take a tombstone of `models.deployments`."""
@@ -120,7 +121,7 @@ class Routes:
         )
 
     def _number(self, model: str, text: str) -> int:
-        if text.isascii() and text.isdigit() and len(text) <= 9:  # noqa: PLR2004 -- fits uint32
+        if text.isascii() and text.isdigit() and len(text) < _MIN_DIGEST_PREFIX:
             return int(text)
         pinned = self._pins.pinned(model, text)
         if pinned is not None:

@@ -23,6 +23,8 @@ from inferbus_schemas.membership import (
 _DRAIN_BEATS = 2
 _DRAIN_MS = 1000
 _ADOPT_TURN_MS = 2000
+_FINISH_MS = 60_000
+"""A lost inbox is given up after this, finished or not: its new owner has read it all again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,7 @@ class _Hold:
     n_drain_beats: int = 0
     drain_offset: int = -1
     drain_clock_ms: int = 0
+    lost_clock_ms: int = 0
     end_asked: bool = False
     end: int | None = None
 
@@ -294,7 +297,8 @@ class Lease:
         lease = self._membership.lease(self._pool, hold.inbox)
         reading = facts.readings.get(hold.inbox)
         if hold.phase is _Phase.FINISHING:
-            if reading is None or (reading.stopped and reading.n_open == 0):
+            late = self._membership.clock_ms - hold.lost_clock_ms >= _FINISH_MS
+            if reading is None or (reading.stopped and (late or reading.n_open == 0)):
                 self._leave(hold, out)
         elif self._lost(hold, lease):
             self._lose(hold, out)
@@ -329,7 +333,7 @@ class Lease:
         if not hold.opened or hold.phase is _Phase.RELEASING:
             self._leave(hold, out)
             return
-        hold.phase = _Phase.FINISHING
+        hold.phase, hold.lost_clock_ms = _Phase.FINISHING, self._membership.clock_ms
         out.append(StopReading(hold.inbox, commit=False))
 
     def _leave(self, hold: _Hold, out: list[Action]) -> None:

@@ -78,6 +78,7 @@ class Tenure:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loops: list[asyncio.Task[None]] = []
         self._stepped = asyncio.Event()
+        self._joined = False
         self.heard = asyncio.Event()
         """Set by whoever applies heartbeats, so that a step follows at once."""
 
@@ -88,12 +89,13 @@ class Tenure:
 
     async def join(self) -> None:
         """Begin to look for an inbox; `health` tells when there is one."""
+        self._joined = True
         self._loops.append(asyncio.create_task(self._look(), name="look"))
         self._loops.append(asyncio.create_task(self._step(), name="lease"))
 
     async def drain(self) -> None:
         """Finish and release what this worker holds; the caller bounds the time."""
-        if len(self._loops) > 1:
+        if self._joined:
             self._lease.drain()
             while not self._lease.done:
                 self._stepped.clear()
@@ -105,13 +107,15 @@ class Tenure:
         """End all loops and close what is still open."""
         for task in [*self._loops, *self._tasks]:
             await cancel(task)
+        if not self._joined:
+            await self._write(leases.Tombstone(self._lease.joining().key))
         for opened in list(self._opened.values()):
             await opened.inbox.stop()
         await self._around.survey.stop()
 
     def beats(self) -> list[leases.WriteBeat]:
         """Return what to beat now; before the lease begins, that this worker is joining."""
-        if len(self._loops) > 1:
+        if self._joined:
             return self._lease.beats()
         return [self._lease.joining()]
 

@@ -17,12 +17,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
+import msgspec
+
+from inferbus_worker.engines import wire
+
 if TYPE_CHECKING:
-    from inferbus_worker.engines import wire
     from inferbus_worker.engines.runner import Runner
 
 _PR_SET_PDEATHSIG = 1
 _MAX_FILES = 256
+_MEASURE_EVERY_NS = 200_000_000
 _SOCKET_BUFFER_BYTES = 1 << 20
 
 
@@ -51,9 +55,8 @@ def _bind_to_parent(parent_pid: int) -> None:
 
 
 def _serve(sock: socket.socket, stream: BinaryIO) -> None:
-    from inferbus_worker.engines import wire  # noqa: PLC0415 -- after the environment is set
-
     runner: Runner | None = None
+    memory = measured_ns = 0
     while lengths := stream.read(wire.LENGTHS.size):
         if len(lengths) < wire.LENGTHS.size:
             return
@@ -69,17 +72,11 @@ def _serve(sock: socket.socket, stream: BinaryIO) -> None:
             started_ns = time.perf_counter_ns()
             done, buffers = runner.run(command, body)
             engine_us = (time.perf_counter_ns() - started_ns) // 1000
-            _answer(sock, done, buffers, engine_us)
-
-
-def _answer(sock: socket.socket, done: wire.Done, buffers: list[bytes], engine_us: int) -> None:
-    from inferbus_worker.engines import wire  # noqa: PLC0415 -- loaded long ago
-
-    said = wire.Done(
-        done.number, done.outputs, done.bad_rows, done.error, engine_us, memory_bytes()
-    )
-    head = wire.frame(said, sum(map(len, buffers)))
-    sock.sendall(b"".join((head, *buffers)))
+            if started_ns - measured_ns > _MEASURE_EVERY_NS:
+                measured_ns, memory = started_ns, memory_bytes()
+            said = msgspec.structs.replace(done, engine_us=engine_us, memory_bytes=memory)
+            head = wire.frame(said, sum(map(len, buffers)))
+            sock.sendall(b"".join((head, *buffers)))
 
 
 def _load(command: wire.Load) -> tuple[Runner | None, str]:

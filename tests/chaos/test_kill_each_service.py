@@ -1,0 +1,84 @@
+"""Kill -9 of each service under load; then the ledger of the clients and the log must agree.
+
+Promises A (an answer has its row), B (one outcome), C (no offset before its result) and D (the
+version answered is the version pinned) as `check_ledger` states them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from inferbus_dev.stack import Stack
+from tests.support import stacks
+from tests.support.ledger import Ledger, check_ledger
+from tests.support.traffic import Seen, Traffic
+
+pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(420)]
+
+RATE_PER_S = 40
+VICTIMS = ("engine", "logger", "registry", "worker", "gateway", "postgres", "kafka")
+
+
+@pytest.fixture
+async def stack() -> AsyncIterator[Stack]:
+    async with stacks.running(n_workers=2, n_gateways=2) as running:
+        await stacks.push(running, "breast-cancer")
+        yield running
+
+
+async def test_kill_each_service_once(stack: Stack, tmp_path: Path) -> None:
+    """One stack and one ledger a victim; the log of all of them verifies at the end."""
+    path = tmp_path / "ledger"
+    with Ledger(path) as ledger:
+        for seed, victim in enumerate(VICTIMS):
+            seen = await _under_load(stack, victim, ledger, seed)
+            await stacks.at_rest(stack)
+            violations = await check_ledger(path, stack.postgres, stack.kafka)
+            assert not violations, (victim, violations[:5])
+            _expect(victim, seen)
+
+
+async def _under_load(stack: Stack, victim: str, ledger: Ledger, seed: int) -> Seen:
+    traffic = Traffic(
+        lambda: stack.gateways,
+        ledger,
+        "breast-cancer",
+        stacks.sample_inputs("breast-cancer"),
+        rate_per_s=RATE_PER_S,
+        seed=seed,
+    )
+    async with traffic:
+        await asyncio.sleep(1.0)
+        await _kill(stack, victim)
+        await asyncio.sleep(3.0)
+    return traffic.seen
+
+
+async def _kill(stack: Stack, victim: str) -> None:
+    if victim == "engine":
+        worker = psutil.Process(stack.process("worker", 0).pid)
+        engines = worker.children()
+        assert engines
+        os.kill(engines[0].pid, signal.SIGKILL)
+        return
+    stack.kill(victim, 0, signal.SIGKILL)
+    await stack.wait_ready(victim, 0)
+
+
+def _expect(victim: str, seen: Seen) -> None:
+    """What a client may see, by who died."""
+    assert seen.n_sent > 50
+    assert not [text for text in seen.failures if text.startswith("wrong answer")]
+    if victim in {"engine", "logger", "registry", "worker"}:
+        assert seen.statuses == {200: seen.n_sent}, (victim, seen.failures[:3], seen.unknown)
+    if victim == "gateway":
+        # Connections to the dead one break; nobody is answered with an error.
+        assert not seen.failures, seen.failures[:3]
+        assert sum(seen.unknown.values()) < seen.n_sent / 2
