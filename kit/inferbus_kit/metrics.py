@@ -108,7 +108,7 @@ def worker_metrics(registry: CollectorRegistry) -> WorkerMetrics:
         ),
         batches=Counter(
             "inferbus_batches",
-            "Batches given to an engine, by what released them: rows, bytes, deadline, idle, again.",
+            "Batches by what released them: rows, bytes, deadline, idle, again.",
             (*_MODEL, "released_by"),
             registry=registry,
         ),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
-
 _MASK_74 = (1 << 74) - 1
 
 
@@ -33,4 +31,5 @@ def is_uuid7(id_bytes: bytes) -> bool:
 
 def text(id_bytes: bytes) -> str:
     """Return the id as people write it: lower-case hex with hyphens."""
-    return str(uuid.UUID(bytes=id_bytes))
+    digits = id_bytes.hex()
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"

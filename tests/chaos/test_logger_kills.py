@@ -54,6 +54,7 @@ async def _has_rows(log: Log) -> bool:
 async def _owner(
     log: Log,
     server: ForkServer,
+    *,
     partitions: str,
     rng: random.Random,
     first_rows_s: float,
@@ -108,7 +109,16 @@ async def test_rows_are_exact_whatever_dies(
         with ForkServer("inferbus_logger", *PRELOAD) as server:
             first_s = await _first_rows_s(log, server, output)
             owners = [
-                asyncio.create_task(_owner(log, server, partitions, rng, first_s, output))
+                asyncio.create_task(
+                    _owner(
+                        log,
+                        server,
+                        partitions=partitions,
+                        rng=rng,
+                        first_rows_s=first_s,
+                        output=output,
+                    )
+                )
                 for partitions in OWNERS
             ]
             await asyncio.sleep(10 * first_s)

@@ -67,13 +67,19 @@ class Classes:
     lease: type[leases.Lease] = leases.Lease
     pending: type[Pending] = Pending
     pins: type[Pins] = Pins
+    adoption: bool = True
     hold: Callable[..., dict[Key, int]] = versions_to_hold
     converge: Callable[[m.Deployment, Membership], m.Deployment | None] = converge
 
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """What may happen. `drains`: rolling restarts; `swaps`: aliases move."""
+    """What may happen; rates are per tick.
+
+    `drains`: rolling restarts; `swaps`: aliases move; `slow_frames`: share of first attempts whose
+    frame hangs for `slow_s`; `spare_the_last`: only workers beside another one are killed, and they
+    stay away for long.
+    """
 
     drains: float = 0.0
     kills: float = 0.0
@@ -83,16 +89,29 @@ class Faults:
     gateway_faults: bool = False
     swaps: float = 0.02
     slow_frames: float = 0.0
+    slow_s: float = 2.5
+    engine_s: tuple[float, ...] = (0.005, 0.02, 0.1, 0.1, 0.4, 2.5)
+    spare_the_last: bool = False
     deadline_s: float = DEADLINE_S
 
     @property
     def harmless(self) -> bool:
         """Whether no request may end in anything but OK."""
-        return not (self.away or self.loss or self.gateway_faults or self.kills or self.pauses)
+        if self.away or self.loss or self.gateway_faults or self.pauses:
+            return False
+        return self.spare_the_last or not self.kills
 
 
 CALM = Faults(drains=0.02, swaps=0.02, slow_frames=0.01, deadline_s=24.0)
-PROMPT = Faults(drains=0.03, swaps=0.0, slow_frames=0.02, deadline_s=8.0)
+PROMPT = Faults(
+    drains=0.03,
+    swaps=0.0,
+    slow_frames=0.15,
+    slow_s=3.0,
+    engine_s=(0.02, 0.2),
+    deadline_s=6.5,
+)
+LONELY = Faults(kills=0.02, swaps=0.0, engine_s=(0.02, 0.2), spare_the_last=True, deadline_s=11.0)
 DEATHS = Faults(drains=0.005, kills=0.006, pauses=0.01, slow_frames=0.01)
 EVERYTHING = Faults(
     drains=0.005, kills=0.005, pauses=0.008, away=0.002, loss=0.03, gateway_faults=True
@@ -217,16 +236,22 @@ class Worker(Process):
         if not self.loaded and self.news.at_end and self.beats.at_end:
             self.loaded = all(ready_s <= now_s for ready_s in self.ready_s.values())
 
-    def _step(self) -> None:
+    def _facts(self) -> leases.Facts:
         now_s = self.broker.now_s
         if self.lease.wants_behind and now_s >= self.next_look_s and self.broker.up:
             self.next_look_s = now_s + 1.5
             self.behind, self.behind_s = self.world.behind(), now_s
-        facts = leases.Facts(
+        fresh = now_s - self.behind_s < 5.0 and (
+            self.world.classes.adoption or not self.lease.active
+        )
+        return leases.Facts(
             n_inboxes=self.world.n_inboxes,
-            behind=self.behind if now_s - self.behind_s < 5.0 else None,
+            behind=self.behind if fresh else None,
             readings={number: one.reading() for number, one in self.opened.items()},
         )
+
+    def _step(self) -> None:
+        now_s, facts = self.broker.now_s, self._facts()
         for action in self.lease.step(facts):
             match action:
                 case leases.WriteBeat():
@@ -297,7 +322,7 @@ class Worker(Process):
                     expired = Said(work.id, work.attempt, m.OUTCOME_EXPIRED, 0, self.instance)
                     self._put(expired, work, one, offset)
                 else:
-                    due_s = now_s + self.rng.choice((0.005, 0.02, 0.1, 0.1, 0.4, 2.5))
+                    due_s = now_s + self.rng.choice(self.world.faults.engine_s)
                     self.running.append((due_s, work, one, offset))
 
     def _end(self, work: Work, one: Opened, offset: int) -> None:
@@ -457,8 +482,10 @@ class Gateway(Process):
         for entry in entries:
             entry.waiter.handed_over = True
         # A frame may hang in a socket: it comes when others may have moved on.
-        if self.rng.random() < self.world.faults.slow_frames:
-            self.broker.slow(self.name, f"inbox/{inbox}", self.rng.choice((1.0, 2.5)))
+        faults = self.world.faults
+        first = all(entry.attempt == 1 for entry in entries)
+        if first and self.rng.random() < faults.slow_frames:
+            self.broker.slow(self.name, f"inbox/{inbox}", faults.slow_s)
 
         def acknowledged(offset: int | None) -> None:
             frame.offset = offset
@@ -624,8 +651,9 @@ class World:
             rng.choice(serving).lease.drain()
         if rng.random() < faults.drains / 4 and gateways:
             rng.choice(gateways).draining = True
-        if rng.random() < faults.kills and workers:
-            self._kill(rng.choice(workers))
+        victims = workers if not faults.spare_the_last else serving[1:]
+        if rng.random() < faults.kills and victims:
+            self._kill(rng.choice(victims))
         if rng.random() < faults.pauses and workers:
             rng.choice(workers).paused_until_s = now_s + rng.choice((2.0, 7.0, 12.0))
         if faults.gateway_faults and gateways and rng.random() < faults.kills / 4:
@@ -636,7 +664,9 @@ class World:
     def _kill(self, process: Process) -> None:
         process.alive = False
         self.processes.pop(process.instance, None)
-        self.restarts[process.instance] = self.broker.now_s + self.rng.choice((0.5, 3.0, 9.0))
+        self.restarts[process.instance] = self.broker.now_s + (
+            20.0 if self.faults.spare_the_last else self.rng.choice((0.5, 3.0, 9.0))
+        )
 
     def _unsettled(self) -> str:
         """Return what is not yet as it must become in peace; nothing where all is well."""
@@ -646,7 +676,7 @@ class World:
             one.paused_until_s > self.broker.now_s for one in self.processes.values()
         ):
             return "somebody is still away"
-        if waiting := sorted(self.behind()):
+        if self.classes.adoption and (waiting := sorted(self.behind())):
             return f"frames stay below the end of inboxes {waiting}"
         return self._unsettled_leases() or self._unsettled_rollout()
 

@@ -34,14 +34,32 @@ def test_a_swap_keeps_the_old_version_until_the_new_one_is_held() -> None:
     assert pinned(pins, fleet) == 2
 
 
-def test_a_moved_pin_stays_when_its_workers_are_gone() -> None:
+def test_a_moved_pin_stays_when_nobody_holds_anything() -> None:
     fleet, pins = Fleet(), Pins()
     fleet.worker(0, ("m", 1), ("m", 2))
     pins.apply(deployment("m", 2, {"champion": (2, 1)}, (1, 2)))
     assert pinned(pins, fleet) == 2
-    fleet.worker(0, ("m", 1))
-    assert pinned(pins, fleet) == 2
     fleet.silence(8)
+    assert pinned(pins, fleet) == 2
+
+
+def test_a_moved_pin_goes_back_only_where_what_serves_alone_is_held() -> None:
+    fleet, pins = Fleet(), Pins()
+    fleet.worker(0, ("m", 1), ("m", 2))
+    fleet.worker(1, ("m", 1), ("m", 2))
+    pins.apply(deployment("m", 2, {"champion": (2, 1)}, (1, 2), min_ready=2))
+    assert pinned(pins, fleet) == 2
+    fleet.worker(0, ("m", 1))
+    assert pinned(pins, fleet) == 2, "one worker still holds it, though fewer than a swap needs"
+    fleet.worker(1, ("m", 1))
+    assert pinned(pins, fleet) == 1
+    fleet.worker(0, ("m", 1), ("m", 2))
+    fleet.worker(1, ("m", 1), ("m", 2))
+    assert pinned(pins, fleet) == 2
+    # Once it serves everywhere there is nothing to go back to.
+    pins.apply(deployment("m", 3, {"champion": (2, 2)}, (2,)))
+    fleet.worker(0, ("m", 1))
+    fleet.worker(1, ("m", 1))
     assert pinned(pins, fleet) == 2
 
 

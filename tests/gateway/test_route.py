@@ -74,7 +74,7 @@ def test_a_prefix_of_decimal_digits_is_a_digest_not_a_number() -> None:
 def test_what_is_not_there_is_an_unknown_model(gateway: Gateway, model: str, text: str) -> None:
     if (model, text) == ("m", ""):
         gateway.routes.end_deployment("m")
-    with pytest.raises(UnknownModelError, match="^Request for unknown model: ") as caught:
+    with pytest.raises(UnknownModelError, match=r"^Request for unknown model: ") as caught:
         gateway.routes.resolve(model, text)
     assert caught.value.http_status == 404
 

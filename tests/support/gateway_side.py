@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import msgspec
+from aiokafka import AIOKafkaConsumer
+from aiokafka.structs import TopicPartition
 
 from inferbus_dev.topics import create_topics
 from inferbus_kit.consume import PartitionReader, Record
@@ -201,7 +203,8 @@ class GatewaySide:
     predictions: list[tuple[Record, m.Prediction]] = field(default_factory=list)
     fleet: membership.Membership = field(default_factory=membership.Membership)
     _producer: Producer | None = None
-    _readers: list[PartitionReader] = field(default_factory=list)
+    _beats: PartitionReader | None = None
+    _stream: AIOKafkaConsumer | None = None
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
     _workers: list[ScriptedWorker] = field(default_factory=list)
     _gateways: list[GatewayProcess] = field(default_factory=list)
@@ -222,11 +225,8 @@ class GatewaySide:
         )
         self._producer = Producer(self.bootstrap, client_id="gateway-test")
         await self._producer.start()
-        await self._follow(topics.HEARTBEATS, 0, "earliest", self._apply_beat)
-        for partition in range(
-            await self.producer.n_partitions(topics.topic(topics.PREDICTIONS).name)
-        ):
-            await self._follow(topics.PREDICTIONS, partition, "end", self._apply_prediction)
+        await self._follow_heartbeats()
+        await self._follow_predictions()
         await self._deploy()
 
     async def stop(self) -> None:
@@ -237,28 +237,42 @@ class GatewaySide:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for reader in self._readers:
-            await reader.stop()
+        if self._beats is not None:
+            await self._beats.stop()
+        if self._stream is not None:
+            await self._stream.stop()
         # What the session's later gateways need not see.
         await self.write(topics.DEPLOYMENTS, 0, self.model, None)
         await self.producer.stop()
 
-    async def _follow(
-        self, topic: str, partition: int, start: Any, apply: Callable[[Record], None]
-    ) -> None:
-        name = topics.topic(topic).name
-        reader = PartitionReader(
-            self.bootstrap, name, partition, client_id="gateway-test", start=start
+    async def _follow_heartbeats(self) -> None:
+        name = topics.topic(topics.HEARTBEATS).name
+        self._beats = PartitionReader(self.bootstrap, name, 0, client_id="gateway-test")
+        await self._beats.start()
+        self._tasks.append(asyncio.create_task(self._read_beats(self._beats)))
+
+    async def _read_beats(self, reader: PartitionReader) -> None:
+        while True:
+            for record in await reader.read(timeout_ms=100):
+                self._apply_beat(record)
+
+    async def _follow_predictions(self) -> None:
+        """Read all reply partitions from their ends; one consumer does, nobody waits for it."""
+        name = topics.topic(topics.PREDICTIONS).name
+        n_partitions = await self.producer.n_partitions(name)
+        self._stream = AIOKafkaConsumer(
+            bootstrap_servers=self.bootstrap, enable_auto_commit=False, auto_offset_reset="none"
         )
-        await reader.start()
-        self._readers.append(reader)
+        await self._stream.start()
+        self._stream.assign([TopicPartition(name, number) for number in range(n_partitions)])
+        assert await self._stream.seek_to_end()
+        self._tasks.append(asyncio.create_task(self._read_predictions(self._stream)))
 
-        async def follow() -> None:
-            while True:
-                for record in await reader.read(timeout_ms=100):
-                    apply(record)
-
-        self._tasks.append(asyncio.create_task(follow()))
+    async def _read_predictions(self, stream: AIOKafkaConsumer) -> None:
+        while True:
+            for records in (await stream.getmany(timeout_ms=100)).values():
+                for record in records:
+                    self._apply_prediction(record)
 
     def _apply_beat(self, record: Record) -> None:
         beat = None if record.value is None else m.Heartbeat.FromString(record.value)
@@ -312,45 +326,25 @@ class GatewaySide:
         return made
 
     async def gateway(self, **env: str) -> GatewayProcess:
-        """Start a gateway and wait until it is ready and serves the model."""
-        made = self._spawn(**env)
+        """Start a gateway of this test alone and wait until it serves the model."""
+        made = spawn(self.bootstrap, self.folder, **env)
         self._gateways.append(made)
-        async with httpx.AsyncClient() as http:
-
-            async def serves() -> bool:
-                assert made.process.poll() is None, made.log.read_text()[-3000:]
-                with contextlib.suppress(httpx.TransportError):
-                    ready = await http.get(f"{made.url}/v2/health/ready")
-                    model = await http.get(f"{made.url}/v2/models/{self.model}/ready")
-                    return ready.status_code == 200 and (
-                        model.status_code == 200 or not self._workers
-                    )
-                return False
-
-            end_s = time.monotonic() + 30
-            while not await serves():
-                assert time.monotonic() < end_s, made.log.read_text()[-3000:]
-                await asyncio.sleep(0.05)
+        await self.serves(made)
         return made
 
-    def _spawn(self, **env: str) -> GatewayProcess:
-        name = f"gateway-{secrets.token_hex(3)}"
-        port, metrics_port = _free_port(), _free_port()
-        log = self.folder / f"{name}.log"
-        told = {
-            **os.environ,
-            "INFERBUS_KAFKA_BOOTSTRAP": self.bootstrap,
-            "INFERBUS_STATE_DIR": str(self.folder),
-            "INFERBUS_INSTANCE": name,
-            "INFERBUS_HTTP_PORT": str(port),
-            "INFERBUS_METRICS_PORT": str(metrics_port),
-            **env,
-        }
-        with log.open("ab") as out:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "inferbus_gateway"], env=told, stdout=out, stderr=out
-            )
-        return GatewayProcess(process, name, port, metrics_port, log)
+    async def serves(self, gateway: GatewayProcess) -> None:
+        """Wait until a gateway is ready and knows a worker that holds the model."""
+        end_s = time.monotonic() + 40
+        async with httpx.AsyncClient() as http:
+            while True:
+                assert gateway.process.poll() is None, gateway.log.read_text()[-3000:]
+                with contextlib.suppress(httpx.TransportError):
+                    ready = await http.get(f"{gateway.url}/v2/health/ready")
+                    model = await http.get(f"{gateway.url}/v2/models/{self.model}/ready")
+                    if ready.status_code == model.status_code == httpx.codes.OK:
+                        return
+                assert time.monotonic() < end_s, gateway.log.read_text()[-3000:]
+                await asyncio.sleep(0.05)
 
     def records(self, request_id: str) -> list[m.Prediction]:
         """Return a request's records that were read so far, in the order of their partition."""
@@ -367,6 +361,27 @@ class GatewaySide:
                 return found
         logs = "\n".join(one.log.read_text()[-3000:] for one in self._gateways)
         raise AssertionError(f"it did not happen in {timeout_s} s; the gateways said:\n{logs}")
+
+
+def spawn(bootstrap: str, folder: Path, **env: str) -> GatewayProcess:
+    """Start a gateway in a process of its own."""
+    name = f"gateway-{secrets.token_hex(3)}"
+    port, metrics_port = _free_port(), _free_port()
+    log = folder / f"{name}.log"
+    told = {
+        **os.environ,
+        "INFERBUS_KAFKA_BOOTSTRAP": bootstrap,
+        "INFERBUS_STATE_DIR": str(folder),
+        "INFERBUS_INSTANCE": name,
+        "INFERBUS_HTTP_PORT": str(port),
+        "INFERBUS_METRICS_PORT": str(metrics_port),
+        **env,
+    }
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "inferbus_gateway"], env=told, stdout=out, stderr=out
+        )
+    return GatewayProcess(process, name, port, metrics_port, log)
 
 
 def _free_port() -> int:

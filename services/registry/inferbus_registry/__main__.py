@@ -1,4 +1,7 @@
-"""`python -m inferbus_registry` runs the service; with `migrate` it makes the tables and ends."""
+"""`python -m inferbus_registry` runs the service.
+
+With `migrate` it makes its tables and ends; with `topics` it makes the catalogue's topics and ends.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from inferbus_kit.lifecycle import run_process
 from inferbus_kit.settings import load
 from inferbus_kit.telemetry import configure_logs
 
-_USAGE = "usage: python -m inferbus_registry [migrate]"
+_USAGE = "usage: python -m inferbus_registry [migrate | topics]"
 
 
 async def _migrate() -> None:
@@ -28,11 +31,29 @@ async def _migrate() -> None:
     sys.stdout.write(f"registry tables are at revision {revision}\n")
 
 
+async def _topics() -> None:
+    from inferbus_kit.topics import create_topics  # noqa: PLC0415 -- the service has no use for it
+    from inferbus_registry.settings import RegistrySettings  # noqa: PLC0415
+    from inferbus_schemas import topics  # noqa: PLC0415
+
+    settings = load(RegistrySettings)
+    profile: topics.Profile = "production" if "," in settings.kafka_bootstrap else "one-machine"
+    wanted = topics.to_create((settings.pool,), profile)
+    await create_topics(
+        settings.kafka_bootstrap,
+        [(one.name, one.partitions, one.replication, one.config) for one in wanted],
+    )
+    sys.stdout.write(f"{len(wanted)} topics are there\n")
+
+
+_ONE_SHOTS = {"migrate": _migrate, "topics": _topics}
+
+
 def main(arguments: list[str]) -> int:
     """Run what the arguments ask for; return the exit code."""
-    if arguments == ["migrate"]:
+    if len(arguments) == 1 and arguments[0] in _ONE_SHOTS:
         try:
-            asyncio.run(_migrate())
+            asyncio.run(_ONE_SHOTS[arguments[0]]())
         except InferbusError as error:
             sys.stderr.write(f"inferbus registry: {error}\n")
             return 1

@@ -26,6 +26,7 @@ _log = structlog.get_logger("http")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _RETRY_AFTER_S = "2"
 
+_BODY_HEADERS = {b"content-length", b"transfer-encoding"}
 _HEADERS = (
     (b"cache-control", b"no-store"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
@@ -38,7 +39,7 @@ class Outermost:
     """Wraps the app: request id in, request id and headers of caution out.
 
     Invariants: an exception that no handler took is logged here and ends here; a client that
-    left is no error.
+    left is no error; an answer before the body's end closes the connection.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -52,14 +53,23 @@ class Outermost:
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
         extra = [*_HEADERS, (b"x-request-id", request_id.encode())]
+        unread = any(name in _BODY_HEADERS for name, _ in scope["headers"])
+
+        async def watched_receive() -> Message:
+            nonlocal unread
+            message = await receive()
+            unread = unread and bool(message.get("more_body", False))
+            return message
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), *extra]
+                # A body that nobody will read must not go on arriving.
+                closing = [(b"connection", b"close")] if unread else []
+                message["headers"] = [*message.get("headers", ()), *extra, *closing]
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_headers)
+            await self._app(scope, watched_receive, send_with_headers)
         except ClientDisconnect:
             _log.info("client_left", request_id=request_id)
         except Exception:  # noqa: BLE001 -- its answer is sent; what is left is for our log

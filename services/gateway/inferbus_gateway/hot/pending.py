@@ -152,8 +152,6 @@ class Pending:
 
     def placed(self, entry: Entry, lease: InboxLease, frame: Frame) -> None:
         """Open the next attempt on the lease's owner; the hand-over follows at once."""
-        if entry.attempt == 0:
-            self._set_alarm(entry, entry.deadline_s)
         entry.attempt += 1
         entry.frame = frame
         entry.epoch = lease.epoch
@@ -256,6 +254,9 @@ class Pending:
         elif entry.attempt == 0:
             self._remove(entry)
             due.no_worker.append(entry)
+        elif now_s < entry.deadline_s:
+            # The alarm of its hold: most requests have ended by then and need no other.
+            self._set_alarm(entry, entry.deadline_s)
         else:
             # From now, not from the deadline: a process that was stopped must first read on.
             self._close_for_good(entry, now_s)

@@ -1,7 +1,8 @@
 """Which version an alias means on this gateway now; pure.
 
 In: desired state and the fleet. Out: one version per alias. A gateway pins `wanted` once enough
-live workers report it READY, and then stays; until then it pins `serving`.
+live workers report it READY, and then stays; until then it pins `serving`. It goes back to
+`serving` only where nobody holds `wanted` any more and somebody holds `serving`.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ class Pins:
     """The pinned version of each alias.
 
     Invariants: a pin moves only to `wanted` or back to `serving` of the newest deployment; once
-    `wanted` is pinned it stays until another one is wanted, also when its workers are gone;
-    generations only grow.
+    `wanted` is pinned it stays until another one is wanted, unless its last worker goes while
+    `serving` still has some (a rolling restart in the middle of a swap); generations only grow.
     """
 
     def __init__(self) -> None:
@@ -65,7 +66,7 @@ class Pins:
 
     def _refresh(self, fleet: Membership, deployment: m.Deployment, alias: m.Alias) -> None:
         key = (deployment.model, alias.name)
-        if self._pinned.get(key) == alias.wanted:
+        if self._pinned.get(key) == alias.wanted and not self._deserted(fleet, deployment, alias):
             return
         if self._ready(fleet, deployment, alias.wanted):
             self._pinned[key] = alias.wanted
@@ -73,6 +74,19 @@ class Pins:
             self._pinned[key] = alias.serving
         else:
             self._pinned.pop(key, None)
+
+    @staticmethod
+    def _deserted(fleet: Membership, deployment: m.Deployment, alias: m.Alias) -> bool:
+        """Tell whether only `serving` can be served."""
+        if alias.serving in {0, alias.wanted}:
+            return False
+        held = {
+            version
+            for pool in deployment.pools
+            for version in (alias.wanted, alias.serving)
+            if fleet.holders(pool.pool, deployment.model, version)
+        }
+        return held == {alias.serving}
 
     @staticmethod
     def _ready(fleet: Membership, deployment: m.Deployment, version: int) -> bool:

@@ -21,7 +21,7 @@ class Placement:
     def __init__(self, membership: Membership, seed: int) -> None:
         self._membership = membership
         self._state = seed & 0xFFFFFFFF or 1
-        self._holders: dict[tuple[str, str, int], list[InboxLease]] = {}
+        self._holders: dict[tuple[str, str, int], list[tuple[InboxLease, Inbox, int]]] = {}
 
     def fleet_changed(self) -> None:
         """Forget what was looked up; call it after each record of the heartbeats."""
@@ -29,10 +29,17 @@ class Placement:
 
     def holders(self, pool: str, model: str, version: int) -> list[InboxLease]:
         """Return the workers that may be given this version."""
+        return [lease for lease, _, _ in self._look_up(pool, model, version)]
+
+    def _look_up(self, pool: str, model: str, version: int) -> list[tuple[InboxLease, Inbox, int]]:
+        """Return the holders with inbox and backlog; read out of the beat once, not per request."""
         key = (pool, model, version)
         found = self._holders.get(key)
         if found is None:
-            found = self._holders[key] = self._membership.holders(pool, model, version)
+            found = self._holders[key] = [
+                (lease, (lease.pool, lease.inbox), lease.beat.worker.backlog_rows)
+                for lease in self._membership.holders(pool, model, version)
+            ]
         return found
 
     def choose(
@@ -45,16 +52,18 @@ class Placement:
         avoid: Inbox | None = None,
     ) -> InboxLease | None:
         """Return the lease to place on; None where no live worker holds the version."""
-        found = self.holders(pool, model, version)
+        found = self._look_up(pool, model, version)
         if avoid is not None and len(found) > 1:
-            found = [one for one in found if (one.pool, one.inbox) != avoid]
+            found = [one for one in found if one[1] != avoid]
         if len(found) <= 1:
-            return found[0] if found else None
+            return found[0][0] if found else None
         first = self._next() % len(found)
         second = self._next() % (len(found) - 1)
         second += second >= first
-        one, other = found[first], found[second]
-        return one if _load(one, rows) <= _load(other, rows) else other
+        one, inbox, backlog = found[first]
+        other, other_inbox, other_backlog = found[second]
+        load = backlog + rows.get(inbox, 0)
+        return one if load <= other_backlog + rows.get(other_inbox, 0) else other
 
     def _next(self) -> int:
         # xorshift32 (Marsaglia 2003): cheap, and as good as two choices need.
@@ -64,7 +73,3 @@ class Placement:
         x ^= x << 5 & 0xFFFFFFFF
         self._state = x
         return x
-
-
-def _load(lease: InboxLease, rows: Mapping[Inbox, int]) -> int:
-    return lease.beat.worker.backlog_rows + rows.get((lease.pool, lease.inbox), 0)
