@@ -39,7 +39,7 @@ async def create_topics(
     """Create the topics that are missing, set those that exist right, wait for all leaders.
 
     Raises:
-        StartupError: the broker refuses one, or a topic exists with other partitions.
+        StartupError: the broker refuses one, or a topic exists with fewer partitions.
     """
     specs = [TopicSpec(*topic) for topic in topics]
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
@@ -112,11 +112,12 @@ async def _wait_for_leaders(
 
 
 def _led(topic: Mapping[str, Any], partitions: int) -> bool:
-    """Say whether every partition has a leader; raises when there are more or fewer of them."""
+    """Say whether every partition has a leader; raises when there are fewer than wanted."""
     if topic["error_code"] != _NO_ERROR:
         return False
     found = topic["partitions"]
-    if len(found) != partitions:
+    # An operator may have added some: `inferbus topics add-partitions`.
+    if len(found) < partitions:
         raise StartupError(
             f"The topic {topic['topic']} has {len(found)} partitions and the catalogue says "
             f"{partitions}: delete the topic, or the state folder, and start again."

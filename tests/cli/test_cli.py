@@ -70,7 +70,8 @@ def failed(run: subprocess.CompletedProcess[str], said: str, code: int = 1) -> b
 
 def test_push_show_alias_and_rollout(running: RegistryProcess, model: str, tmp_path: Path) -> None:
     at = {"INFERBUS_REGISTRY_URL": running.url}
-    folder = registry.write_folder(tmp_path / "m", model, factor=time.time())
+    factor = float(secrets.randbelow(1 << 20))
+    folder = registry.write_folder(tmp_path / "m", model, factor)
     pushed = inferbus("models", "push", str(folder), env=at)
     assert pushed.returncode == 0, pushed.stderr
     assert "bytes uploaded" in pushed.stdout
@@ -80,7 +81,7 @@ def test_push_show_alias_and_rollout(running: RegistryProcess, model: str, tmp_p
     assert "version 1 was registered before" in again.stdout
     assert f"{model} champion: wanted 1, serving nothing yet" in again.stdout
 
-    registry.write_folder(tmp_path / "m", model, factor=time.time())
+    registry.write_folder(tmp_path / "m", model, factor + 0.5)
     assert "version 2 registered" in inferbus("models", "push", str(folder), env=at).stdout
     listed = json.loads(inferbus("models", "list", "--json", env=at).stdout)
     assert {one["model"]: one["n_versions"] for one in listed}[model] == 2

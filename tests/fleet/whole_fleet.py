@@ -109,7 +109,7 @@ PROMPT = Faults(
     slow_frames=0.15,
     slow_s=3.0,
     engine_s=(0.02, 0.2),
-    deadline_s=6.5,
+    deadline_s=10.0,
 )
 LONELY = Faults(kills=0.02, swaps=0.0, engine_s=(0.02, 0.2), spare_the_last=True, deadline_s=11.0)
 DEATHS = Faults(drains=0.005, kills=0.006, pauses=0.01, slow_frames=0.01)
@@ -527,7 +527,7 @@ class Registry(Process):
     def __init__(self, world: World, instance: str) -> None:
         super().__init__(world, instance)
         alias = m.Alias(name=ALIAS, wanted=1, serving=0)
-        pool = m.PoolVersions(pool=POOL, versions=[1], min_ready=1)
+        pool = m.PoolVersions(pool=POOL, versions=[1], min_ready=2)
         self.state = m.Deployment(model=MODEL, generation=1, aliases=[alias], pools=[pool])
         self._publish()
 
@@ -577,12 +577,12 @@ class World:
         self.restarts: dict[str, float] = {}
         self.registry = Registry(self, "registry")
         self.processes["registry"] = self.registry
-        for number in range(self.rng.randint(2, 3)):
+        self.n_workers = self.rng.randint(2, 3)
+        for number in range(self.n_workers):
             self._start(f"worker-{number}")
         for number in range(self.rng.randint(1, 2)):
             self._start(f"gateway-{number}")
         self.compaction_s = self.rng.choice((8.0, 20.0, 1e9))
-        self.n_replies = 0
 
     def new_id(self) -> bytes:
         return self.rng.getrandbits(128).to_bytes(16, "big")
@@ -644,22 +644,32 @@ class World:
             self.registry.want(rng.randint(1, 4))
         if rng.random() < faults.away:
             self.broker.away_until_s = now_s + rng.choice((0.5, 3.0, 12.0))
-        workers, gateways = self._workers(), self._gateways()
+        self._fault_workers()
+        self._fault_gateways()
+
+    def _fault_workers(self) -> None:
+        rng, faults, workers = self.rng, self.faults, self._workers()
         serving = [one for one in workers if one.lease.active]
-        # One at a time, as a rolling restart goes: somebody always serves.
-        if rng.random() < faults.drains and len(serving) > 1:
+        whole = len(serving) == self.n_workers
+        # As a rolling restart goes: the next one only when all are back.
+        if whole and rng.random() < faults.drains:
             rng.choice(serving).lease.drain()
-        if rng.random() < faults.drains / 4 and gateways:
-            rng.choice(gateways).draining = True
-        victims = workers if not faults.spare_the_last else serving[1:]
-        if rng.random() < faults.kills and victims:
+        victims = (serving if whole else []) if faults.spare_the_last else workers
+        if victims and rng.random() < faults.kills:
             self._kill(rng.choice(victims))
-        if rng.random() < faults.pauses and workers:
-            rng.choice(workers).paused_until_s = now_s + rng.choice((2.0, 7.0, 12.0))
-        if faults.gateway_faults and gateways and rng.random() < faults.kills / 4:
+        if workers and rng.random() < faults.pauses:
+            rng.choice(workers).paused_until_s = self.broker.now_s + rng.choice((2.0, 7.0, 12.0))
+
+    def _fault_gateways(self) -> None:
+        rng, faults, gateways = self.rng, self.faults, self._gateways()
+        if gateways and rng.random() < faults.drains / 4:
+            rng.choice(gateways).draining = True
+        if not gateways or not faults.gateway_faults:
+            return
+        if rng.random() < faults.kills / 4:
             self._kill(rng.choice(gateways))
-        if faults.gateway_faults and gateways and rng.random() < faults.pauses / 2:
-            rng.choice(gateways).paused_until_s = now_s + rng.choice((1.0, 5.0, 12.0))
+        if rng.random() < faults.pauses / 2:
+            rng.choice(gateways).paused_until_s = self.broker.now_s + rng.choice((1.0, 5.0, 12.0))
 
     def _kill(self, process: Process) -> None:
         process.alive = False

@@ -69,19 +69,24 @@ def _serve(package: str, preload: list[str]) -> None:
     for name in preload:
         importlib.import_module(name)
     ends: dict[int, int | None] = {}
-    for line in sys.stdin:
-        question = json.loads(line)
-        if "start" in question:
-            pid = _fork(package, question["start"], question["log"])
-            ends[pid] = None
-            answer: dict[str, int | None] = {"pid": pid}
-        else:
-            pid = question.get("kill") or question["poll"]
-            answer = {"status": _end(ends, pid, kill="kill" in question)}
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
-    for pid in ends:
-        _end(ends, pid, kill=True)
+    try:
+        for line in sys.stdin:
+            sys.stdout.write(json.dumps(_answer(package, json.loads(line), ends)) + "\n")
+            sys.stdout.flush()
+    finally:
+        for pid in ends:
+            _end(ends, pid, kill=True)
+
+
+def _answer(
+    package: str, question: dict[str, Any], ends: dict[int, int | None]
+) -> dict[str, int | None]:
+    if "start" in question:
+        pid = _fork(package, question["start"], question["log"])
+        ends[pid] = None
+        return {"pid": pid}
+    pid = question.get("kill") or question["poll"]
+    return {"status": _end(ends, pid, kill="kill" in question)}
 
 
 def _end(ends: dict[int, int | None], pid: int, *, kill: bool) -> int | None:

@@ -91,7 +91,7 @@ def add_stages(process: Process, lifecycle: Lifecycle) -> None:
     lifecycle.add("producer", start=process.producer.start, stop=process.producer.stop)
     lifecycle.add("control", start=process.control.start, stop=process.control.stop)
     lifecycle.add("replies", start=gateway.take_reply_partition, stop=process.replies.stop)
-    lifecycle.add("beat", start=process.beater.start, stop=gateway.say_goodbye)
+    lifecycle.add("beat", start=gateway.say_hello, stop=gateway.say_goodbye)
     lifecycle.add("publisher", stop=process.publisher.stop)
     lifecycle.add("loops", start=gateway.start_loops)
     drain_s = process.settings.drain_timeout_s + process.settings.grace_s
@@ -115,6 +115,18 @@ class _Gateway:
         process.health.watch("replies", 10.0)
         await process.replies.start(partition, self._lifecycle.spawn)
         _log.info("reply_partition", partition=partition)
+
+    async def say_hello(self) -> None:
+        """Beat once before serving: nobody may let go of a version that is pinned here.
+
+        Raises:
+            BusUnavailableError: Kafka did not take the beat.
+        """
+        try:
+            await self._process.beater.beat_now()
+        except (TimeoutError, KafkaError) as error:
+            raise errors.BusUnavailableError("Kafka does not answer; is it running?") from error
+        await self._process.beater.start()
 
     async def start_loops(self) -> None:
         self._lifecycle.spawn("upkeep", self._process.upkeep.run(self._process.health))
