@@ -70,6 +70,19 @@ def gateway_key(instance: str) -> str:
     return f"gateway/{instance}"
 
 
+def claim_epoch(fleet: Membership, pool: str, inbox: int, life: int) -> int:
+    """Return the epoch with which a life that has read `fleet` claims an inbox.
+
+    In the high bits max(highest seen + 1, topic offset read up to), so that none repeats after
+    compaction; in the low ones bits of the life, so that two claims made from one view differ and
+    the higher owns for every reader. (Were they equal, a reader from whom compaction hides the
+    first would take the second for the owner, and ignore the true one's beats for ever.)
+    """
+    lease = fleet.lease(pool, inbox)
+    highest = 0 if lease is None else lease.epoch >> _TIE_BITS
+    return max(highest + 1, fleet.position) << _TIE_BITS | life >> (_LIFE_BITS - _TIE_BITS)
+
+
 class Membership:
     """The fleet as the heartbeats tell it.
 

@@ -62,6 +62,14 @@ class PendingMachine(RuleBasedStateMachine):
     def placed(self) -> list[Remembered]:
         return [one for one in self.open.values() if one.inbox is not None]
 
+    def on_their_way(self) -> list[tuple[Remembered, Frame]]:
+        """Return those whose frame is not acknowledged yet."""
+        return [
+            (one, one.frame)
+            for one in self.placed()
+            if one.frame is not None and one.frame.offset is None
+        ]
+
     def left(self, one: Remembered) -> None:
         assert not one.ended
         one.ended = True
@@ -97,18 +105,17 @@ class PendingMachine(RuleBasedStateMachine):
             known.epoch = self.leases[inbox].epoch
             assert each.attempt == known.attempt
 
-    @precondition(lambda self: any(one.frame.offset is None for one in self.placed()))
+    @precondition(lambda self: self.on_their_way())
     @rule(data=st.data())
     def acknowledge(self, data: st.DataObject) -> None:
-        one = data.draw(st.sampled_from([o for o in self.placed() if o.frame.offset is None]))
-        one.frame.offset = self.offset
+        _, frame = data.draw(st.sampled_from(self.on_their_way()))
+        frame.offset = self.offset
         self.offset += 1
 
-    @precondition(lambda self: any(one.frame.offset is None for one in self.placed()))
+    @precondition(lambda self: self.on_their_way())
     @rule(data=st.data())
     def not_handed_over(self, data: st.DataObject) -> None:
-        failed = data.draw(st.sampled_from([o for o in self.placed() if o.frame.offset is None]))
-        frame = failed.frame
+        _, frame = data.draw(st.sampled_from(self.on_their_way()))
         for one in [one for one in self.placed() if one.frame is frame]:
             refused = self.pending.not_handed_over(one.entry, self.now_s)
             one.attempt -= 1
@@ -157,7 +164,7 @@ class PendingMachine(RuleBasedStateMachine):
                 continue
             gone = one.epoch < held.epoch or (kind == "expired")
             if held.state == m.STATE_RELEASED:
-                at = one.frame.offset
+                at = None if one.frame is None else one.frame.offset
                 gone = one.epoch < held.epoch or at is None or at >= held.end_offset
             if gone:
                 lost.append(one)
@@ -369,10 +376,11 @@ def test_an_attempt_below_a_released_end_is_left_alone() -> None:
 
 def test_full_counts_requests_and_bytes() -> None:
     pending = Pending(max_requests=2, max_bytes=1000)
-    pending.add(entry(1, START_S), START_S)
-    assert not pending.full
-    pending.add(entry(2, START_S), START_S)
-    assert pending.full
+    said = []
+    for number in (1, 2):
+        pending.add(entry(number, START_S), START_S)
+        said.append(pending.full)
+    assert said == [False, True]
     heavy = Pending(max_requests=100, max_bytes=10)
     heavy.add(entry(1, START_S), START_S)
     assert heavy.full

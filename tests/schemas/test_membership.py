@@ -5,7 +5,14 @@ from __future__ import annotations
 import random
 
 from inferbus_schemas import messages as m
-from inferbus_schemas.membership import EXPIRY_MS, Membership, gateway_key, inbox_key, worker_key
+from inferbus_schemas.membership import (
+    EXPIRY_MS,
+    Membership,
+    claim_epoch,
+    gateway_key,
+    inbox_key,
+    worker_key,
+)
 
 
 class Log:
@@ -215,3 +222,32 @@ def test_a_reader_of_a_compacted_topic_sees_no_lease_older_than_it_is() -> None:
             assert compacted.age_ms(seen) <= whole.age_ms(true)
         assert compacted.position == whole.position
     assert EXPIRY_MS == 6000
+
+
+def test_claims_made_from_one_view_have_one_owner_for_every_reader() -> None:
+    log = Log()
+    log.tick(times=50)
+    one, two = 3 << 60, 9 << 60
+    claims = [(life, claim_epoch(log.fleet, "default", 0, life)) for life in (one, two)]
+    assert claims[0][1] < claims[1][1]
+    for hidden in ((), (0,), (1,)):
+        # What compaction hides from a reader that starts late changes nothing once the owner beats.
+        for first_two in (claims, claims[::-1]):
+            seen = Log()
+            seen.tick(times=50)
+            for number, (life, epoch) in enumerate([*first_two, claims[1]]):
+                if number not in hidden:
+                    seen.worker(life, epoch)
+            assert seen.owner()[0] == two
+
+
+def test_an_epoch_is_above_the_highest_seen_and_the_position() -> None:
+    log = Log()
+    log.worker(1, claim_epoch(log.fleet, "default", 0, (1 << 64) - 1))
+    (_, first, _) = log.owner()
+    second = claim_epoch(log.fleet, "default", 0, 0)
+    assert second > first
+    log.tick(times=100)
+    assert claim_epoch(log.fleet, "default", 0, 0) >> 20 == log.fleet.position
+    log.worker(2, 1 << 62)
+    assert 1 << 62 < claim_epoch(log.fleet, "default", 0, 0) < 1 << 64

@@ -96,7 +96,7 @@ def test_it_joins_and_claims_only_after_it_has_read_its_own_beat() -> None:
     desk.behind = None
     assert desk.step() == []
     desk.behind = frozenset()
-    assert desk.step() == [WriteBeat("default/0", m.STATE_ACTIVE, 0, 1)]
+    assert desk.step() == [WriteBeat("default/0", m.STATE_ACTIVE, 0, 1 << 20)]
     assert desk.step() == []
     assert desk.lease.inbox is None
 
@@ -111,11 +111,11 @@ def test_a_beat_of_an_earlier_life_is_not_its_own() -> None:
 
 def test_the_epoch_is_above_the_highest_seen_and_not_below_the_position() -> None:
     seen, position = Desk(), Desk()
-    seen.other(70, m.STATE_RELEASED)
+    seen.other(70 << 20 | 5, m.STATE_RELEASED)
     position.offset = 400
-    position.other(70, m.STATE_RELEASED)
-    assert seen.claim().epoch == 71
-    assert position.claim().epoch == 402
+    position.other(70 << 20 | 5, m.STATE_RELEASED)
+    assert seen.claim().epoch == 71 << 20
+    assert position.claim().epoch == 402 << 20
 
 
 def test_it_takes_what_is_behind_first_and_nothing_that_lives() -> None:
@@ -179,7 +179,7 @@ def test_it_beats_as_owner_and_ignores_lower_epochs() -> None:
 def test_a_lost_inbox_is_stopped_at_once_finished_and_not_committed() -> None:
     desk = Desk()
     desk.own()
-    desk.other(50)
+    desk.other(50 << 20)
     assert desk.step() == [StopReading(0, commit=False)]
     assert desk.lease.beats() == [WriteBeat("worker/w1", m.STATE_JOINING)]
     desk.readings[0] = Reading(9, 5, n_open=2, stopped=True)
@@ -193,7 +193,7 @@ def test_a_lost_inbox_is_stopped_at_once_finished_and_not_committed() -> None:
 def test_a_lost_inbox_that_never_ends_holds_it_up_for_a_minute_at_most() -> None:
     desk = Desk()
     desk.own()
-    desk.other(50)
+    desk.other(50 << 20)
     assert desk.step() == [StopReading(0, commit=False)]
     desk.readings[0] = Reading(9, 5, n_open=1, stopped=True)
     desk.pass_s(59)
@@ -239,7 +239,7 @@ def test_a_drain_that_loses_its_inbox_releases_nothing() -> None:
     desk.own()
     desk.lease.drain()
     desk.read_back(desk.step())
-    desk.other(50)
+    desk.other(50 << 20)
     assert desk.step() == [StopReading(0, commit=False)]
     desk.readings[0] = Reading(5, 5, n_open=0, stopped=True)
     assert desk.step() == [Close(0)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from inferbus_kit.errors import BusUnavailableError, InferbusError, OverloadedError
+from inferbus_kit import errors as kit
+from inferbus_kit.errors import InferbusError, OverloadedError
 from inferbus_schemas import messages as m
 
 __all__ = [
@@ -82,6 +83,10 @@ class NoWorkerError(InferbusError):
     http_status = 503
     grpc_status = "UNAVAILABLE"
     retryable = True
+
+
+class BusUnavailableError(kit.BusUnavailableError):
+    """Kafka takes nothing at present; the request was not accepted."""
 
 
 class OutcomeUnknownError(InferbusError):

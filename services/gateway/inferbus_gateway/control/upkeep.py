@@ -42,6 +42,7 @@ class Upkeep:
         self._fleet = fleet
         self._metrics = metrics
         self._n_attempts_failed = 0
+        metrics.in_flight.set_function(lambda: len(pending))
 
     async def run(self, health: Health) -> None:
         """Tick until cancelled."""
@@ -79,7 +80,6 @@ class Upkeep:
         n_failed = self._pending.n_attempts_failed
         self._metrics.resends.labels("attempt_failed").inc(n_failed - self._n_attempts_failed)
         self._n_attempts_failed = n_failed
-        self._metrics.in_flight.set(len(self._pending))
 
     def _place_waiting(self, now_s: float) -> None:
         nowhere: set[tuple[str, str, int]] = set()

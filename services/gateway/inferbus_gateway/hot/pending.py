@@ -40,8 +40,9 @@ class Entry:
     """One unanswered request.
 
     Invariants: `attempt` is 0 until the first hand-over and then names the newest attempt;
-    `inbox` is None exactly while no attempt is open, and then so is `frame`; `deadline_s` is
-    monotonic and never changes; `closing` stays once the gateway has decided to end it itself.
+    `inbox` is None exactly while no attempt is open, and then, until it ends, so is `frame`;
+    `deadline_s` is monotonic and never changes; `closing` stays once the gateway has decided to
+    end it itself.
     """
 
     __slots__ = (

@@ -101,7 +101,11 @@ class Publisher:
         self._open.clear()
         for draft in drafts:
             # What ended or lost its worker within the tick is not sent.
-            entries = [entry for entry in draft.entries if entry.frame is draft.frame]
+            entries = [
+                entry
+                for entry in draft.entries
+                if entry.inbox is not None and entry.frame is draft.frame
+            ]
             if entries:
                 self._send(draft.lease, entries, draft.frame)
 

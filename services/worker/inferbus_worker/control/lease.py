@@ -16,6 +16,7 @@ from inferbus_schemas.membership import (
     EXPIRY_MS,
     InboxLease,
     Membership,
+    claim_epoch,
     inbox_key,
     worker_key,
 )
@@ -287,8 +288,7 @@ class Lease:
         return me in live and idle_ms > EXPIRY_MS + _ADOPT_TURN_MS * live.index(me)
 
     def _claim(self, inbox: int, state: m.State, out: list[Action]) -> _Hold:
-        lease = self._membership.lease(self._pool, inbox)
-        epoch = max(0 if lease is None else lease.epoch + 1, self._membership.position)
+        epoch = claim_epoch(self._membership, self._pool, inbox, self._life)
         hold = _Hold(inbox, epoch, state, self._membership.n_compacted)
         out.append(self._beat(hold))
         return hold
