@@ -15,8 +15,7 @@ from inferbus_gateway.hot.pins import Pins
 from inferbus_schemas import messages as m
 from inferbus_schemas.membership import InboxLease, Membership
 from inferbus_worker.control.holding import Key
-from tests.fleet.simulation import BrokenError
-from tests.fleet.whole_fleet import (
+from tests.fleet.process_model import (
     CALM,
     DEATHS,
     EVERYTHING,
@@ -25,8 +24,9 @@ from tests.fleet.whole_fleet import (
     PROMPT,
     Classes,
     Faults,
-    World,
 )
+from tests.fleet.simulation import BrokenError
+from tests.fleet.whole_fleet import World
 
 N_SEEDS = int(os.environ.get("INFERBUS_FLEET_SEEDS", "36"))
 PARTS = 4

@@ -100,11 +100,12 @@ async def at_rest(stack: Stack, timeout_s: float = 60.0) -> None:
 
 
 async def _ends(bootstrap: str) -> dict[int, int]:
-    name = topics.topic(topics.PREDICTIONS).name
+    stream = topics.topic(topics.PREDICTIONS)
+    parts = [TopicPartition(stream.name, p) for p in range(stream.partitions["one-machine"])]
     consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap)
     await consumer.start()
     try:
-        parts = [TopicPartition(name, p) for p in consumer.partitions_for_topic(name) or ()]
+        consumer.assign(parts)
         return {tp.partition: end for tp, end in (await consumer.end_offsets(parts)).items()}
     finally:
         # Without a group its own task ends by a cancellation that `stop` hands on.
