@@ -252,12 +252,12 @@ def empty(pending: Pending) -> None:
 
 
 PendingMachine.TestCase.settings = settings(
-    max_examples=120,
+    max_examples=80,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
-TestPending = PendingMachine.TestCase
+TestPending = pytest.mark.slow(PendingMachine.TestCase)
 
 
 def ticked(pending: Pending, until_s: float, from_s: float) -> list[tuple[str, float]]:
@@ -409,6 +409,7 @@ def cycle_s(n_standing: int) -> float:
     return best
 
 
+@pytest.mark.slow
 def test_a_call_costs_the_same_with_many_pending() -> None:
     assert cycle_s(20_000) < 8 * cycle_s(50)
 

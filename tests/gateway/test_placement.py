@@ -75,7 +75,7 @@ def test_of_two_the_one_with_less_to_do_is_chosen() -> None:
     assert chosen(placement, {(POOL, 1): 9}, 50) == {0: 50}
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 @given(seed=st.integers(0, 2**64), n=st.integers(2, 16))
 def test_idle_workers_share_evenly_whatever_the_seed(seed: int, n: int) -> None:
     fleet = Fleet()
@@ -86,7 +86,7 @@ def test_idle_workers_share_evenly_whatever_the_seed(seed: int, n: int) -> None:
     assert max(found.values()) < 2 * 200
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=10)
 @given(seed=st.integers(0, 2**32))
 def test_placing_without_any_answer_keeps_the_queues_level(seed: int) -> None:
     fleet = Fleet()
@@ -94,7 +94,7 @@ def test_placing_without_any_answer_keeps_the_queues_level(seed: int) -> None:
         fleet.worker(inbox, MODEL)
     placement = Placement(fleet.seen, seed)
     rows: dict[tuple[str, int], int] = {}
-    for _ in range(4000):
+    for _ in range(2000):
         lease = placement.choose(POOL, *MODEL, rows)
         assert lease is not None
         rows[POOL, lease.inbox] = rows.get((POOL, lease.inbox), 0) + 1

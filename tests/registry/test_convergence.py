@@ -8,7 +8,7 @@ import pytest
 
 from inferbus_registry.placement.convergence import converge
 from inferbus_schemas import messages as m
-from inferbus_schemas.membership import Membership, gateway_key
+from inferbus_schemas.membership import Membership, gateway_key, inbox_key
 
 
 def deployment(
@@ -123,3 +123,32 @@ def test_a_rollout_comes_to_rest() -> None:
         pytest.fail("it never rests")
     assert [(one.wanted, one.serving) for one in state.aliases] == [(2, 2), (1, 1)]
     assert list(state.pools[0].versions) == [1, 2]
+
+
+def _worker(members: Membership, inbox: int, readiness: m.Readiness | None) -> None:
+    residents = [] if readiness is None else [m.Resident(model="a", version=2, readiness=readiness)]
+    part = m.WorkerBeat(pool="default", inbox=inbox, epoch=1, residents=residents)
+    beat = m.Heartbeat(instance=f"w{inbox}", life=inbox, state=m.STATE_ACTIVE, worker=part)
+    members.apply(inbox_key("default", inbox), beat, offset=10 + inbox, append_ms=0)
+
+
+@pytest.mark.parametrize(
+    ("readiness", "serving"),
+    [
+        (None, 1),
+        (m.READINESS_LOADING, 1),
+        (m.READINESS_READY, 2),
+        (m.READINESS_FAILED, 2),
+    ],
+    ids=["unheard of", "loading", "ready", "given up"],
+)
+def test_serving_waits_for_workers_that_still_load(
+    readiness: m.Readiness | None, serving: int
+) -> None:
+    members = fleet(says([2]))
+    _worker(members, 0, m.READINESS_READY)
+    _worker(members, 1, readiness)
+    rolling = deployment(("champion", 2, 1), holds=[1, 2])
+    following = converge(rolling, members)
+    found = rolling if following is None else following
+    assert found.aliases[0].serving == serving

@@ -13,7 +13,9 @@ def converge(deployment: m.Deployment, membership: Membership) -> m.Deployment |
     """Return the next desired state, without a generation, or None where nothing changes.
 
     An alias serves what it wants once every live gateway, and there is one at least, acts on this
-    generation and pins that version. Each pool holds what aliases want and serve, and what some
+    generation and pins that version, and no live worker is still to load it: until then gateways
+    may fall back, so that a worker that leaves in the middle of a swap takes nothing with it. Each
+    pool holds what aliases want and serve, and what some
     live gateway still pins or has in flight; it gives a version up only when every live gateway
     acts on this generation, and while none lives, nothing.
     """
@@ -24,7 +26,11 @@ def converge(deployment: m.Deployment, membership: Membership) -> m.Deployment |
         m.Alias(
             name=alias.name,
             wanted=alias.wanted,
-            serving=alias.wanted if follow and _pinned(deployment, alias, said) else alias.serving,
+            serving=alias.wanted
+            if follow
+            and _pinned(deployment, alias, said)
+            and _loaded(deployment, alias.wanted, membership)
+            else alias.serving,
         )
         for alias in deployment.aliases
     ]
@@ -52,6 +58,19 @@ def _about(gateway: m.GatewayBeat, model: str) -> m.GatewayModel:
         if said.model == model:
             return said
     return m.GatewayModel(model=model)
+
+
+def _loaded(deployment: m.Deployment, version: int, membership: Membership) -> bool:
+    """Tell whether each live worker that shall hold the version has loaded it or given it up."""
+    done = {m.READINESS_READY, m.READINESS_FAILED}
+    return all(
+        any(
+            one.model == deployment.model and one.version == version and one.readiness in done
+            for one in worker.beat.worker.residents
+        )
+        for pool in deployment.pools
+        for worker in membership.workers(pool.pool)
+    )
 
 
 def _pinned(deployment: m.Deployment, alias: m.Alias, said: list[m.GatewayModel]) -> bool:

@@ -181,8 +181,8 @@ class Tenure:
         elif lease.no_inbox_free:
             health.not_ready(
                 "inbox",
-                "no inbox is free: add partitions with `kafka-topics.sh --alter "
-                f"--topic {self._around.request_topic} --partitions N`",
+                "no inbox is free: add some with `inferbus topics add-partitions "
+                "inference.requests --total N`",
             )
         elif lease.inbox is None and self._sight is not None:
             health.not_ready("inbox", "joining: it has no inbox yet")
