@@ -15,7 +15,7 @@ from inferbus_models import samples
 
 CONNECTIONS = (1, 16, 64, 256)
 SECONDS = 8.0
-WARM_S = 20.0
+WARM_S = 15.0
 
 
 def rows(count: int, folder: object) -> list[list[float]]:

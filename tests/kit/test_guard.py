@@ -1,141 +1,26 @@
-"""Hostile and healthy clients, over real sockets, against a listener with a small app."""
+"""Hostile clients, over real sockets, against a listener with a small app."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import resource
-import socket
-import struct
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from inferbus_kit.guard import Limits
-from inferbus_kit.health import Receive, Scope, Send
-from inferbus_kit.http import HttpServer
-
-FAST = Limits(head_s=0.2, body_window_s=0.2, unread_s=0.3, idle_s=0.4, linger_s=0.1, sweep_s=0.02)
-POST = b"POST /x HTTP/1.1\r\nhost: a\r\n"
-CHUNKED = POST + b"transfer-encoding: chunked\r\n\r\n"
-Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-Dial = Callable[[], Awaitable[Stream]]
-
-
-class App:
-    """Answers path, body bytes and headers; /slow waits, /big never ends, /stream pauses."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-        self.disconnects = 0
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.calls += 1
-        n_bytes, more = 0, True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                self.disconnects += 1
-                return
-            n_bytes += len(message["body"])
-            more = message["more_body"]
-        if scope["path"] == "/stream":
-            await send({"type": "http.response.start", "status": 200, "headers": []})
-            await asyncio.sleep(0.2)
-            await send({"type": "http.response.body", "body": b"event"})
-            return
-        if scope["path"] == "/slow":
-            await asyncio.sleep(0.3)
-        body = f"{scope['path']} {n_bytes} {len(scope['headers'])}".encode()
-        length = 1 << 40 if scope["path"] == "/big" else len(body)
-        head = [(b"content-length", str(length).encode())]
-        await send({"type": "http.response.start", "status": 200, "headers": head})
-        while scope["path"] == "/big":
-            await send({"type": "http.response.body", "body": bytes(1 << 16), "more_body": True})
-            await asyncio.sleep(0)
-        await send({"type": "http.response.body", "body": body})
-
-
-@asynccontextmanager
-async def serving(
-    limits: Limits = FAST,
-    *,
-    max_body_bytes: int | None = 2 << 20,
-    max_connections: int | None = None,
-    drain_s: float = 0.5,
-) -> AsyncIterator[tuple[App, HttpServer, Dial]]:
-    app = App()
-    server = HttpServer(
-        app,
-        "127.0.0.1",
-        0,
-        drain_s=drain_s,
-        max_body_bytes=max_body_bytes,
-        max_connections=max_connections,
-        limits=limits,
-    )
-    await server.start()
-    writers: list[asyncio.StreamWriter] = []
-
-    async def dial() -> Stream:
-        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-        writers.append(writer)
-        return reader, writer
-
-    try:
-        async with asyncio.timeout(10):
-            yield app, server, dial
-    finally:
-        for writer in writers:
-            writer.close()
-        await server.stop()
-
-
-async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes, bytes]:
-    """Return status, head and body of one answer."""
-    head = await reader.readuntil(b"\r\n\r\n")
-    length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
-    return int(head.split()[1]), head, await reader.readexactly(length)
-
-
-async def ends(reader: asyncio.StreamReader) -> bytes:
-    """Return what comes until the server closes; a reset is a close."""
-    parts: list[bytes] = []
-    with suppress(ConnectionError):
-        while part := await reader.read(1 << 16):
-            parts.append(part)
-    return b"".join(parts)
-
-
-async def refused(reader: asyncio.StreamReader, status: int) -> None:
-    """Expect one refusal in the one form, then the end of the stream."""
-    got, head, body = await answer(reader)
-    assert got == status
-    assert b"connection: close" in head
-    assert b"content-type: application/json" in head
-    assert list(json.loads(body)) == ["error"]
-    assert await ends(reader) == b""
-
-
-async def pour(writer: asyncio.StreamWriter, piece: bytes, times: int) -> None:
-    with suppress(ConnectionError):
-        for _ in range(times):
-            writer.write(piece)
-            await writer.drain()
-
-
-async def ended(server: HttpServer) -> None:
-    while server._connections:  # noqa: ASYNC110 -- nothing tells of it
-        await asyncio.sleep(0.01)
-
-
-def rss_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
+from tests.support.listener import (
+    CHUNKED,
+    FAST,
+    POST,
+    answer,
+    ended,
+    ends,
+    pour,
+    refused,
+    rss_bytes,
+    serving,
+)
 
 
 @pytest.mark.parametrize(
@@ -310,42 +195,6 @@ async def test_a_client_that_does_not_read_is_cut() -> None:
         assert rss_bytes() - before < 16 << 20
 
 
-async def test_pipelined_requests_are_answered_in_order_and_bounded() -> None:
-    async with serving() as (app, _server, dial):
-        reader, writer = await dial()
-        writer.write(
-            b"GET /slow HTTP/1.1\r\n\r\nGET /2 HTTP/1.1\r\n\r\n"
-            + POST
-            + b"content-length: 3\r\n\r\nabc\r\nGET /4 HTTP/1.1\r\n\r\n"
-        )
-        bodies = [(await answer(reader))[2] for _ in range(4)]
-        assert bodies == [b"/slow 0 0", b"/2 0 0", b"/x 3 2", b"/4 0 0"]
-        writer.write(b"GET /1 HTTP/1.1\r\n\r\n" * 5000)
-        assert (await ends(reader)).count(b"200 OK") == 101
-        assert app.calls == 105
-
-
-async def test_a_refusal_waits_for_earlier_answers() -> None:
-    async with serving() as (_app, _server, dial):
-        reader, writer = await dial()
-        writer.write(b"GET /slow HTTP/1.1\r\n\r\nGET /2 HTTP/1.1\r\n\r\nGARBAGE\r\n\r\n")
-        came = await ends(reader)
-        assert came.count(b"HTTP/1.1 200") == came.count(b"HTTP/1.1 ") == 2
-        assert came.endswith(b"/2 0 0")
-
-
-async def test_keep_alive_connections_are_reused_then_closed_when_idle() -> None:
-    async with serving() as (_app, _server, dial):
-        reader, writer = await dial()
-        for _ in range(3):
-            writer.write(b"GET /1 HTTP/1.1\r\n\r\n")
-            assert (await answer(reader))[0] == 200
-            await asyncio.sleep(0.25)  # longer than a head may take
-        idle_s = time.monotonic()
-        assert await ends(reader) == b""
-        assert time.monotonic() - idle_s < 1.0
-
-
 @pytest.mark.parametrize(
     "rest",
     [
@@ -374,77 +223,3 @@ async def test_what_two_parsers_could_read_differently_is_400(rest: bytes) -> No
         got = asyncio.create_task(refused(reader, 400))
         await got
         assert app.disconnects == app.calls
-
-
-async def test_an_upgrade_is_ignored_and_what_follows_is_read() -> None:
-    async with serving() as (_app, _server, dial):
-        reader, writer = await dial()
-        upgrade = b"connection: upgrade\r\nupgrade: h2c\r\n\r\n"
-        writer.write(b"GET /1 HTTP/1.1\r\n" + upgrade + b"GET /2 HTTP/1.1\r\n\r\n")
-        assert [(await answer(reader))[2] for _ in range(2)] == [b"/1 0 2", b"/2 0 0"]
-
-
-async def test_connections_over_the_limit_are_503_and_older_ones_go_on() -> None:
-    async with serving(max_connections=2) as (_app, _server, dial):
-        old = [await dial() for _ in range(2)]
-        for reader, writer in old:
-            writer.write(b"GET /1 HTTP/1.1\r\n\r\n")
-            assert (await answer(reader))[0] == 200
-        reader, _writer = await dial()
-        await refused(reader, 503)
-        for reader, writer in old:
-            writer.write(b"GET /1 HTTP/1.1\r\n\r\n")
-            assert (await answer(reader))[0] == 200
-
-
-async def test_a_small_answer_is_one_segment_without_delay() -> None:
-    async with serving() as (_app, server, dial):
-        reader, writer = await dial()
-        for _ in range(10):
-            writer.write(b"GET /1 HTTP/1.1\r\n\r\n")
-            await answer(reader)
-        info = writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 232)
-        assert struct.unpack_from("I", info, 152)[0] == 10  # tcpi_data_segs_in
-        (connection,) = server._connections
-        ours = connection.transport.get_extra_info("socket")
-        assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
-
-
-async def test_an_answer_to_head_and_a_stream_leave_without_a_body() -> None:
-    async with serving() as (_app, _server, dial):
-        reader, writer = await dial()
-        for _ in range(2):
-            writer.write(b"HEAD /1 HTTP/1.1\r\n\r\n")
-            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
-        writer.write(b"GET /stream HTTP/1.1\r\n\r\n")
-        assert b"transfer-encoding: chunked" in await reader.readuntil(b"\r\n\r\n")
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(reader.read(1), 0.1)
-        assert await reader.readuntil(b"0\r\n\r\n") == b"5\r\nevent\r\n0\r\n\r\n"
-
-
-async def test_stop_lets_running_requests_end_and_takes_no_new_ones() -> None:
-    async with serving() as (_app, server, dial):
-        reader, writer = await dial()
-        idle, _idle_writer = await dial()
-        writer.write(b"GET /slow HTTP/1.1\r\n\r\n")
-        await asyncio.sleep(0.05)
-        stopping = asyncio.create_task(server.stop())
-        assert await ends(idle) == b""
-        with pytest.raises(ConnectionRefusedError):
-            await dial()
-        status, head, body = await answer(reader)
-        assert (status, body) == (200, b"/slow 0 0")
-        assert b"connection: close" in head
-        await asyncio.wait_for(stopping, 0.3)
-
-
-async def test_stop_cuts_what_does_not_end() -> None:
-    async with serving(replace(FAST, unread_s=60), drain_s=0.1) as (_app, server, dial):
-        _reader, writer = await dial()
-        writer.transport.pause_reading()  # type: ignore[attr-defined]
-        writer.write(b"GET /big HTTP/1.1\r\n\r\n")
-        await asyncio.sleep(0.05)
-        await asyncio.wait_for(server.stop(), 0.5)
-        assert not server._connections
-        assert not server._state.tasks
