@@ -123,12 +123,17 @@ async def _logged(url: str) -> dict[int, int]:
 
 
 async def infer(
-    url: str, model: str, inputs: list[dict[str, Any]], ledger: Ledger, key: str
+    url: str,
+    model: str,
+    inputs: list[dict[str, Any]],
+    ledger: Ledger,
+    key: str,
+    **headers: str,
 ) -> httpx.Response:
     """Send one request and write it down."""
     body = json.dumps({"id": key, "inputs": inputs}).encode()
     ledger.sent(key, hashlib.sha256(body).hexdigest())
     async with httpx.AsyncClient(timeout=40, trust_env=False) as client:
-        answer = await client.post(f"{url}/v2/models/{model}/infer", content=body)
+        answer = await client.post(f"{url}/v2/models/{model}/infer", content=body, headers=headers)
     traffic.note(ledger, key, answer)
     return answer

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from inferbus_dev.stack import Stack
 from inferbus_models import samples
 from tests.support import stacks
+from tests.support.collector import Collector, collecting
 from tests.support.ledger import Ledger, check_ledger
 from tests.support.sample_models import model_folder
 from tests.support.traffic import Traffic
@@ -24,18 +26,26 @@ MODELS = ("breast-cancer", "digits", "minilm")
 
 
 @pytest.fixture
-async def stack() -> AsyncIterator[Stack]:
-    async with stacks.running(n_workers=2, n_gateways=2) as running:
+def collector() -> Iterator[Collector]:
+    with collecting() as running:
         yield running
 
 
-async def test_models_swaps_and_the_log(stack: Stack, tmp_path: Path) -> None:
+@pytest.fixture
+async def stack(collector: Collector) -> AsyncIterator[Stack]:
+    env = {"INFERBUS_OTLP_ENDPOINT": collector.url}
+    async with stacks.running(n_workers=2, n_gateways=2, env=env) as running:
+        yield running
+
+
+async def test_models_swaps_and_the_log(stack: Stack, collector: Collector, tmp_path: Path) -> None:
     """One stack for all of it, since starting it is what costs."""
     for name in MODELS:
         await stacks.push(stack, name)
     path = tmp_path / "ledger"
     with Ledger(path) as ledger:
         await _answers_equal_the_libraries(stack, ledger)
+        await _one_trace_from_http_to_the_log(stack, collector, ledger)
         await _a_swap_under_load_fails_nothing(stack, ledger)
         await _a_rolling_restart_fails_nothing(stack, ledger)
         await _the_log_verifies(stack, ledger)
@@ -51,6 +61,38 @@ async def _answers_equal_the_libraries(stack: Stack, ledger: Ledger) -> None:
             assert answer.status_code == 200, answer.text
             found = samples.difference(sample, answer.json()["outputs"])
             assert found <= sample.tolerance, f"{name}: {sample.describe}"
+
+
+async def _one_trace_from_http_to_the_log(
+    stack: Stack, collector: Collector, ledger: Ledger
+) -> None:
+    """The caller's trace goes through gateway, worker and logger; the batch links to it."""
+    trace, caller = secrets.token_hex(16), secrets.token_hex(8)
+    inputs = stacks.sample_inputs("breast-cancer")[0]
+    answer = await stacks.infer(
+        stack.http,
+        "breast-cancer",
+        inputs,
+        ledger,
+        "traced",
+        traceparent=f"00-{trace}-{caller}-01",
+    )
+    assert answer.status_code == 200
+    wanted = {"inferbus-gateway", "inferbus-worker", "inferbus-logger"}
+    for _ in range(100):
+        spans = collector.by_trace().get(trace, [])
+        linked = [span for span in collector.spans if span.links]
+        if {span.service for span in spans} == wanted and linked:
+            break
+        await asyncio.sleep(0.1)
+    assert {span.service for span in spans} == wanted, spans
+    server = next(span for span in spans if span.service == "inferbus-gateway")
+    assert server.parent_id == caller
+    own = {span.span_id for span in spans}
+    assert all(span.parent_id in own for span in spans if span is not server)
+    assert any(set(span.links) & own for span in linked)
+    # Nobody asked for the others, so nothing is traced of them.
+    assert set(collector.by_trace()) == {trace} | {span.trace_id for span in linked}
 
 
 async def _a_swap_under_load_fails_nothing(stack: Stack, ledger: Ledger) -> None:
