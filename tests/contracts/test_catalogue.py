@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from google.protobuf import descriptor_pool, json_format, message_factory
+from google.protobuf.message import Message
 
 from inferbus_schemas import messages as m
 from inferbus_schemas import topics
@@ -29,7 +30,7 @@ def _all() -> list[tuple[str, topics.Topic]]:
     return sorted(topics.catalogue().items())
 
 
-def _message_class(full_name: str) -> type:
+def _message_class(full_name: str) -> type[Message]:
     found = descriptor_pool.Default().FindMessageTypeByName(full_name)
     return message_factory.GetMessageClass(found)
 

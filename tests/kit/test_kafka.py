@@ -14,6 +14,7 @@ from inferbus_kit.consume import PartitionReader, Record, StateReader
 from inferbus_kit.dlq import DeadLetters
 from inferbus_kit.errors import BusUnavailableError, OverloadedError
 from inferbus_kit.produce import Producer
+from inferbus_kit.topics import create_topics
 from inferbus_schemas import topics
 from tests.support import servers
 
@@ -153,7 +154,7 @@ async def test_dead_letters_say_where_they_came_from_and_have_a_limit(
     kafka_bootstrap: str, producer: Producer
 ) -> None:
     topic = await servers.fresh_topic(kafka_bootstrap)
-    await servers.create_topics(kafka_bootstrap, [(topics.dead_letters(topic), 1, 1, {})])
+    await create_topics(kafka_bootstrap, [(topics.dead_letters(topic), 1, 1, {})])
     await (await producer.send(topic, 0, b"junk", headers=[("ce_id", b"1")]))
     record = (await _read_all(kafka_bootstrap, topic))[0]
     letters = DeadLetters(producer, "worker-0", per_minute=2)
