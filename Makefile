@@ -30,12 +30,13 @@ lock: setup ## resolve the locks anew from locks/*.in
 	@cd locks && for name in gateway control worker-cpu dev; do \
 	  ../$(BIN)/uv pip compile $$name.in --config-file uv.toml --universal --generate-hashes \
 	    --no-emit-index-url --no-header --no-annotate --python-version 3.11 --quiet -o $$name.txt || exit 1; done
+	@$(BIN)/python -m inferbus_dev lock-jars
 
 bench: setup ## measure; results go to bench/results
 	@$(BIN)/python -m bench $(ARGS)
 
-docs: setup ## write the reference pages that are made from code
-	@$(BIN)/python -m inferbus_dev docs
+docs: setup ## rewrite the tables that are made from code
+	@$(BIN)/python -m tests.gateway.test_gateway_readme
 
 clean: ## remove the environment and all state
 	rm -rf .venv .inferbus .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

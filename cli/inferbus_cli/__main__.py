@@ -21,6 +21,7 @@ _COMMANDS = {
     "models": ("inferbus_cli.models:app", "Push, list and roll out models."),
     "predict": ("inferbus_cli.predict:predict", "Send one request and show its answer."),
     "predictions": ("inferbus_cli.predictions:app", "Look up answers in the log."),
+    "log": ("inferbus_cli.log_app:app", "Operate the prediction log."),
     "audit": ("inferbus_cli.audit:app", "Check that the log is whole and unaltered."),
     "topics": ("inferbus_cli.topics:app", "Look into the topics of the bus."),
 }

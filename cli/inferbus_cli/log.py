@@ -24,7 +24,11 @@ def relay(*arguments: str) -> int:
     """
     run = subprocess.run(
         [sys.executable, "-m", "inferbus_logger", *arguments],
-        env={**os.environ, "INFERBUS_POSTGRES_URL": places.postgres()},
+        env={
+            **os.environ,
+            "INFERBUS_POSTGRES_URL": places.postgres(),
+            "INFERBUS_KAFKA_BOOTSTRAP": places.kafka(None),
+        },
         stderr=subprocess.PIPE,
         text=True,
         check=False,

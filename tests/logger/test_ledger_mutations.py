@@ -233,9 +233,10 @@ def _with_answer(world: World, path: Path, change: dict[int, str]) -> Path:
         ({6: "4"}, "I7"),
         ({2: "-"}, "I1"),
         ({3: "503", 4: "-"}, "I2"),
+        ({2: "-", 3: "503", 4: "-"}, "I2"),
         ({1: "another-key"}, "I3"),
     ],
-    ids=["no receipt", "receipt", "output", "version", "no id", "status", "key"],
+    ids=["no receipt", "receipt", "output", "version", "no id", "status", "refused", "key"],
 )
 async def test_another_answer_is_found(
     world: World, tmp_path: Path, change: dict[int, str], invariant: str

@@ -205,12 +205,15 @@ def _answers(entries: Entries, rows: Sequence[asyncpg.Record]) -> Iterable[Viola
     by_id: dict[str, list[asyncpg.Record]] = defaultdict(list)
     for row in rows:
         by_id[row["request_id"]].append(row)
+    logged = {row["client_request_id"] for row in rows}
     for answer in entries.answers:
         well = 200 <= answer.status < 300
         invariant = "I1" if well else "I2"
         if answer.request_id == NONE:
             if well or answer.status not in {400, 404, 413, 422, 429, 431, 503}:
                 yield Violation(invariant, answer.key, f"{answer.status} without a request id")
+            if answer.key in logged:
+                yield Violation(invariant, answer.key, "refused, yet the log has a row of it")
             continue
         mine = by_id.get(answer.request_id, [])
         if len(mine) != 1:

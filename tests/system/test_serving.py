@@ -7,6 +7,7 @@ import json
 import secrets
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -16,12 +17,13 @@ from inferbus_dev.stack import Stack
 from inferbus_models import samples
 from tests.support import stacks
 from tests.support.collector import Collector, collecting
-from tests.support.ledger import Ledger, check_ledger
+from tests.support.ledger import Ledger, Live, check_ledger
 from tests.support.sample_models import model_folder
 from tests.support.traffic import Traffic
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
+RESTARTED = (("worker", 0), ("worker", 1), ("logger", 0), ("registry", 0))
 MODELS = ("breast-cancer", "digits", "minilm")
 
 
@@ -46,11 +48,11 @@ async def test_models_swaps_and_the_log(stack: Stack, collector: Collector, tmp_
     with Ledger(path) as ledger:
         await _answers_equal_the_libraries(stack, ledger)
         await _one_trace_from_http_to_the_log(stack, collector, ledger)
-        await _a_swap_under_load_fails_nothing(stack, ledger)
+        live = await _a_swap_under_load_fails_nothing(stack, ledger)
         await _a_rolling_restart_fails_nothing(stack, ledger)
         await _the_log_verifies(stack, ledger)
     await stacks.at_rest(stack)
-    assert not await check_ledger(path, stack.postgres, stack.kafka)
+    assert not await check_ledger(path, stack.postgres, stack.kafka, live=live)
 
 
 async def _answers_equal_the_libraries(stack: Stack, ledger: Ledger) -> None:
@@ -95,8 +97,8 @@ async def _one_trace_from_http_to_the_log(
     assert set(collector.by_trace()) == {trace} | {span.trace_id for span in linked}
 
 
-async def _a_swap_under_load_fails_nothing(stack: Stack, ledger: Ledger) -> None:
-    """Each answer is the one of the version that it names, and that version is the pinned one."""
+async def _a_swap_under_load_fails_nothing(stack: Stack, ledger: Ledger) -> list[Live]:
+    """Each answer is the one of the version that it names; return when each could be pinned."""
     expected = {
         str(variant): samples.load(model_folder("breast-cancer", variant=variant))
         for variant in (1, 2)
@@ -114,8 +116,11 @@ async def _a_swap_under_load_fails_nothing(stack: Stack, ledger: Ledger) -> None
     )
     async with traffic:
         await asyncio.sleep(1.0)
+        wanted_2_s = time.time()
         await stacks.push(stack, "breast-cancer", variant=2)
+        all_pin_2_s = time.time()
         await asyncio.sleep(1.5)
+        wanted_1_s = time.time()
         await stacks.cli(
             "models", "alias", "breast-cancer", "champion", "1", "--registry", stack.registry
         )
@@ -125,6 +130,8 @@ async def _a_swap_under_load_fails_nothing(stack: Stack, ledger: Ledger) -> None
     assert not seen.unknown
     assert seen.statuses == {200: seen.n_sent}
     assert set(seen.versions) == {"1", "2"}
+    end_s = time.time() + 3600
+    return [Live(1, 0, all_pin_2_s), Live(2, wanted_2_s, end_s), Live(1, wanted_1_s, end_s)]
 
 
 async def _a_rolling_restart_fails_nothing(stack: Stack, ledger: Ledger) -> None:
@@ -138,7 +145,7 @@ async def _a_rolling_restart_fails_nothing(stack: Stack, ledger: Ledger) -> None
         seed=1,
     )
     async with traffic:
-        for role, index in (("worker", 0), ("worker", 1), ("logger", 0), ("registry", 0)):
+        for role, index in RESTARTED:
             await stack.restart(role, index)
             await stack.wait_ready(role, index)
         await asyncio.sleep(1.0)

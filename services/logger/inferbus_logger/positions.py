@@ -95,5 +95,5 @@ def _advice(stored: Stored, what: str) -> str:
     return (
         f"partition {stored.partition} is not logged: {what}, so Kafka lost records that the log "
         f"has; see the README of the logger, then run `inferbus log rewind --partition "
-        f"{stored.partition} --to earliest`"
+        f"{stored.partition} --to earliest --i-know-that-this-begins-a-new-era`"
     )

@@ -1,0 +1,109 @@
+"""`make up` as a whole: real answers, an ordered stop, a second start, a killed launcher."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.dev import processes
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+ROOT = Path(__file__).resolve().parents[2]
+N_SHOWN = 6
+
+
+def _four_free_ports() -> int:
+    """Return a base whose four ports are free now."""
+    for base in range(21000, 32000, 17):
+        try:
+            for port in range(base, base + 4):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return base
+    raise AssertionError("no four free ports in a row")
+
+
+@contextmanager
+def _up(state: Path, base: int) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run the launcher until its status line; yield it and what it said."""
+    launcher = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "inferbus_dev", "up"),
+            *("--state-dir", str(state), "--port-base", str(base)),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "120"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    said = ""
+    try:
+        assert launcher.stdout is not None
+        for line in launcher.stdout:
+            said += line
+            if "rows logged" in line:
+                break
+        else:
+            raise AssertionError(said)
+        yield launcher, said
+    finally:
+        if launcher.poll() is None:
+            launcher.send_signal(signal.SIGINT)
+        launcher.communicate(timeout=60)
+
+
+def _shows_real_answers(said: str) -> None:
+    assert said.count("differs by") == N_SHOWN, said
+    for model in ("breast-cancer", "digits", "minilm"):
+        assert f"{model} version 1: " in said
+
+
+def _stack(state: Path) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads((state / "stack.json").read_text())
+    return read
+
+
+def test_the_show_the_stop_and_what_is_left(tmp_path: Path) -> None:
+    state, base = tmp_path / ".inferbus", _four_free_ports()
+    with _up(state, base) as (launcher, said):
+        _shows_real_answers(said)
+        stack = _stack(state)
+        roles = {each["role"] for each in stack["processes"]}
+        assert {"kafka", "postgres", "registry", "logger", "worker", "gateway"} <= roles
+        assert stack["http"] == f"http://127.0.0.1:{base}"
+        assert stack["registry"] == f"http://127.0.0.1:{base + 3}"
+        assert (state / "stack.json").stat().st_mode & 0o777 == 0o600
+        found = httpx.get(f"{stack['http']}/v2/models/digits", trust_env=False)
+        assert found.json()["versions"] == ["1"]
+    assert launcher.returncode == 0
+    assert not (state / "stack.json").exists()
+    assert all(processes.gone(each["pid"]) for each in stack["processes"])
+
+    with _up(state, base) as (launcher, said):
+        _shows_real_answers(said)
+        assert "uploaded" not in said, "the models were still there"
+        left = [each["pid"] for each in _stack(state)["processes"]]
+        launcher.kill()
+        launcher.wait(10)
+    assert (state / "stack.json").exists()
+
+    with _up(state, base) as (launcher, said):
+        _shows_real_answers(said)
+        assert all(processes.gone(pid) for pid in left)
+    assert launcher.returncode == 0
