@@ -20,8 +20,6 @@ from inferbus_schemas import ids
 from inferbus_schemas import messages as m
 from tests.gateway.fleet_records import POOL, Fleet
 
-NOW_S = time.monotonic()
-
 
 class Bus:
     """A producer that keeps what it is given; `error` stands for a broker that takes nothing."""
@@ -72,8 +70,8 @@ class Gateway:
             id=ids.uuid7(1, self._count), model="m", version=1, tensors=bytes(size_bytes)
         )
         waiter = Waiter(asyncio.get_running_loop())
-        made = Entry(request, POOL, n_rows=1, deadline_s=NOW_S + 60, waiter=waiter)
-        self.pending.add(made, NOW_S)
+        made = Entry(request, POOL, n_rows=1, deadline_s=time.monotonic() + 60, waiter=waiter)
+        self.pending.add(made, time.monotonic())
         return made
 
     def placed(self, n: int, size_bytes: int = 10) -> list[Entry]:
@@ -147,13 +145,13 @@ async def test_a_second_attempt_that_never_left_waits_for_a_third() -> None:
     gateway = Gateway()
     (one,) = gateway.placed(1)
     await asyncio.sleep(0.01)
-    gateway.pending.ended(one.id, 1, m.OUTCOME_ATTEMPT_FAILED, NOW_S)
+    gateway.pending.ended(one.id, 1, m.OUTCOME_ATTEMPT_FAILED, time.monotonic())
     gateway.bus.error = KafkaTimeoutError()
     assert gateway.publisher.place(one)
     await asyncio.sleep(0.01)
     assert not one.waiter.future.done()
     gateway.bus.error = None
-    assert gateway.pending.to_place(NOW_S + 20) == [one]
+    assert gateway.pending.to_place(time.monotonic() + 20) == [one]
     assert gateway.publisher.place(one)
     await asyncio.sleep(0.01)
     assert [frame.requests[0].attempt for frame in gateway.bus.frames] == [1, 2]
@@ -162,7 +160,7 @@ async def test_a_second_attempt_that_never_left_waits_for_a_third() -> None:
 async def test_what_ends_or_loses_its_worker_within_the_tick_is_not_sent() -> None:
     gateway = Gateway()
     ended, lost, stays = gateway.placed(3)
-    gateway.pending.ended(ended.id, 1, m.OUTCOME_OK, NOW_S)
+    gateway.pending.ended(ended.id, 1, m.OUTCOME_OK, time.monotonic())
     lost.frame = None
     await asyncio.sleep(0.01)
     assert [[r.id for r in frame.requests] for frame in gateway.bus.frames] == [[stays.id]]
@@ -173,7 +171,7 @@ async def test_without_a_worker_nothing_is_placed() -> None:
     one = gateway.entry()
     assert not gateway.publisher.place(one)
     assert one.attempt == 0
-    assert gateway.pending.to_place(NOW_S) == [one]
+    assert gateway.pending.to_place(time.monotonic()) == [one]
 
 
 def record(offset: int, value: bytes | None) -> Any:
@@ -191,7 +189,7 @@ async def test_records_end_what_they_name_and_nothing_else() -> None:
         m.Prediction(id=one.id, attempt=2, outcome=m.OUTCOME_FAILED),
     ]
     raw = [b"\xff\xff", None, *(each.SerializeToString() for each in said)]
-    gateway.replies.apply([record(at, value) for at, value in enumerate(raw)], NOW_S)
+    gateway.replies.apply([record(at, value) for at, value in enumerate(raw)], time.monotonic())
     assert one.waiter.prediction == said[2]
     assert one.waiter.offset == 4
     assert not other.waiter.future.done()

@@ -133,6 +133,9 @@ async def test_a_version_serves_once_all_gateways_pin_it(
     assert (alias(rolling), rolling["pools"][0]["versions"]) == ((2, 1), [1, 2])
     for number in (1, 2):
         beating.gateway(number, model, rolling["generation"], 2, *([1] if number == 2 else []))
+    await asyncio.sleep(1.5)
+    assert alias(await watch.rollout()) == (2, 1), "the one worker has not loaded it"
+    beating.worker(model, 2, m.READINESS_READY)
     done = await watch.until(lambda now: alias(now) == (2, 2))
     assert done["pools"][0]["versions"] == [1, 2]
     beating.gateway(2, model, done["generation"], 2)
