@@ -160,7 +160,7 @@ async def measure(desk: Desk, records: list[Record]) -> None:
             now_s, now_ms = time.monotonic(), time.time() * 1000
             touched: set[Executor] = set()
             for record in records[at : at + 4]:
-                touched |= desk.take(record, source, now_s, now_ms)  # type: ignore[arg-type]
+                touched |= desk.take(record, desk.decode(record), source, now_s, now_ms)  # type: ignore[arg-type]
             at += 4
             for executor in touched:
                 executor.pump(now_s)

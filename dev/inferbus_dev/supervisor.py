@@ -134,7 +134,8 @@ class Supervisor:
             member.child = await asyncio.shield(spawning)
         except asyncio.CancelledError:
             # A process that has begun must be known, or nobody would end it.
-            member.child = await spawning
+            with contextlib.suppress(OSError):
+                member.child = await spawning
             raise
         self._enter(member, State.STARTING)
         return member.child
@@ -162,8 +163,12 @@ class Supervisor:
             while True:
                 self._enter(member, State.BACKOFF)
                 await asyncio.sleep(backoff_s(failures))
+                try:
+                    child = await self._spawn(member)
+                except OSError:  # a full disk, no free descriptors: it may pass
+                    failures += 1
+                    continue
                 member.restarts += 1
-                child = await self._spawn(member)
                 if await self._until_ready(member, child):
                     break
                 member.last_exit = await child.stop()
@@ -183,7 +188,9 @@ class Supervisor:
         member.state = state
         if state is not State.READY:
             member.became_ready.clear()
-        self._on_change()
+        # Where the change cannot be written down, say on a full disk, the child is kept.
+        with contextlib.suppress(OSError):
+            self._on_change()
 
 
 def _why_not_ready(member: Member, child: Child, offset: int) -> str:

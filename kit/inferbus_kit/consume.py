@@ -18,7 +18,7 @@ from aiokafka.structs import TopicPartition
 from google.protobuf.message import DecodeError
 
 from inferbus_kit.errors import BusUnavailableError
-from inferbus_kit.lifecycle import cancel
+from inferbus_kit.lifecycle import Fail, cancel, watched
 
 _log = structlog.get_logger("consume")
 
@@ -156,7 +156,8 @@ class StateReader:
 
     Invariants: `apply` sees every record once per life of the reader, in order; `start` returns
     only when all records that stood in the topic at its call were applied; a record that cannot
-    be decoded is logged, counted and skipped.
+    be decoded is logged, counted and skipped; any other error of `apply` ends the reading, which
+    `failed` and `on_failure` then tell.
     """
 
     def __init__(
@@ -166,13 +167,16 @@ class StateReader:
         apply: Callable[[Record], None],
         *,
         client_id: str,
+        on_failure: Fail | None = None,
     ) -> None:
+        self._on_failure = on_failure
         self._reader = PartitionReader(bootstrap, topic, 0, client_id=client_id)
         self._apply = apply
         self._task: asyncio.Task[None] | None = None
         self._moved = asyncio.Condition()
         self.position = 0
         self.n_undecodable = 0
+        self.failed = False
         self.last_read_monotonic_s = 0.0
 
     async def start(self, timeout_s: float = 60.0) -> None:
@@ -182,7 +186,13 @@ class StateReader:
         async with asyncio.timeout(timeout_s):
             while self.position < end:
                 await self._step()
-        self._task = asyncio.create_task(self._follow(), name=f"state:{self._reader.tp.topic}")
+        work = asyncio.create_task(self._follow(), name=f"state:{self._reader.tp.topic}")
+        self._task = watched(work, self._fail)
+
+    def _fail(self, reason: str) -> None:
+        self.failed = True
+        if self._on_failure is not None:
+            self._on_failure(reason)
 
     async def stop(self) -> None:
         await cancel(self._task)

@@ -15,7 +15,7 @@ import structlog
 from aiokafka.errors import KafkaError
 
 from inferbus_kit.errors import InferbusError
-from inferbus_kit.lifecycle import cancel
+from inferbus_kit.lifecycle import Fail, cancel, watched
 from inferbus_kit.produce import Producer
 from inferbus_schemas import envelope, topics
 from inferbus_schemas import messages as m
@@ -29,7 +29,8 @@ class Beater:
     """Writes beats; `beat_now` writes one out of turn, for changes that others wait for.
 
     Invariants: beats of one process are written one after another; `skew_ms` is the broker's
-    clock minus ours, the median of the last beats whose round trip was short.
+    clock minus ours, the median of the last beats whose round trip was short; an error that is
+    not the bus's ends the beats, which `failed` and `on_failure` then tell.
     """
 
     def __init__(
@@ -38,7 +39,10 @@ class Beater:
         instance: str,
         role: str,
         make: Callable[[], tuple[str, m.Heartbeat]],
+        *,
+        on_failure: Fail | None = None,
     ) -> None:
+        self._on_failure = on_failure
         self._producer = producer
         self._topic = topics.topic(topics.HEARTBEATS)
         self._source = f"/inferbus/{role}/{instance}"
@@ -49,9 +53,15 @@ class Beater:
         self._count = 0
         self.skew_ms = 0.0
         self.last_ack_monotonic_s = 0.0
+        self.failed = False
 
     async def start(self) -> None:
-        self._task = asyncio.create_task(self._loop(), name="heartbeat")
+        self._task = watched(asyncio.create_task(self._loop(), name="heartbeat"), self._fail)
+
+    def _fail(self, reason: str) -> None:
+        self.failed = True
+        if self._on_failure is not None:
+            self._on_failure(reason)
 
     async def stop(self) -> None:
         await cancel(self._task)

@@ -23,6 +23,7 @@ from inferbus_kit.errors import InferbusError, StartupError
 _log = structlog.get_logger("lifecycle")
 
 Step = Callable[[], Awaitable[object]]
+Fail = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +65,8 @@ class Lifecycle:
         """Run `work` in the background; if it raises, the process stops with exit code 1."""
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
-        return task
-
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("task_failed", task=task.get_name(), exc_info=error)
-            self.fail(f"task {task.get_name()} failed")
+        task.add_done_callback(self._tasks.discard)
+        return watched(task, self.fail)
 
     def fail(self, reason: str) -> None:
         """Ask the process to stop with exit code 1."""
@@ -135,6 +130,19 @@ class Lifecycle:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=2.0)
+
+
+def watched(task: asyncio.Task[Any], fail: Fail | None) -> asyncio.Task[Any]:
+    """Log the error that ends the task, if one does, and call `fail` with a sentence about it."""
+
+    def ended(done: asyncio.Task[Any]) -> None:
+        if not done.cancelled() and (error := done.exception()) is not None:
+            _log.error("task_failed", task=done.get_name(), exc_info=error)
+            if fail is not None:
+                fail(f"task {done.get_name()} failed")
+
+    task.add_done_callback(ended)
+    return task
 
 
 async def cancel(task: asyncio.Task[Any] | None) -> None:

@@ -24,6 +24,8 @@ _log = structlog.get_logger("produce")
 MAX_BATCH_BYTES = 1 << 20
 MAX_RECORD_BYTES = 8 << 20
 _RESENDS = 5
+_LOOKS = 5
+_LOOK_S = 0.1
 
 Delivery = asyncio.Future[RecordMetadata]
 
@@ -177,7 +179,12 @@ class Producer:
             raise BusUnavailableError("the producer is not started")
         try:
             async with asyncio.timeout(10.0):
-                inner = await _give(client, record)
+                try:
+                    inner = await _give(client, record)
+                except AssertionError:
+                    # So the client names a partition that was added after its last look.
+                    await _look_for(client, record)
+                    inner = await _give(client, record)
         except MessageSizeTooLargeError:
             raise
         except (TimeoutError, KafkaError) as error:
@@ -261,9 +268,24 @@ async def _give(client: AIOKafkaProducer, parcel: _Parcel) -> Delivery:
         return cast("Delivery", inner)
     batch = client.create_batch()
     for value, key, headers in parcel.messages:
-        if batch.append(timestamp=None, key=key, value=value, headers=headers) is None:
+        if batch.append(timestamp=None, key=key, value=value, headers=list(headers)) is None:
             raise MessageSizeTooLargeError("the messages do not fit one batch")
     return cast("Delivery", await client.send_batch(batch, topic, partition=partition))
+
+
+async def _look_for(client: AIOKafkaProducer, parcel: _Parcel) -> None:
+    """Ask the brokers, not the client's memory, for the partition.
+
+    Raises:
+        BusUnavailableError: they do not know it either.
+    """
+    for _ in range(_LOOKS):
+        await client.client.force_metadata_update()
+        if parcel.partition in await client.partitions_for(parcel.topic):
+            return
+        await asyncio.sleep(_LOOK_S)
+    _log.error("no_such_partition", topic=parcel.topic, partition=parcel.partition)
+    raise BusUnavailableError("a topic has too few partitions; add them to the topic")
 
 
 async def _close(client: AIOKafkaProducer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 from typing import TYPE_CHECKING
@@ -10,11 +11,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from inferbus_dev.errors import LauncherError
+from inferbus_dev.process import Child
 from inferbus_dev.supervisor import BACKOFF_FIRST_S, BACKOFF_MOST_S, State, Supervisor, backoff_s
 from tests.dev import processes
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from inferbus_dev.process import ChildSpec
 
 SERVES = "open('ready', 'w').close(); import time; time.sleep(60)"
 # Ends its first three runs at once and serves from the fourth.
@@ -62,6 +66,40 @@ async def test_a_killed_child_is_restarted_over_short_runs(tmp_path: Path) -> No
     finally:
         await supervisor.stop([member.name])
     assert processes.gone(member.child.pid)
+
+
+async def test_a_child_that_cannot_be_started_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes_fail = False
+
+    def record() -> None:
+        if changes_fail:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    supervisor = Supervisor(record)
+    ready = processes.appears(tmp_path / "ready")
+    member = await supervisor.start(processes.spec(tmp_path, SERVES, ready=ready))
+    spawn, refused = Child.spawn, 0
+
+    async def refuse_twice(spec: ChildSpec) -> Child:
+        nonlocal refused
+        if refused < 2:
+            refused += 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return await spawn(spec)
+
+    monkeypatch.setattr(Child, "spawn", refuse_twice)
+    try:
+        first, changes_fail = member.child, True
+        supervisor.signal(member.name, signal.SIGKILL)
+        async with asyncio.timeout(10):
+            await supervisor.wait_ready(member.name)
+        assert refused == 2
+        assert member.child is not first
+        assert member.restarts == 1
+    finally:
+        await supervisor.stop([member.name])
 
 
 async def test_wait_ready_spans_a_restart(tmp_path: Path) -> None:

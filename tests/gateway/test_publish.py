@@ -130,15 +130,22 @@ async def test_what_kafka_never_saw_is_refused(
     assert not gateway.pending.rows
 
 
-async def test_what_kafka_may_have_seen_stays() -> None:
+@pytest.mark.parametrize("late", [KafkaTimeoutError(), errors.BusUnavailableError("no answer")])
+async def test_what_kafka_may_have_seen_stays_and_is_placed_again(late: Exception) -> None:
     gateway = Gateway()
-    gateway.bus.late = KafkaTimeoutError()
-    (one,) = gateway.placed(1)
+    gateway.bus.late = late
+    one, ended = gateway.placed(2)
+    await asyncio.sleep(0)
+    gateway.pending.ended(ended.id, 1, m.OUTCOME_OK, time.monotonic())
     await asyncio.sleep(0.02)
     assert not one.waiter.future.done()
     assert list(gateway.pending) == [one]
-    assert one.frame is not None
-    assert one.frame.offset is None
+    assert not gateway.pending.rows
+    gateway.bus.late = None
+    assert gateway.pending.to_place(time.monotonic() + 1) == [one]
+    assert gateway.publisher.place(one)
+    await asyncio.sleep(0.01)
+    assert [[r.attempt for r in frame.requests] for frame in gateway.bus.frames] == [[1, 1], [2]]
 
 
 async def test_a_second_attempt_that_never_left_waits_for_a_third() -> None:

@@ -8,13 +8,16 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 from aiokafka.errors import MessageSizeTooLargeError
 
 from inferbus_kit.consume import PartitionReader, Record, StateReader
 from inferbus_kit.dlq import DeadLetters
 from inferbus_kit.errors import BusUnavailableError, OverloadedError
-from inferbus_kit.produce import Producer
+from inferbus_kit.heartbeat import Beater
+from inferbus_kit.produce import Message, Producer
 from inferbus_kit.topics import create_topics
+from inferbus_schemas import messages as m
 from inferbus_schemas import topics
 from tests.support import servers
 
@@ -92,6 +95,28 @@ async def test_a_record_over_the_limit_is_refused_before_the_broker(
     assert producer.n_in_flight == 0
 
 
+@pytest.mark.parametrize("n_messages", [1, 2])
+async def test_an_added_partition_is_found_at_once_and_a_missing_one_is_an_error(
+    kafka_bootstrap: str, producer: Producer, n_messages: int
+) -> None:
+    topic = await servers.fresh_topic(kafka_bootstrap)
+    await (await producer.send(topic, 0, b"known"))
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_bootstrap)
+    await admin.start()
+    try:
+        await admin.create_partitions({topic: NewPartitions(3)})
+    finally:
+        await admin.close()
+    batch = [Message(b"new")] * n_messages
+    meta = await asyncio.wait_for(await producer.send_many(topic, 2, batch), 10)
+    assert (meta.partition, meta.offset) == (2, 0)
+    started = time.monotonic()
+    with pytest.raises(BusUnavailableError, match="too few partitions"):
+        await producer.send_many(topic, 99, batch)
+    assert time.monotonic() - started < 10
+    assert producer.n_in_flight == producer.in_flight_bytes == 0
+
+
 async def test_no_broker_is_one_sentence_in_time() -> None:
     started = time.monotonic()
     with pytest.raises(BusUnavailableError, match="Kafka does not answer"):
@@ -148,6 +173,42 @@ async def test_state_reader_is_at_the_end_when_started(
         assert state.n_undecodable == 1
     finally:
         await state.stop()
+
+
+async def test_a_state_reader_that_cannot_go_on_says_so(
+    kafka_bootstrap: str, producer: Producer
+) -> None:
+    topic = await servers.fresh_topic(kafka_bootstrap, config={"cleanup.policy": "compact"})
+    reasons: list[str] = []
+
+    def apply(_record: Record) -> None:
+        raise LookupError("a fault of ours")
+
+    state = StateReader(kafka_bootstrap, topic, apply, client_id="t", on_failure=reasons.append)
+    await state.start()
+    try:
+        await (await producer.send(topic, 0, b"one", key=b"k"))
+        async with asyncio.timeout(10):
+            while not reasons:  # noqa: ASYNC110 -- the callback is what is waited for
+                await asyncio.sleep(0.02)
+        assert bool(state.failed)
+        assert reasons == [f"task state:{topic} failed"]
+    finally:
+        await state.stop()
+
+
+async def test_a_beater_that_cannot_go_on_says_so(producer: Producer) -> None:
+    reasons: list[str] = []
+
+    def make() -> tuple[str, m.Heartbeat]:
+        raise LookupError("a fault of ours")
+
+    beater = Beater(producer, "t-0", "test", make, on_failure=reasons.append)
+    await beater.start()
+    await asyncio.sleep(0.05)
+    assert beater.failed
+    assert reasons == ["task heartbeat failed"]
+    await beater.stop()
 
 
 async def test_dead_letters_say_where_they_came_from_and_have_a_limit(

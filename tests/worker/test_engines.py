@@ -143,6 +143,27 @@ async def test_a_killed_engine_is_seen_at_once_and_comes_back(tmp_path: Path) ->
         assert host.n_restarts == 1
 
 
+async def test_an_engine_that_dies_at_its_last_proof_does_not_go_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = EngineHost._live
+
+    async def live_and_die(host: EngineHost, *, whole: bool) -> None:
+        await live(host, whole=whole)
+        if whole:
+            assert host._process is not None
+            host._on_gone(host._process)
+
+    monkeypatch.setattr(EngineHost, "_live", live_and_die)
+    async with engine(onnx_graphs.busy_folder(tmp_path / "busy"), tmp_path) as (host, listener):
+        assert not host.up
+        assert listener.n_up == 0
+        await until(lambda: host.up)
+        submit_numbers(host, "first", 21)
+        await until(lambda: listener.done)
+        assert host.n_restarts == 1
+
+
 async def test_alive_is_not_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("inferbus_worker.engines.host._STUCK_S", 0.5)
     folder = onnx_graphs.busy_folder(tmp_path / "busy")

@@ -24,7 +24,7 @@ from inferbus_kit.consume import Record, StateReader
 from inferbus_kit.health import Health, health_app
 from inferbus_kit.heartbeat import Beater
 from inferbus_kit.http import HttpServer
-from inferbus_kit.lifecycle import Lifecycle
+from inferbus_kit.lifecycle import Fail, Lifecycle
 from inferbus_kit.metrics import gateway_metrics
 from inferbus_kit.produce import Producer
 from inferbus_kit.settings import load
@@ -37,10 +37,10 @@ async def build(lifecycle: Lifecycle) -> None:
     """Read the settings, build the process and add its stages."""
     settings = load(GatewaySettings)
     configure_logs(settings.log_level, role="gateway", instance=settings.instance)
-    add_stages(wire(settings), lifecycle)
+    add_stages(wire(settings, lifecycle.fail), lifecycle)
 
 
-def wire(settings: GatewaySettings) -> Process:
+def wire(settings: GatewaySettings, fail: Fail) -> Process:
     """Build the parts; nothing runs yet, only the ports are bound.
 
     Raises:
@@ -76,7 +76,11 @@ def wire(settings: GatewaySettings) -> Process:
 
     def reader(topic: str, apply: Callable[[Record], None]) -> StateReader:
         return StateReader(
-            bootstrap, topics.topic(topic).name, apply, client_id=f"{instance}-state"
+            bootstrap,
+            topics.topic(topic).name,
+            apply,
+            client_id=f"{instance}-state",
+            on_failure=fail,
         )
 
     return Process(
@@ -107,5 +111,5 @@ def wire(settings: GatewaySettings) -> Process:
         infer=infer,
         upkeep=upkeep,
         beats=beats,
-        beater=Beater(control, instance, "gateway", beats.make),
+        beater=Beater(control, instance, "gateway", beats.make, on_failure=fail),
     )

@@ -44,6 +44,7 @@ async def build(lifecycle: Lifecycle) -> None:
         settings.kafka_bootstrap,
         topics.topic(topics.HEARTBEATS).name,
         f"{settings.instance}-fleet",
+        lifecycle.fail,
     )
     leading = Leading(
         Bus.of_catalogue(settings.kafka_bootstrap),

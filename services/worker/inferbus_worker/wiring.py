@@ -13,7 +13,7 @@ from inferbus_kit.dlq import DeadLetters
 from inferbus_kit.health import Health, health_app
 from inferbus_kit.heartbeat import Beater
 from inferbus_kit.http import HttpServer
-from inferbus_kit.lifecycle import Lifecycle
+from inferbus_kit.lifecycle import Fail, Lifecycle
 from inferbus_kit.metrics import worker_metrics
 from inferbus_kit.produce import Producer
 from inferbus_kit.settings import load
@@ -31,6 +31,7 @@ from inferbus_worker.control.survey import Survey
 from inferbus_worker.control.tenure import Surroundings, Tenure
 from inferbus_worker.hot.consume import Desk, Inbox, group
 from inferbus_worker.hot.emit import Emitter
+from inferbus_worker.hot.loops import Loops
 from inferbus_worker.settings import WorkerSettings
 
 
@@ -38,11 +39,15 @@ async def build(lifecycle: Lifecycle) -> None:
     """Read the settings, build the process and add its stages."""
     settings = load(WorkerSettings)
     configure_logs(settings.log_level, role="worker", instance=settings.instance)
-    add_stages(wire(settings), lifecycle)
+    add_stages(wire(settings, lifecycle.fail), lifecycle)
 
 
-def wire(settings: WorkerSettings) -> Process:
+def wire(settings: WorkerSettings, fail: Fail) -> Process:
     """Build the parts; nothing runs yet, only the metrics port is bound.
+
+    Args:
+        settings: what the environment says.
+        fail: ends the process, with a reason, when a loop of a part has died.
 
     Raises:
         StartupError: the object store's URL or the metrics port cannot be used.
@@ -52,6 +57,7 @@ def wire(settings: WorkerSettings) -> Process:
     registry = CollectorRegistry()
     metrics = worker_metrics(registry)
     health = Health()
+    loops = Loops(health, fail)
     server = HttpServer(health_app(health, registry), settings.http_host, settings.metrics_port)
     tracing = Tracing("worker", instance, settings.otlp_endpoint, settings.trace_ratio)
     records = Producer(bootstrap, client_id=f"{instance}-records")
@@ -106,10 +112,17 @@ def wire(settings: WorkerSettings) -> Process:
             health=health,
             metrics=metrics,
             open_inbox=lambda number: Inbox(
-                bootstrap, settings.pool, number, desk, letters, client_id=f"{instance}-{number}"
+                bootstrap,
+                settings.pool,
+                number,
+                desk,
+                letters,
+                loops=loops,
+                client_id=f"{instance}-{number}",
             ),
             compose=compose,
             request_topic=requests.name,
+            loops=loops,
         ),
     )
 
@@ -121,7 +134,11 @@ def wire(settings: WorkerSettings) -> Process:
 
     def reader(topic: str, apply: Callable[[Record], None]) -> StateReader:
         return StateReader(
-            bootstrap, topics.topic(topic).name, apply, client_id=f"{instance}-state"
+            bootstrap,
+            topics.topic(topic).name,
+            apply,
+            client_id=f"{instance}-state",
+            on_failure=fail,
         )
 
     return Process(

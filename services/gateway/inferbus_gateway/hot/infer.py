@@ -237,6 +237,8 @@ class Infer:
         if len(parsed.tensors) > self._bodies.max_body_bytes:
             # A short JSON text may hold many numbers.
             raise self._bodies.too_large()
+        # Whatever refuses comes before the span is opened: nobody would end it.
+        deadline_s = now_s + timeout_s(head, parsed.timeout_us)
         request = m.Request(
             id=request_id,
             tenant=TENANT,
@@ -259,7 +261,7 @@ class Infer:
             request,
             target.pool,
             n_rows=parsed.n_rows,
-            deadline_s=now_s + timeout_s(head, parsed.timeout_us),
+            deadline_s=deadline_s,
             waiter=waiter,
         )
         self._pending.add(entry, now_s)

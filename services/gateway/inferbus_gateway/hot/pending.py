@@ -109,10 +109,10 @@ class Pending:
 
     Invariants: a request leaves the map once: by its first terminal record, by `not_handed_over`
     or `no_worker` before any hand-over, or by `unknown` after its deadline; after a hand-over it is
-    never `no_worker`; an attempt that failed, was released or whose owner is gone is placed again
-    with the next number; rows per inbox equal the sum over open attempts there. `_waiting` holds
-    exactly those that may be placed; each entry has one alarm, in a bucket not yet swept; a call
-    costs what it changes, never a walk over the map.
+    never `no_worker`; an attempt that failed, was released or never acknowledged, or whose owner is
+    gone, is placed again with the next number; rows per inbox equal the sum over open attempts
+    there. `_waiting` holds exactly those that may be placed; each entry has one alarm, in a bucket
+    not yet swept; a call costs what it changes, never a walk over the map.
     """
 
     def __init__(self, *, max_requests: int = 20_000, max_bytes: int = 256 << 20) -> None:
@@ -191,9 +191,17 @@ class Pending:
             return entry
         if entry.attempt == attempt and entry.inbox is not None:
             entry.failed_on = entry.inbox
-            self.n_attempts_failed += 1
-            self._close(entry, now_s + min(1.0, 0.01 * 2**attempt))
+            self._attempt_failed(entry, now_s)
         return None
+
+    def unacknowledged(self, entry: Entry, now_s: float) -> None:
+        """Close an attempt whose frame may never have been written; its number is used up."""
+        if entry.id in self._entries and entry.inbox is not None:
+            self._attempt_failed(entry, now_s)
+
+    def _attempt_failed(self, entry: Entry, now_s: float) -> None:
+        self.n_attempts_failed += 1
+        self._close(entry, now_s + min(1.0, 0.01 * 2**entry.attempt))
 
     def lease_seen(self, lease: InboxLease, *, expired: bool, now_s: float) -> list[Entry]:
         """Apply what a lease says now to the attempts that are open on its inbox.

@@ -1,7 +1,8 @@
 """From accepted requests to frames in inboxes.
 
 In: entries to place. Out: one record per inbox and tick of the event loop, closed at 64 requests or
-768 KiB. What Kafka never saw goes back; what it may have seen stays pending.
+768 KiB. What Kafka never saw goes back; what it may have seen stays pending, and
+is placed again where the broker never acknowledges it.
 """
 
 from __future__ import annotations
@@ -145,8 +146,13 @@ class Publisher:
         try:
             meta = await delivery
         except (InferbusError, KafkaError) as error:
-            # It may still be written: only a terminal record ends these requests now.
+            # It may still be written: only a terminal record ends these requests now, but it may
+            # also never be, so they are placed again; their ids make twice as good as once.
             _log.warning("frame_unacknowledged", inbox=lease.inbox, error=repr(error))
+            now_s = time.monotonic()
+            for entry in entries:
+                if entry.frame is frame:
+                    self._pending.unacknowledged(entry, now_s)
             return
         frame.acked_s = time.monotonic()
         if meta.offset >= 0:

@@ -16,7 +16,7 @@ from aiokafka.errors import KafkaError
 from google.protobuf.message import DecodeError
 
 from inferbus_kit.consume import PartitionReader, Record
-from inferbus_kit.lifecycle import cancel
+from inferbus_kit.lifecycle import cancel, watched
 from inferbus_registry.outbox.repository import Message
 
 _log = structlog.get_logger("tail")
@@ -40,7 +40,8 @@ class Tail:
     """Follows one topic from its beginning.
 
     Invariants: `last` is the fold of every record below `position`; `suspect` is true from the
-    moment a record was read that `expect` did not announce until `trust` is called.
+    moment a record was read that `expect` did not announce until `trust` is called; an error that
+    is not Kafka's ends the following and is raised by the next `reach` or `lost`.
     """
 
     def __init__(self, bootstrap: str, topic: str, kind: type[Message], client_id: str) -> None:
@@ -61,7 +62,8 @@ class Tail:
             BusUnavailableError, KafkaError, TimeoutError: Kafka does not answer.
         """
         self.position = await self._reader.start()
-        self._task = asyncio.create_task(self._follow(), name=f"tail:{self._topic}")
+        work = asyncio.create_task(self._follow(), name=f"tail:{self._topic}")
+        self._task = watched(work, None)
         await self.reach(await self._end())
 
     async def stop(self) -> None:
@@ -83,12 +85,18 @@ class Tail:
         Raises:
             TimeoutError: Kafka does not give them.
         """
+        self._raise_failure()
         async with asyncio.timeout(_REACH_S), self._moved:
             await self._moved.wait_for(lambda: self.position >= offset)
 
     async def lost(self) -> bool:
         """Tell whether the log ends before what was read of it: it is another, emptier log."""
+        self._raise_failure()
         return await self._end() < self.position
+
+    def _raise_failure(self) -> None:
+        if self._task is not None and self._task.done():
+            self._task.result()
 
     async def _end(self) -> int:
         # It may take as long as the long poll that is under way on the same connection.

@@ -13,7 +13,7 @@ from aiokafka.errors import KafkaError
 
 from inferbus_kit.consume import Record, StateReader
 from inferbus_kit.errors import BusUnavailableError
-from inferbus_kit.lifecycle import cancel
+from inferbus_kit.lifecycle import Fail, cancel, watched
 from inferbus_schemas import messages as m
 from inferbus_schemas.membership import Membership
 
@@ -27,10 +27,14 @@ class Fleet:
     """Follows the heartbeats.
 
     Invariants: `membership` is None until the topic was read to its end, and again when nothing
-    could be read for a while: a decision needs the fleet as it is.
+    could be read for a while: a decision needs the fleet as it is. An error that is not Kafka's
+    ends the following and calls `on_failure`.
     """
 
-    def __init__(self, bootstrap: str, topic: str, client_id: str) -> None:
+    def __init__(
+        self, bootstrap: str, topic: str, client_id: str, on_failure: Fail | None = None
+    ) -> None:
+        self._on_failure = on_failure
         self._bootstrap = bootstrap
         self._topic = topic
         self._client_id = client_id
@@ -40,7 +44,8 @@ class Fleet:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        self._task = asyncio.create_task(self._connect(), name="fleet")
+        work = asyncio.create_task(self._connect(), name="fleet")
+        self._task = watched(work, self._on_failure)
 
     async def stop(self) -> None:
         await cancel(self._task)
@@ -60,7 +65,11 @@ class Fleet:
         while not self._started:
             self._members = Membership()
             self._reader = StateReader(
-                self._bootstrap, self._topic, self._apply, client_id=self._client_id
+                self._bootstrap,
+                self._topic,
+                self._apply,
+                client_id=self._client_id,
+                on_failure=self._on_failure,
             )
             try:
                 await self._reader.start()

@@ -24,6 +24,7 @@ from inferbus_schemas import messages as m
 from inferbus_worker.control import lease as leases
 from inferbus_worker.control.survey import NoTopicError, Sight, Survey
 from inferbus_worker.hot.consume import Inbox
+from inferbus_worker.hot.loops import Loops
 
 _log = structlog.get_logger("tenure")
 
@@ -60,6 +61,7 @@ class Surroundings:
     open_inbox: Callable[[int], Inbox]
     compose: Callable[[leases.WriteBeat], m.Heartbeat]
     request_topic: str
+    loops: Loops
 
 
 class Tenure:
@@ -85,13 +87,13 @@ class Tenure:
     async def announce(self) -> None:
         """Beat from now on: before the versions are loaded, so that others see it come."""
         await self._around.survey.start()
-        self._loops.append(asyncio.create_task(self._beat(), name="beat"))
+        self._loops.append(self._around.loops.start("beat", self._beat()))
 
     async def join(self) -> None:
         """Begin to look for an inbox; `health` tells when there is one."""
         self._joined = True
-        self._loops.append(asyncio.create_task(self._look(), name="look"))
-        self._loops.append(asyncio.create_task(self._step(), name="lease"))
+        self._loops.append(self._around.loops.start("look", self._look()))
+        self._loops.append(self._around.loops.start("lease", self._step()))
 
     async def drain(self) -> None:
         """Finish and release what this worker holds; the caller bounds the time."""
@@ -205,7 +207,7 @@ class Tenure:
             self._spawn(closed.inbox.stop())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
+        task = self._around.loops.start("lease-action", work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

@@ -265,6 +265,9 @@ class EngineHost:
             self._listener.on_down([token for token in left if not isinstance(token, _Call)])
 
     def _go_up(self) -> None:
+        if self._gone.is_set():
+            # It died between its last proof and now; `_mind` brings it back.
+            return
         self.up = True
         self._listener.on_up()
 

@@ -17,6 +17,7 @@ from prometheus_client import Counter
 
 from inferbus_kit.consume import PartitionReader, Record
 from inferbus_kit.dlq import DeadLetters
+from inferbus_kit.errors import InferbusError
 from inferbus_kit.lifecycle import cancel
 from inferbus_kit.metrics import WorkerMetrics
 from inferbus_kit.offsets import ContiguousOffsets
@@ -24,18 +25,19 @@ from inferbus_schemas import envelope, topics
 from inferbus_schemas import messages as m
 from inferbus_worker.hot.emit import Emitter
 from inferbus_worker.hot.execute import Executor
-from inferbus_worker.hot.work import Frame, Work
+from inferbus_worker.hot.loops import Loops
+from inferbus_worker.hot.work import MAX_FRAME_AGE_MS, Frame, Work
+from inferbus_worker.hot.work import Inbox as FramesOf
 
 _log = structlog.get_logger("inbox")
 
-MAX_FRAME_AGE_MS = 15 * 60 * 1000
-"""Nothing is written for an older frame: its readers have forgotten the ids."""
 _COMMIT_EVERY_S = 0.2
 _MAX_OPEN_REQUESTS = 20_000
 _MAX_OPEN_BYTES = 128 << 20
 _ID_BYTES = 16
 _FULL_S = 0.005
 _RETRY_S = 0.5
+_POSITION_TIMEOUT_S = 5.0
 
 
 def group(pool: str) -> str:
@@ -73,15 +75,17 @@ class Desk:
         self.open_bytes = 0
         self.rows_done = 0
 
-    def take(self, record: Record, inbox: Inbox, now_s: float, now_ms: float) -> set[Executor]:
-        """Accept the requests of one record; return the executors to pump.
-
-        Raises:
-            UnreadableFrameError: the record cannot be read.
-        """
-        frame_message = self._decode(record)
+    def take(
+        self,
+        record: Record,
+        said: m.RequestFrame,
+        inbox: FramesOf,
+        now_s: float,
+        now_ms: float,
+    ) -> set[Executor]:
+        """Accept the requests of one record, which says `said`; return the executors to pump."""
         touched: set[Executor] = set()
-        requests = frame_message.requests
+        requests = said.requests
         frame = Frame(inbox, record.offset, record.timestamp, len(requests))
         for request in requests:
             self._accept(request, frame, now_s, now_ms, touched)
@@ -89,7 +93,12 @@ class Desk:
             inbox.frame_done(record.offset)
         return touched
 
-    def _decode(self, record: Record) -> m.RequestFrame:
+    def decode(self, record: Record) -> m.RequestFrame:
+        """Return the frame that a record holds.
+
+        Raises:
+            UnreadableFrameError: the record cannot be read.
+        """
         try:
             envelope.check(record.headers, self.ce_type)
             frame = m.RequestFrame.FromString(record.value or b"")
@@ -147,15 +156,31 @@ class Desk:
         """Whether reading on would only fill memory."""
         return (
             self.n_open + self.emitter.n_unacknowledged > _MAX_OPEN_REQUESTS
-            or self.open_bytes > _MAX_OPEN_BYTES
+            or self.open_bytes + self.emitter.unacknowledged_bytes > _MAX_OPEN_BYTES
         )
+
+
+class _Frames:
+    """The frames of one life of an inbox's log.
+
+    Invariants: what was read from an earlier life counts in that one only: offsets come again.
+    """
+
+    __slots__ = ("offsets",)
+
+    def __init__(self, start: int) -> None:
+        self.offsets = ContiguousOffsets(start)
+
+    def frame_done(self, offset: int) -> None:
+        self.offsets.done(offset)
 
 
 class Inbox:
     """One inbox that this worker reads.
 
     Invariants: the committed offset never passes a frame with a member that has no acknowledged
-    record; frames are read in order, one poll at a time.
+    record, nor a record that cannot be read and has no acknowledged dead letter; frames are read
+    in order, one poll at a time; a record counts as read only when nothing can stop it halfway.
     """
 
     def __init__(
@@ -166,12 +191,15 @@ class Inbox:
         desk: Desk,
         letters: DeadLetters,
         *,
+        loops: Loops,
         client_id: str,
     ) -> None:
         topic = topics.topic(topics.REQUESTS, pool)
         self.inbox = inbox
         self._desk = desk
         self._letters = letters
+        self._loops = loops
+        self._read_name, self._commit_name = f"inbox:{inbox}", f"commit:{inbox}"
         self._reader = PartitionReader(
             bootstrap,
             topic.name,
@@ -180,7 +208,7 @@ class Inbox:
             group=group(pool),
             start="committed",
         )
-        self._offsets = ContiguousOffsets(0)
+        self._frames = _Frames(0)
         self._read_task: asyncio.Task[None] | None = None
         self._commit_task: asyncio.Task[None] | None = None
         self._may_commit = True
@@ -194,17 +222,14 @@ class Inbox:
             BusUnavailableError: no broker answered in time.
         """
         self.position = self.committed = await self._reader.start()
-        self._offsets = ContiguousOffsets(self.position)
-        self._read_task = asyncio.create_task(self._read(), name=f"inbox:{self.inbox}")
-        self._commit_task = asyncio.create_task(self._commit(), name=f"commit:{self.inbox}")
-
-    def frame_done(self, offset: int) -> None:
-        self._offsets.done(offset)
+        self._frames = _Frames(self.position)
+        self._read_task = self._loops.start(self._read_name, self._read())
+        self._commit_task = self._loops.start(self._commit_name, self._commit())
 
     @property
     def n_open(self) -> int:
         """Frames that were read and are not done."""
-        return self._offsets.n_open
+        return self._frames.offsets.n_open
 
     async def end_offset(self) -> int:
         """Return the end of the inbox now."""
@@ -234,7 +259,8 @@ class Inbox:
     def committable(self) -> int:
         """The offset below which every frame is done."""
         # With nothing open the position counts: the last records may be gone from the log.
-        return self.position if self._offsets.n_open == 0 else self._offsets.committable
+        offsets = self._frames.offsets
+        return self.position if offsets.n_open == 0 else offsets.committable
 
     async def commit(self) -> None:
         """Commit the contiguous prefix of done frames."""
@@ -243,43 +269,87 @@ class Inbox:
             self.committed = offset
 
     async def _commit(self) -> None:
-        while True:
-            await asyncio.sleep(_COMMIT_EVERY_S)
-            await self.commit()
+        try:
+            while True:
+                self._loops.beat(self._commit_name)
+                await asyncio.sleep(_COMMIT_EVERY_S)
+                await self.commit()
+        finally:
+            self._loops.rest(self._commit_name)
 
     async def _read(self) -> None:
-        while True:
-            if self._desk.full:
-                await asyncio.sleep(_FULL_S)
-                continue
-            try:
-                records = await self._reader.read(timeout_ms=500)
-                if records:
-                    await self._take(records)
-                else:
+        try:
+            while True:
+                self._loops.beat(self._read_name)
+                await self._read_once()
+        finally:
+            self._loops.rest(self._read_name)
+
+    async def _read_once(self) -> None:
+        if self._desk.full:
+            await asyncio.sleep(_FULL_S)
+            return
+        try:
+            records = await self._reader.read(timeout_ms=500)
+            if not records:
+                async with asyncio.timeout(_POSITION_TIMEOUT_S):
                     self.position = max(self.position, await self._reader.position())
-            except KafkaError as error:
-                _log.warning("read_failed", inbox=self.inbox, error=repr(error))
-                await asyncio.sleep(_RETRY_S)
+        except (KafkaError, TimeoutError) as error:
+            _log.warning("read_failed", inbox=self.inbox, error=repr(error))
+            await asyncio.sleep(_RETRY_S)
+        else:
+            await self._take(records)
 
     async def _take(self, records: list[Record]) -> None:
-        now_s = time.monotonic()
-        now_ms = time.time() * 1000 + self._desk.skew_ms()
+        now_s, now_ms = self._now()
         touched: set[Executor] = set()
         for record in records:
-            self._offsets.read(record.offset)
-            self.position = record.offset + 1
+            if record.offset < self.position:
+                self._begin_again(record.offset)
             if now_ms - record.timestamp > MAX_FRAME_AGE_MS:
-                self._offsets.done(record.offset)
+                self._note_read(record.offset)
+                self._frames.frame_done(record.offset)
                 continue
             try:
-                touched |= self._desk.take(record, self, now_s, now_ms)
+                said = self._desk.decode(record)
             except UnreadableFrameError as error:
                 # What was accepted before must not wait for the dead letter.
                 _pump(touched, now_s)
-                await self._letters.put(record, error)
-                self._offsets.done(record.offset)
+                touched.clear()
+                await self._bury(record, error)
+                self._note_read(record.offset)
+                self._frames.frame_done(record.offset)
+                now_s, now_ms = self._now()
+                continue
+            self._note_read(record.offset)
+            touched |= self._desk.take(record, said, self._frames, now_s, now_ms)
         _pump(touched, now_s)
+
+    def _now(self) -> tuple[float, float]:
+        """Return the monotonic time in seconds and the broker's in milliseconds."""
+        return time.monotonic(), time.time() * 1000 + self._desk.skew_ms()
+
+    def _note_read(self, offset: int) -> None:
+        self._frames.offsets.read(offset)
+        self.position = offset + 1
+
+    def _begin_again(self, offset: int) -> None:
+        """Go on at an offset below the position: the log was cut or made anew."""
+        _log.warning("offsets_went_back", inbox=self.inbox, expected=self.position, found=offset)
+        self._frames = _Frames(offset)
+        self.position = self.committed = offset
+
+    async def _bury(self, record: Record, error: Exception) -> None:
+        """Write the dead letter, however long Kafka takes; its partition stands still meanwhile."""
+        self._loops.rest(self._read_name)
+        while True:
+            try:
+                await self._letters.put(record, error)
+            except (InferbusError, KafkaError) as refusal:
+                _log.warning("dead_letter_failed", inbox=self.inbox, error=repr(refusal))
+                await asyncio.sleep(_RETRY_S)
+            else:
+                return
 
 
 def _pump(touched: set[Executor], now_s: float) -> None:

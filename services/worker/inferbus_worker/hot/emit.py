@@ -24,7 +24,7 @@ from inferbus_kit.produce import MAX_BATCH_BYTES, Delivery, Message
 from inferbus_schemas import envelope, topics
 from inferbus_schemas import messages as m
 from inferbus_schemas.terminal import is_terminal
-from inferbus_worker.hot.work import Batch, Work
+from inferbus_worker.hot.work import MAX_FRAME_AGE_MS, Batch, Work
 
 _log = structlog.get_logger("emit")
 
@@ -47,9 +47,12 @@ class Sender(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Outgoing:
+    """A record on its way; `held_bytes` is what it keeps in memory until it is acknowledged."""
+
     work: Work
     message: Message
     outcome: int
+    held_bytes: int
 
 
 class _Lane:
@@ -88,9 +91,10 @@ class OkAnswer(NamedTuple):
 class Emitter:
     """Builds and sends records.
 
-    Invariants: one record per call; a member is done only when its record is acknowledged; a
-    record that Kafka did not take is sent again, same bytes, but an OK never later than 60 s
-    after the deadline; ids of acknowledged terminal records are remembered.
+    Invariants: one record per call; a member is done only when its record is acknowledged, or
+    its frame is so old that nobody waits for it; a record that Kafka did not take is sent again,
+    same bytes, but an OK never later than 60 s after the deadline; no error ends the sending; ids
+    of acknowledged terminal records are remembered.
     """
 
     def __init__(
@@ -107,6 +111,7 @@ class Emitter:
         self._lanes: dict[int, _Lane] = {}
         self._ended: OrderedDict[bytes, None] = OrderedDict()
         self.n_unacknowledged = 0
+        self.unacknowledged_bytes = 0
 
     def has_ended(self, request_id: bytes) -> bool:
         """Tell whether a terminal record of this id was acknowledged to this process."""
@@ -210,8 +215,10 @@ class Emitter:
         lane = self._lanes.get(partition)
         if lane is None:
             lane = self._lanes[partition] = _Lane()
-        lane.waiting.append(self._outgoing(work, record, outcome, traceparent))
+        out = self._outgoing(work, record, outcome, traceparent)
+        lane.waiting.append(out)
         self.n_unacknowledged += 1
+        self.unacknowledged_bytes += out.held_bytes
         self.on_written(work, outcome)
         if lane.task is None:
             self._go(lane, partition)
@@ -225,27 +232,46 @@ class Emitter:
         headers = [("ce_id", ce_id.encode()), *self._const]
         if traceparent:
             headers.append(("traceparent", traceparent.encode()))
-        message = Message(record.SerializeToString(), request.model.encode(), headers)
-        return _Outgoing(work, message, outcome)
+        value = record.SerializeToString()
+        message = Message(value, request.model.encode(), headers)
+        return _Outgoing(work, message, outcome, len(value) + len(request.tensors))
 
     async def _send(self, lane: _Lane, partition: int) -> None:
         """Send what waits for one partition, all that fits at once, until nothing is left."""
-        while lane.waiting:
-            parcel = _parcel(lane.waiting)
+        try:
+            while lane.waiting:
+                parcel = _parcel(lane.waiting)
+                if not await self._hand_over(lane, partition, parcel):
+                    lane.waiting.extendleft(reversed(self._still_wanted(parcel)))
+                    await asyncio.sleep(_RETRY_S)
+        finally:
+            lane.task = None
+
+    async def _hand_over(self, lane: _Lane, partition: int, parcel: list[_Outgoing]) -> bool:
+        """Tell whether the sender took the records; whether Kafka did is heard later."""
+        try:
             messages = [self._timely(out) for out in parcel]
-            try:
-                delivery = await self._sender.send_many(self._topic, partition, messages)
-            except (InferbusError, KafkaError) as error:
-                _log.warning("send_failed", error=repr(error))
-                lane.waiting.extendleft(reversed(parcel))
-                await asyncio.sleep(_RETRY_S)
-            except AssertionError:
-                # aiokafka's word for a partition that the topic does not have.
-                _log.exception("no_such_reply_partition", partition=partition)
-                self._settle(parcel)
-            else:
-                delivery.add_done_callback(partial(self._acknowledged, lane, partition, parcel))
-        lane.task = None
+            delivery = await self._sender.send_many(self._topic, partition, messages)
+        except (InferbusError, KafkaError) as error:
+            _log.warning("send_failed", partition=partition, error=repr(error))
+            return False
+        except Exception:  # noqa: BLE001 -- whatever it is, those who wait want their answers
+            _log.exception("send_failed", partition=partition)
+            return False
+        delivery.add_done_callback(partial(self._acknowledged, lane, partition, parcel))
+        return True
+
+    def _still_wanted(self, parcel: list[_Outgoing]) -> list[_Outgoing]:
+        """Give up the records of frames that their readers have forgotten; return the others."""
+        now_s = time.monotonic()
+        wanted = []
+        for out in parcel:
+            if out.work.frame_age_ms(now_s) <= MAX_FRAME_AGE_MS:
+                wanted.append(out)
+                continue
+            _log.error("record_given_up", id=out.work.request.id.hex())
+            self._release(out)
+        return wanted
 
     def _timely(self, out: _Outgoing) -> Message:
         """Return the message, unless it is an OK that comes too late to be one."""
@@ -265,7 +291,7 @@ class Emitter:
         asyncio.get_running_loop().call_later(_RETRY_S, self._again, lane, partition, parcel)
 
     def _again(self, lane: _Lane, partition: int, parcel: list[_Outgoing]) -> None:
-        lane.waiting.extend(parcel)
+        lane.waiting.extend(self._still_wanted(parcel))
         self._go(lane, partition)
 
     def _go(self, lane: _Lane, partition: int) -> None:
@@ -273,14 +299,19 @@ class Emitter:
             lane.task = asyncio.get_running_loop().create_task(self._send(lane, partition))
 
     def _settle(self, parcel: list[_Outgoing]) -> None:
-        self.n_unacknowledged -= len(parcel)
         ended = self._ended
         for out in parcel:
             if is_terminal(out.outcome):
                 ended[out.work.request.id] = None
-            out.work.frame.member_done()
+            self._release(out)
         while len(ended) > _REMEMBERED:
             ended.popitem(last=False)
+
+    def _release(self, out: _Outgoing) -> None:
+        """Hold a record no longer."""
+        self.n_unacknowledged -= 1
+        self.unacknowledged_bytes -= out.held_bytes
+        out.work.frame.member_done()
 
     async def stop(self) -> None:
         """Send no more."""

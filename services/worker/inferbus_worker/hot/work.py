@@ -7,6 +7,9 @@ from typing import Protocol
 
 from inferbus_schemas import messages as m
 
+MAX_FRAME_AGE_MS = 15 * 60 * 1000
+"""Nothing is written for an older frame: its readers have forgotten the ids."""
+
 
 class Inbox(Protocol):
     """Where frames come from."""
@@ -52,6 +55,10 @@ class Work:
     shapes: tuple[tuple[int, ...], ...] = ()
     data: tuple[bytes, ...] = ()
     n_alone_deaths: int = 0
+
+    def frame_age_ms(self, now_s: float) -> float:
+        """Return how old its frame is at `now_s`, by the broker's clock."""
+        return (now_s - self.deadline_s) * 1000 + self.request.ttl_ms
 
 
 @dataclass(slots=True, eq=False)
