@@ -141,8 +141,8 @@ class _Session:
         with terminal.report(self._console) as report:
             stack.report = report
             await stack.start()
-            if self._models:
-                await show.show_models(stack, report, self._console)
+            shown = await show.ask_models(stack, report) if self._models else []
+        show.show_answers(shown, self._console)
         show.show_addresses(stack, self._console)
         await self._watch(stack)
 

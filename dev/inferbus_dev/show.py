@@ -49,10 +49,10 @@ class Shown:
     latency_ms: float
 
 
-async def show_models(stack: Stack, report: Report, console: Console) -> None:
-    """Register the sample models and send each real inputs."""
+async def ask_models(stack: Stack, report: Report) -> list[Shown]:
+    """Register the sample models and send each real inputs; nothing where a part is left out."""
     if not {"registry", "gateway", "worker"} <= stack.roles:
-        return
+        return []
     folder = stack.models_dir
     with report.step("sample models: build") as step:
         await _run(
@@ -67,8 +67,13 @@ async def show_models(stack: Stack, report: Report, console: Console) -> None:
                     await _run(argv, step.update, _SERVES_WITHIN_S)
                 step.update("loading")
                 await _serves(client, stack, model)
-        shown = [one for model in MODELS for one in await _ask(client, stack, model, folder)]
-    _print(shown, console)
+        return [one for model in MODELS for one in await _ask(client, stack, model, folder)]
+
+
+def show_answers(shown: list[Shown], console: Console) -> None:
+    """Print each answer above the library's; raises LauncherError where they differ."""
+    if shown:
+        _print(shown, console)
     if wrong := [one for one in shown if not one.within]:
         raise LauncherError(
             f"{wrong[0].model} answers other than {wrong[0].library} said: {wrong[0].asked}."
