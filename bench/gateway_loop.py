@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import cProfile
+import gc
 import json
 import pstats
 import resource
@@ -27,7 +28,7 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from inferbus_gateway.api.v2 import make_app
-from inferbus_gateway.app import front_door
+from inferbus_gateway.app import front_door, side_door
 from inferbus_gateway.hot.incoming import Bodies
 from inferbus_gateway.hot.infer import Infer
 from inferbus_gateway.hot.pending import Pending
@@ -35,7 +36,9 @@ from inferbus_gateway.hot.pins import Pins
 from inferbus_gateway.hot.placement import Placement
 from inferbus_gateway.hot.publish import Publisher
 from inferbus_gateway.hot.replies import Replies
+from inferbus_gateway.hot.requests import Requests
 from inferbus_gateway.hot.route import Routes
+from inferbus_kit.guard import Direct
 from inferbus_kit.health import Asgi, Health
 from inferbus_kit.http import HttpServer
 from inferbus_kit.metrics import gateway_metrics
@@ -101,8 +104,8 @@ class Bus:
         self.replies.apply(records, time.monotonic())
 
 
-def gateway(bus: Any) -> Asgi:
-    """Return the app of a gateway whose bus is played."""
+def gateway(bus: Any) -> tuple[Asgi, Direct]:
+    """Return the two doors of a gateway whose bus is played."""
     fleet, pins = membership.Membership(), Pins()
     placement = Placement(fleet, 7)
     routes = Routes(pins, fleet, placement)
@@ -110,15 +113,17 @@ def gateway(bus: Any) -> Asgi:
     replies = Replies("", "gateway-0", pending, bus, lambda: None)
     replies.partition, bus.replies = 3, replies
     publisher = Publisher("gateway-0", bus, pending, placement)
-    infer = Infer(
-        instance="gateway-0",
-        routes=routes,
+    metrics = gateway_metrics(CollectorRegistry())
+    requests = Requests(
         pending=pending,
         publisher=publisher,
         replies=replies,
-        metrics=gateway_metrics(CollectorRegistry()),
+        metrics=metrics,
         tracing=Tracing("gateway", "gateway-0", ""),
-        bodies=Bodies(4 << 20, 256 << 20),
+        max_tensor_bytes=4 << 20,
+    )
+    infer = Infer(
+        routes=routes, requests=requests, metrics=metrics, bodies=Bodies(4 << 20, 256 << 20)
     )
     manifest = manifests.Manifest(
         model="m",
@@ -152,7 +157,8 @@ def gateway(bus: Any) -> Asgi:
         beat = m.Heartbeat(instance=f"w{inbox}", state=m.STATE_ACTIVE, life=1, worker=part)
         fleet.apply(membership.inbox_key("default", inbox), beat, offset=inbox, append_ms=1000)
     routes.fleet_changed()
-    return front_door(infer, make_app(routes, Health(), infer.new_id))
+    control = make_app(routes, Health(), requests.new_id)
+    return front_door(infer, requests, control), side_door(infer)
 
 
 def question(*, binary: bool) -> bytes:
@@ -214,7 +220,10 @@ async def ask(port: int, connections: int, wire: bytes) -> None:
 async def measure(args: argparse.Namespace) -> None:
     """Run the gateway here, the asker beside, and print what a request costs."""
     bus = Bus()
-    server = HttpServer(gateway(bus), "127.0.0.1", 0, max_connections=4096, max_body_bytes=4 << 20)
+    app, direct = gateway(bus)
+    server = HttpServer(
+        app, "127.0.0.1", 0, max_connections=4096, max_body_bytes=4 << 20, direct=direct
+    )
     await server.start()
     said = [str(server.port), "--connections", str(args.connections)]
     said += ["--binary"] if args.binary else []
@@ -237,6 +246,8 @@ async def measure(args: argparse.Namespace) -> None:
 
     await answers()
     await asyncio.sleep(1.0)
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
     before, cpu_s, played_s, start_s = await answers(), _cpu_s(), bus.played_s, time.monotonic()
     frames = bus.n_frames
     # CPU time: on a busy machine the wall clock charges whoever was interrupted.
@@ -263,7 +274,7 @@ async def measure(args: argparse.Namespace) -> None:
 async def measure_direct(args: argparse.Namespace) -> None:
     """Call the app as the listener would, and print the best of ten spans."""
     bus = Bus()
-    app = gateway(bus)
+    app, _ = gateway(bus)
     head, _, body = question(binary=args.binary).partition(b"\r\n\r\n")
     lines = [line.split(b": ", 1) for line in head.split(b"\r\n")[1:]]
     headers = [(name, value) for name, value in lines]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import httptools
@@ -17,6 +18,12 @@ from uvicorn.server import ServerState
 
 HEAD, BODY, ANSWER, IDLE, REFUSED = range(5)
 COPIED_BYTES = 64 << 10
+
+Headers = Sequence[tuple[bytes, bytes]]
+Handler = Callable[["Exchange"], None]
+"""Takes a request whose body is whole and answers it, now or later; must not raise."""
+Direct = Callable[[bytes], Handler | None]
+"""Return who answers POST to a target, by its bytes in the request line, without ASGI."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +93,68 @@ class Answers:
         self._transport.close()
 
 
+class _Nobody:
+    """Stands where an ASGI task waits for messages; nobody does here."""
+
+    def set(self) -> None:
+        """Wake nobody."""
+
+
+class Exchange:
+    """One request that is answered without ASGI: no task, no scope, one write.
+
+    Invariants: `respond` takes effect once, and not at all on a connection that is gone. What
+    uvicorn asks of a request's cycle stands here under its names.
+    """
+
+    __slots__ = (
+        "_handler",
+        "_protocol",
+        "body",
+        "disconnected",
+        "headers",
+        "keep_alive",
+        "message_event",
+        "response_complete",
+        "response_started",
+        "waiting_for_100_continue",
+    )
+
+    def __init__(self, protocol: GuardedProtocol, handler: Handler, headers: Headers) -> None:
+        self._protocol, self._handler, self.headers = protocol, handler, headers
+        self.body = b""
+        self.keep_alive = protocol.parser.should_keep_alive()
+        self.message_event = _NOBODY
+        self.disconnected = self.response_started = self.response_complete = False
+        self.waiting_for_100_continue = False
+
+    def handle(self) -> None:
+        """Let the body, which is whole, be answered."""
+        self._handler(self)
+
+    def respond(self, status: int, headers: Headers, body: bytes, *, close: bool = False) -> None:
+        """Write the answer; `close` ends the connection behind it."""
+        if self.response_complete:
+            return
+        self.response_started = self.response_complete = True
+        transport = self._protocol.transport
+        if self.disconnected or transport.is_closing():
+            return
+        close = close or not self.keep_alive
+        parts = [STATUS_LINE[status]]
+        for name, value in headers:
+            parts += (name, b": ", value, b"\r\n")
+        parts.append(b"connection: close\r\n\r\n" if close else b"\r\n")
+        parts.append(body)
+        transport.write(b"".join(parts))
+        if close:
+            transport.close()
+        self._protocol.on_response_complete()
+
+
+_NOBODY = _Nobody()
+
+
 class GuardedProtocol(HttpToolsProtocol):
     """One connection.
 
@@ -94,8 +163,11 @@ class GuardedProtocol(HttpToolsProtocol):
     parts of another answer; after a refusal nothing reaches the parser.
     """
 
-    def __init__(self, config: Config, state: ServerState, limits: Limits) -> None:
+    def __init__(
+        self, config: Config, state: ServerState, limits: Limits, direct: Direct | None = None
+    ) -> None:
         super().__init__(config, state, {})
+        self._direct = direct
         self._limits, self._room, self._phase = limits, limits.head_bytes, HEAD
         self._since_s = self._read_s = self.loop.time()
         self._refusal = MALFORMED
@@ -125,40 +197,76 @@ class GuardedProtocol(HttpToolsProtocol):
                 self._refuse(FRAMING if self._phase == BODY else HEAD_TOO_LARGE)
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
+        # The scope is made by `_to_asgi`, for requests that need one.
+        self.url, self.headers, self.expect_100_continue = b"", [], False
         self._phase, self._since_s = HEAD, self.loop.time()
 
     def on_headers_complete(self) -> None:
-        limits, body_bytes = self._limits, 0
+        limits, body_bytes, chunked = self._limits, 0, False
         for name, value in self.headers:
             if name == b"content-length":
                 body_bytes = int(value)
+            elif name == b"transfer-encoding":
+                chunked = True
         if len(self.headers) > limits.headers or len(self.pipeline) >= limits.pipelined:
             self._stop_parser(HEAD_TOO_LARGE)
         if limits.body_bytes is not None and body_bytes > limits.body_bytes:
             self._stop_parser(BODY_TOO_LARGE)
         # httptools would skip this body, then read it as the next request.
-        if self.parser.should_upgrade() and (
-            body_bytes or b"transfer-encoding" in dict(self.headers)
-        ):
+        upgrade = self.parser.should_upgrade()
+        if upgrade and (body_bytes or chunked):
             self._stop_parser(UPGRADE)
-        super().on_headers_complete()
-        self.cycle.transport = self._answers  # type: ignore[assignment]
+        plain = 0 < body_bytes <= COPIED_BYTES and not (chunked or upgrade)
+        if not (plain and self._take_direct()):
+            self._to_asgi()
         self.headers = []  # trailers go here and not into the scope of a running request
         self._phase, self._since_s, self._room = BODY, self.loop.time(), limits.head_bytes
         self._body_bytes = self._window_bytes = 0
+
+    def _take_direct(self) -> bool:
+        """Let a plain POST be answered without ASGI if somebody does so; tell whether."""
+        if (
+            self._direct is None
+            or self.expect_100_continue
+            or self._answering()
+            or self.parser.get_method() != b"POST"
+            or self.parser.get_http_version() != "1.1"
+        ):
+            return False
+        handler = self._direct(self.url)
+        if handler is None:
+            return False
+        self.cycle = Exchange(self, handler, self.headers)  # type: ignore[assignment]
+        return True
+
+    def _to_asgi(self) -> None:
+        url, headers, expect = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expect
+        self.headers += headers
+        super().on_headers_complete()
+        self.cycle.transport = self._answers  # type: ignore[assignment]
 
     def on_body(self, body: bytes) -> None:
         self._room = self._limits.head_bytes
         self._body_bytes += len(body)
         if self._body_bytes > (self._limits.body_bytes or self._body_bytes):
             self._stop_parser(BODY_TOO_LARGE)
-        super().on_body(body)
+        cycle: object = self.cycle
+        if isinstance(cycle, Exchange):
+            cycle.body = cycle.body + body if cycle.body else body
+        else:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
-        super().on_message_complete()
-        self._phase = IDLE if self.cycle.response_complete else ANSWER
         self._since_s = self.loop.time()
+        cycle: object = self.cycle
+        if isinstance(cycle, Exchange):
+            self._phase = ANSWER
+            cycle.handle()
+        else:
+            super().on_message_complete()
+            self._phase = IDLE if self.cycle.response_complete else ANSWER
 
     def on_response_complete(self) -> None:
         """Go on with the next request as uvicorn does, without its timer per request."""

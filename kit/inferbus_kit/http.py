@@ -14,7 +14,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from inferbus_kit.errors import StartupError
-from inferbus_kit.guard import GuardedProtocol, Limits
+from inferbus_kit.guard import Direct, GuardedProtocol, Limits
 from inferbus_kit.health import Asgi
 from inferbus_kit.lifecycle import cancel
 
@@ -25,6 +25,7 @@ class HttpServer:
     Invariants: `port` is the bound port from construction on; `stop` closes the listener first,
     lets running requests end within `drain_s`, then cuts what is left. `max_body_bytes` None means
     unlimited; a connection past `max_connections` is told 503 and closed, older ones go on.
+    `direct` answers what it takes; all else goes to `app`.
     """
 
     def __init__(
@@ -37,7 +38,9 @@ class HttpServer:
         max_connections: int | None = None,
         max_body_bytes: int | None = None,
         limits: Limits | None = None,
+        direct: Direct | None = None,
     ) -> None:
+        self._direct = direct
         self._limits = replace(
             limits or Limits(), connections=max_connections, body_bytes=max_body_bytes
         )
@@ -62,7 +65,7 @@ class HttpServer:
 
     async def start(self) -> None:
         self._listener = await asyncio.get_running_loop().create_server(
-            lambda: GuardedProtocol(self._config, self._state, self._limits),
+            lambda: GuardedProtocol(self._config, self._state, self._limits, self._direct),
             sock=self._socket,
             backlog=2048,
         )

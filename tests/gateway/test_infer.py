@@ -5,17 +5,30 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 from prometheus_client import CollectorRegistry
 
-from inferbus_gateway import errors
-from inferbus_gateway.hot.incoming import Bodies, Head
+from inferbus_gateway.hot.incoming import Bodies
 from inferbus_gateway.hot.infer import Infer
 from inferbus_gateway.hot.pending import Pending
+from inferbus_gateway.hot.requests import Requests
 from inferbus_kit.metrics import gateway_metrics
+from inferbus_schemas import manifest as manifests
 
 
-async def test_a_refused_timeout_opens_no_span() -> None:
+class Exchange:
+    """A request as the listener hands it over; keeps what it is answered."""
+
+    def __init__(self, timeout_ms: int) -> None:
+        self.headers = [(b"x-inferbus-timeout-ms", str(timeout_ms).encode())]
+        self.body = b'{"inputs": [{"name": "x", "datatype": "INT8", "shape": [1], "data": [1]}]}'
+        self.status = 0
+
+    def respond(self, status: int, _headers: Any, _body: bytes, *, close: bool) -> None:
+        assert not close
+        self.status = status
+
+
+def test_a_refused_timeout_opens_no_span() -> None:
     opened: list[str] = []
 
     def open_span(name: str, **_more: Any) -> Any:
@@ -23,29 +36,33 @@ async def test_a_refused_timeout_opens_no_span() -> None:
         return SimpleNamespace(traceparent="")
 
     tracing: Any = SimpleNamespace(on=True, sampled=lambda _parent: True, open=open_span)
-    parts: Any = SimpleNamespace(partition=0)
+    spec = manifests.TensorSpec("x", "INT8", (-1,))
+    signature = manifests.Signature(inputs=(spec,), outputs=(spec,))
+    target = SimpleNamespace(
+        model="m", version=1, pool="default", manifest=SimpleNamespace(signature=signature)
+    )
+    parts: Any = SimpleNamespace(
+        partition=0, resolve=lambda _model, _version: target, place=lambda _entry: True
+    )
     pending = Pending()
-    infer = Infer(
-        instance="gateway-0",
-        routes=parts,
+    metrics = gateway_metrics(CollectorRegistry())
+    requests = Requests(
         pending=pending,
         publisher=parts,
         replies=parts,
-        metrics=gateway_metrics(CollectorRegistry()),
+        metrics=metrics,
         tracing=tracing,
-        bodies=Bodies(1 << 20, 1 << 24),
+        max_tensor_bytes=1 << 20,
     )
-    target: Any = SimpleNamespace(model="m", version=1, pool="default")
-    parsed: Any = SimpleNamespace(
-        tensors=b"", client_request_id="", outputs=[], timeout_us=None, n_rows=1
-    )
+    infer = Infer(routes=parts, requests=requests, metrics=metrics, bodies=Bodies(1 << 20, 1 << 24))
 
-    def enter(timeout_ms: int) -> None:
-        infer._entry(bytes(16), target, parsed, Head(timeout_ms=timeout_ms), 0.0)
+    def ask(timeout_ms: int) -> int:
+        exchange: Any = Exchange(timeout_ms)
+        infer.direct("m", "", exchange)
+        return int(exchange.status)
 
-    with pytest.raises(errors.InvalidRequestError):
-        enter(0)
+    assert ask(0) == 400
     assert not opened
     assert len(pending) == 0
-    enter(1000)
+    assert ask(1000) == 0, "it waits for its record"
     assert len(opened) == len(pending) == 1

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-from inferbus_kit.guard import Limits
+from inferbus_kit.guard import Exchange, Handler, Limits
 from inferbus_kit.health import Receive, Scope, Send
 from inferbus_kit.http import HttpServer
 
@@ -26,6 +26,19 @@ class App:
     def __init__(self) -> None:
         self.calls = 0
         self.disconnects = 0
+        self.exchanges: list[Exchange] = []
+
+    def direct(self, target: bytes) -> Handler | None:
+        """Take /direct, which is answered at once, and /later, which the test answers."""
+        if target not in {b"/direct", b"/later"}:
+            return None
+
+        def handle(exchange: Exchange) -> None:
+            self.exchanges.append(exchange)
+            if target == b"/direct":
+                answer_direct(exchange)
+
+        return handle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.calls += 1
@@ -54,6 +67,12 @@ class App:
         await send({"type": "http.response.body", "body": body})
 
 
+def answer_direct(exchange: Exchange, *, close: bool = False) -> None:
+    body = f"direct {len(exchange.body)} {len(exchange.headers)}".encode()
+    head = [(b"content-length", str(len(body)).encode())]
+    exchange.respond(200, head, body, close=close)
+
+
 @asynccontextmanager
 async def serving(
     limits: Limits = FAST,
@@ -71,6 +90,7 @@ async def serving(
         max_body_bytes=max_body_bytes,
         max_connections=max_connections,
         limits=limits,
+        direct=app.direct,
     )
     await server.start()
     writers: list[asyncio.StreamWriter] = []

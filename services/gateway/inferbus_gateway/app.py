@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import re
 import time
 from dataclasses import dataclass
 
@@ -20,9 +22,11 @@ from inferbus_gateway.hot.answer import reject, send
 from inferbus_gateway.hot.infer import Infer
 from inferbus_gateway.hot.publish import Publisher
 from inferbus_gateway.hot.replies import Replies
+from inferbus_gateway.hot.requests import Requests
 from inferbus_gateway.settings import GatewaySettings
 from inferbus_kit.consume import StateReader
 from inferbus_kit.errors import InferbusError
+from inferbus_kit.guard import Direct, Handler
 from inferbus_kit.health import Asgi, Health, Receive, Scope, Send
 from inferbus_kit.heartbeat import Beater
 from inferbus_kit.http import HttpServer
@@ -53,34 +57,48 @@ class Process:
     fleet: Membership
     replies: Replies
     publisher: Publisher
+    requests: Requests
     infer: Infer
     upkeep: Upkeep
     beats: Beats
     beater: Beater
 
 
-def front_door(infer: Infer, control: Asgi) -> Asgi:
+_INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
+_PLAIN_INFER = re.compile(rb"/v2/models/([\w.-]+)(?:/versions/([\w.-]+))?/infer")
+_MAX_TARGETS = 4096
+
+
+def front_door(infer: Infer, requests: Requests, control: Asgi) -> Asgi:
     """Return the ASGI app: the hot route by plain ASGI, all else by FastAPI."""
 
     async def app(scope: Scope, receive: Receive, send_: Send) -> None:
-        path: str = scope["path"]
-        if path.endswith("/infer") and path.startswith("/v2/models/"):
-            parts = path.split("/")
-            n_parts = len(parts)
-            plain = n_parts == 5  # noqa: PLR2004 -- /v2/models/m/infer
-            versioned = n_parts == 7 and parts[4] == "versions"  # noqa: PLR2004 -- .../versions/v/infer
-            if plain or versioned:
-                if scope["method"] != "POST":
-                    error = errors.MethodNotAllowedError("infer takes POST only")
-                    answer = reject(error, ids.text(infer.new_id()))
-                    answer.headers.append((b"allow", b"POST"))
-                    await send(send_, answer)
-                    return
-                await infer(scope, receive, send_, parts[3], parts[5] if versioned else "")
-                return
-        await control(scope, receive, send_)
+        found = _INFER.fullmatch(scope["path"])
+        if found is None:
+            await control(scope, receive, send_)
+        elif scope["method"] != "POST":
+            error = errors.MethodNotAllowedError("infer takes POST only")
+            answer = reject(error, ids.text(requests.new_id()))
+            answer.headers.append((b"allow", b"POST"))
+            await send(send_, answer)
+        else:
+            await infer(scope, receive, send_, found[1], found[2] or "")
 
     return app
+
+
+def side_door(infer: Infer) -> Direct:
+    """Return what the listener asks first: the hot route, where nothing odd is in its URL."""
+
+    @functools.lru_cache(maxsize=_MAX_TARGETS)
+    def direct(target: bytes) -> Handler | None:
+        found = _PLAIN_INFER.fullmatch(target)
+        if found is None:
+            return None
+        model, version = found[1].decode(), (found[2] or b"").decode()
+        return functools.partial(infer.direct, model, version)
+
+    return direct
 
 
 def add_stages(process: Process, lifecycle: Lifecycle) -> None:
@@ -172,7 +190,7 @@ class _Gateway:
                 reason = "Kafka acknowledges no beats"
             elif now_s - min(one.last_read_monotonic_s for one in process.readers) > _FRESH_S:
                 reason = "the state topics are not being read"
-            process.infer.refusing = reason
+            process.requests.refusing = reason
             if reason:
                 process.health.not_ready("kafka", reason)
             else:

@@ -25,6 +25,7 @@ __all__ = [
     "TooLargeError",
     "UnknownModelError",
     "UnsupportedEncodingError",
+    "too_large",
 ]
 
 
@@ -66,6 +67,11 @@ class TooLargeError(InferbusError):
     code = "request_too_large"
     http_status = 413
     grpc_status = "RESOURCE_EXHAUSTED"
+
+
+def too_large(max_body_bytes: int) -> TooLargeError:
+    """Return the error that refuses what is over the limit."""
+    return TooLargeError(f"the body is over {max_body_bytes} bytes; send fewer rows per request")
 
 
 class UnsupportedEncodingError(InferbusError):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry
 
 from inferbus_gateway.api.v2 import make_app
-from inferbus_gateway.app import Process, add_stages, front_door
+from inferbus_gateway.app import Process, add_stages, front_door, side_door
 from inferbus_gateway.control.fleet import Beats, StateFeed
 from inferbus_gateway.control.upkeep import Upkeep
 from inferbus_gateway.hot.incoming import Bodies
@@ -18,6 +18,7 @@ from inferbus_gateway.hot.pins import Pins
 from inferbus_gateway.hot.placement import Placement
 from inferbus_gateway.hot.publish import Publisher
 from inferbus_gateway.hot.replies import Replies
+from inferbus_gateway.hot.requests import Requests
 from inferbus_gateway.hot.route import Routes
 from inferbus_gateway.settings import GatewaySettings
 from inferbus_kit.consume import Record, StateReader
@@ -60,14 +61,18 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
     pending = Pending(max_requests=settings.max_pending, max_bytes=settings.max_pending_bytes)
     replies = Replies(bootstrap, instance, pending, producer, lambda: health.beat("replies"))
     publisher = Publisher(instance, producer, pending, placement)
-    infer = Infer(
-        instance=instance,
-        routes=routes,
+    requests = Requests(
         pending=pending,
         publisher=publisher,
         replies=replies,
         metrics=metrics,
         tracing=tracing,
+        max_tensor_bytes=settings.max_body_bytes,
+    )
+    infer = Infer(
+        routes=routes,
+        requests=requests,
+        metrics=metrics,
         bodies=Bodies(settings.max_body_bytes, settings.max_pending_bytes),
     )
     upkeep = Upkeep(pending, publisher, replies, fleet, metrics)
@@ -90,12 +95,13 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
             health_app(health, registry), settings.http_host, settings.metrics_port
         ),
         http_server=HttpServer(
-            front_door(infer, make_app(routes, health, infer.new_id)),
+            front_door(infer, requests, make_app(routes, health, requests.new_id)),
             settings.http_host,
             settings.http_port,
             drain_s=settings.drain_timeout_s,
             max_connections=settings.max_connections,
             max_body_bytes=settings.max_body_bytes,
+            direct=side_door(infer),
         ),
         tracing=tracing,
         producer=producer,
@@ -108,6 +114,7 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
         fleet=fleet,
         replies=replies,
         publisher=publisher,
+        requests=requests,
         infer=infer,
         upkeep=upkeep,
         beats=beats,

@@ -6,7 +6,6 @@ In: the parts that `wiring` built. Out: stages of the lifecycle, in the order of
 from __future__ import annotations
 
 import asyncio
-import gc
 import time
 from dataclasses import dataclass
 
@@ -153,9 +152,6 @@ class _Worker:
         process = self._process
         process.health.not_ready("inbox", "joining: it has no inbox yet")
         await process.tenure.join()
-        # What stands now stands for good: the collector need not walk it again under load.
-        gc.collect()
-        gc.freeze()
         process.health.ready("start")
 
     async def drain(self) -> None:

@@ -69,14 +69,14 @@ class Upkeep:
         due = self._pending.tick(now_s)
         for entry in due.no_worker:
             entry.waiter.refuse(
-                errors.NoWorkerError("no live worker holds this version; try again shortly")
+                entry, errors.NoWorkerError("no live worker holds this version; try again shortly")
             )
         for entry in due.overdue:
             self._end(entry, m.OUTCOME_DEADLINE_EXCEEDED, "deadline_exceeded")
         for entry in due.exhausted:
             self._end(entry, m.OUTCOME_FAILED, "attempts_exhausted")
         for entry in due.unknown:
-            entry.waiter.give_up()
+            entry.waiter.give_up(entry)
         n_failed = self._pending.n_attempts_failed
         self._metrics.resends.labels("attempt_failed").inc(n_failed - self._n_attempts_failed)
         self._n_attempts_failed = n_failed

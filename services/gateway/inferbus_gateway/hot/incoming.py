@@ -1,6 +1,6 @@
 """What arrives with a request: the headers that matter here and the body, whole and decompressed.
 
-In: an ASGI scope and its messages. Out: `Head` and bytes, or the error that refuses them. Time and
+In: headers and ASGI messages. Out: `Head` and bytes, or the error that refuses them. Time and
 size of what a connection sends are bounded before this, by the listener's guard.
 """
 
@@ -10,7 +10,8 @@ import zlib
 from dataclasses import dataclass
 
 from inferbus_gateway import errors
-from inferbus_kit.health import Receive, Scope
+from inferbus_kit.guard import Headers
+from inferbus_kit.health import Receive
 
 DEFAULT_TIMEOUT_S = 30.0
 MAX_TIMEOUT_S = 600.0
@@ -46,7 +47,7 @@ class Bodies:
             InferbusError: it is too large, cannot be decompressed, or the client left.
         """
         if head.content_length > self.max_body_bytes:
-            raise self.too_large()
+            raise errors.too_large(self.max_body_bytes)
         message = await receive()
         if message["type"] == "http.disconnect":
             raise errors.CancelledError("the client left")
@@ -54,8 +55,8 @@ class Bodies:
         if message.get("more_body"):
             body = await self._rest_of_body(receive, body)
         if len(body) > self.max_body_bytes:
-            raise self.too_large()
-        return self._decompress(body, head.encoding) if head.encoding else body
+            raise errors.too_large(self.max_body_bytes)
+        return self.decompress(body, head.encoding) if head.encoding else body
 
     async def _rest_of_body(self, receive: Receive, first: bytes) -> bytes:
         """Read on; what slow clients have sent so far counts as waiting here."""
@@ -77,13 +78,12 @@ class Bodies:
             self._n_reading_bytes -= size
         return b"".join(parts)
 
-    def too_large(self) -> errors.TooLargeError:
-        """Return the error that refuses what is over the limit."""
-        return errors.TooLargeError(
-            f"the body is over {self.max_body_bytes} bytes; send fewer rows per request"
-        )
+    def decompress(self, body: bytes, encoding: bytes) -> bytes:
+        """Return what a body holds.
 
-    def _decompress(self, body: bytes, encoding: bytes) -> bytes:
+        Raises:
+            InferbusError: it is not what Content-Encoding says, or too large.
+        """
         if encoding == b"identity":
             return body
         if encoding not in {b"gzip", b"deflate"}:
@@ -95,7 +95,7 @@ class Bodies:
         except zlib.error:
             raise errors.InvalidRequestError("the body is not what Content-Encoding says") from None
         if len(out) > self.max_body_bytes:
-            raise self.too_large()
+            raise errors.too_large(self.max_body_bytes)
         if not stream.eof:
             raise errors.InvalidRequestError("the compressed body is cut off")
         if stream.unused_data:
@@ -103,10 +103,10 @@ class Bodies:
         return out
 
 
-def read_head(scope: Scope) -> Head:
-    """Return what the headers say."""
+def read_head(headers: Headers) -> Head:
+    """Return what the headers say; their names are in lower case."""
     head = Head()
-    for name, value in scope["headers"]:
+    for name, value in headers:
         if name == b"inference-header-content-length":
             head.json_length = _whole(value, "Inference-Header-Content-Length")
         elif name == b"x-inferbus-timeout-ms":

@@ -163,7 +163,7 @@ class Publisher:
         now_s = time.monotonic()
         for entry in entries:
             if entry.frame is frame and self._pending.not_handed_over(entry, now_s):
-                entry.waiter.refuse(_refusal(error))
+                entry.waiter.refuse(entry, _refusal(error))
 
     async def stop(self) -> None:
         """Wait for frames that are on their way, bounded."""

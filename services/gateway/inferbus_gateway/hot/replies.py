@@ -117,7 +117,7 @@ class Replies:
                 prediction.id, prediction.attempt, prediction.outcome, now_s
             )
             if entry is not None:
-                entry.waiter.resolve(prediction, record.offset, now_s)
+                entry.waiter.resolve(entry, prediction, record.offset, now_s)
 
     async def _skip_to_end(self, reader: PartitionReader) -> None:
         try:

@@ -1,0 +1,246 @@
+"""One request on the bus, whatever protocol it came by: from tensors to its terminal record.
+
+In: a pinned target, a serialised TensorSet, a deadline. Out: an entry whose waiter is told once how
+the request ended. Until the frame is handed to the producer a request may be refused; after that
+only a terminal record ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Sequence
+
+from prometheus_client import Counter, Histogram
+
+from inferbus_gateway import errors
+from inferbus_gateway.hot.pending import Entry, Pending
+from inferbus_gateway.hot.publish import Publisher
+from inferbus_gateway.hot.replies import Replies
+from inferbus_gateway.hot.route import Target
+from inferbus_kit.errors import InferbusError
+from inferbus_kit.metrics import GatewayMetrics
+from inferbus_kit.telemetry import OpenSpan, Tracing
+from inferbus_schemas import ids
+from inferbus_schemas import messages as m
+
+TENANT = "local"
+"""The tenant of every request until there is authentication."""
+_ID_BYTES = 10
+"""Of these 80 random bits an id takes 74."""
+_ENTROPY_BYTES = 400 * _ID_BYTES
+
+
+class Waiter:
+    """Where one request waits for its end; told once, by calling `then` in the reader's own turn.
+
+    `prediction` and `offset` are set by a terminal record; `error` where Kafka never saw the
+    request or where no record came in time. `then` must not raise and must not wait.
+    """
+
+    __slots__ = ("error", "offset", "prediction", "read_s", "span", "start_s", "then")
+
+    def __init__(self, then: Callable[[Entry], None], start_s: float) -> None:
+        self.then = then
+        self.start_s = start_s
+        self.prediction: m.Prediction | None = None
+        self.offset = -1
+        self.read_s = 0.0
+        self.error: InferbusError | None = None
+        self.span: OpenSpan | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was told."""
+        return self.prediction is not None or self.error is not None
+
+    def resolve(self, entry: Entry, prediction: m.Prediction, offset: int, read_s: float) -> None:
+        """A terminal record ended the request."""
+        self.prediction, self.offset, self.read_s = prediction, offset, read_s
+        self.then(entry)
+
+    def refuse(self, entry: Entry, error: InferbusError) -> None:
+        """Nothing of the request was handed over."""
+        self.error = error
+        self.then(entry)
+
+    def give_up(self, entry: Entry) -> None:
+        """No record came in time."""
+        self.error = errors.OutcomeUnknownError(
+            "the deadline passed and it is not known how the request ended; "
+            "look its id up in the log later"
+        )
+        self.then(entry)
+
+
+class Requests:
+    """Opens requests and accounts for their ends.
+
+    Invariants: every accepted request is registered before its frame leaves; while `refusing`
+    says why, nothing is accepted; `settle` is called once per entry that ended.
+    """
+
+    def __init__(
+        self,
+        *,
+        pending: Pending,
+        publisher: Publisher,
+        replies: Replies,
+        metrics: GatewayMetrics,
+        tracing: Tracing,
+        max_tensor_bytes: int,
+    ) -> None:
+        self._pending = pending
+        self._publisher = publisher
+        self._replies = replies
+        self._metrics = metrics
+        self._tracing = tracing
+        self.max_tensor_bytes = max_tensor_bytes
+        self._entropy, self._entropy_at = b"", _ENTROPY_BYTES
+        self._counters: dict[tuple[str, int, str], tuple[Counter, Histogram]] = {}
+        self.refusing = ""
+
+    def new_id(self) -> bytes:
+        """Mint a request id."""
+        at = self._entropy_at
+        if at == _ENTROPY_BYTES:
+            self._entropy, at = os.urandom(_ENTROPY_BYTES), 0
+        self._entropy_at = at + _ID_BYTES
+        bits = int.from_bytes(self._entropy[at : at + _ID_BYTES], "big")
+        return ids.uuid7(time.time_ns() // 1_000_000, bits)
+
+    def admit(self) -> None:
+        """Check that a request may be taken now.
+
+        Raises:
+            BusUnavailableError: what this gateway knows is not fresh.
+            OverloadedError: too many requests wait here.
+        """
+        if self.refusing:
+            raise errors.BusUnavailableError(f"{self.refusing}; try again shortly")
+        if self._pending.full:
+            raise errors.OverloadedError("too many requests wait here; try again shortly")
+
+    def open(
+        self,
+        request_id: bytes,
+        target: Target,
+        tensors: bytes,
+        *,
+        n_rows: int,
+        outputs: Sequence[str],
+        client_request_id: str,
+        timeout_s: float,
+        waiter: Waiter,
+        traceparent: str = "",
+        span: str = "",
+    ) -> Entry:
+        """Register a request and place it into this tick's frame.
+
+        Args:
+            request_id: from `new_id`.
+            target: what the request is pinned to.
+            tensors: a serialised TensorSet, checked against the target's signature.
+            n_rows: for the batcher and for placement.
+            outputs: names wanted, empty for all.
+            client_request_id: echoed to the client and kept in the record; may be empty.
+            timeout_s: from `waiter.start_s` until the deadline.
+            waiter: told how it ended.
+            traceparent: of the caller, or empty.
+            span: name of the server span where the request is sampled.
+
+        Raises:
+            BusUnavailableError, OverloadedError: as `admit`.
+            TooLargeError: the tensors are over `max_tensor_bytes`.
+        """
+        self.admit()
+        if len(tensors) > self.max_tensor_bytes:
+            # A short JSON text may hold many numbers.
+            raise errors.too_large(self.max_tensor_bytes)
+        request = m.Request(
+            id=request_id,
+            tenant=TENANT,
+            model=target.model,
+            version=target.version,
+            reply_partition=self._replies.partition,
+            may_retry=True,
+            criticality=2,
+            client_request_id=client_request_id,
+            outputs=outputs,
+            tensors=tensors,
+        )
+        # Whatever refuses comes before the span is opened: nobody would end it.
+        if self._tracing.on and self._tracing.sampled(traceparent):
+            waiter.span = self._tracing.open(span, parent=traceparent, kind="SERVER")
+            request.traceparent = waiter.span.traceparent
+        entry = Entry(
+            request,
+            target.pool,
+            n_rows=n_rows,
+            deadline_s=waiter.start_s + timeout_s,
+            waiter=waiter,
+        )
+        self._pending.add(entry, waiter.start_s)
+        self._publisher.place(entry)
+        return entry
+
+    def opener(self) -> tuple[Waiter, asyncio.Future[Entry]]:
+        """Return a waiter for callers that await, and the future of its ended entry."""
+        future: asyncio.Future[Entry] = asyncio.get_running_loop().create_future()
+
+        def then(entry: Entry) -> None:
+            if not future.done():
+                future.set_result(entry)
+
+        return Waiter(then, time.monotonic()), future
+
+    def settle(self, entry: Entry) -> m.Prediction:
+        """End the span, count the end, and return the terminal record of an ended entry.
+
+        Raises:
+            InferbusError: Kafka never saw the request; it is not accepted and not counted.
+            OutcomeUnknownError: no record came in time.
+        """
+        waiter: Waiter = entry.waiter
+        prediction, request = waiter.prediction, entry.request
+        error = waiter.error or InferbusError("the request ended without an answer")
+        outcome = error.code if prediction is None else _outcome(prediction)
+        if waiter.span is not None:
+            waiter.span.end(
+                inferbus__request_id=ids.text(entry.id),
+                inferbus__model=request.model,
+                inferbus__version=request.version,
+                inferbus__outcome=outcome,
+            )
+        if prediction is not None or isinstance(error, errors.OutcomeUnknownError):
+            self._count(request, outcome, time.monotonic() - waiter.start_s)
+        if prediction is None:
+            raise error
+        return prediction
+
+    def receipt(self, entry: Entry) -> str:
+        """Return where the terminal record stands, `partition:offset`."""
+        return f"{self._replies.partition}:{entry.waiter.offset}"
+
+    def _count(self, request: m.Request, outcome: str, seconds: float) -> None:
+        key = (request.model, request.version, outcome)
+        counter = self._counters.get(key)
+        if counter is None:
+            labels = (key[0], str(key[1]))
+            counter = self._counters[key] = (
+                self._metrics.requests.labels(*labels, outcome),
+                self._metrics.request_seconds.labels(*labels),
+            )
+        counter[0].inc()
+        counter[1].observe(seconds)
+
+
+def failure(prediction: m.Prediction) -> InferbusError:
+    """Return the error that a terminal record other than OK stands for."""
+    kind = errors.BY_OUTCOME.get(prediction.outcome, errors.FailedError)
+    return kind(prediction.error_message or "the request could not be answered")
+
+
+def _outcome(prediction: m.Prediction) -> str:
+    return "ok" if prediction.outcome == m.OUTCOME_OK else m.outcome_name(prediction.outcome)

@@ -1,0 +1,156 @@
+"""Requests that are answered without ASGI: what goes that way, in what order, and what ends it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from inferbus_kit.guard import COPIED_BYTES
+from tests.support.listener import App, answer, answer_direct, ended, ends, refused, serving
+
+HEAD = b"POST %s HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n"
+SLOW = b"GET /slow HTTP/1.1\r\nhost: a\r\n\r\n"
+
+
+def post(path: bytes, n_bytes: int = 3) -> bytes:
+    return HEAD % (path, n_bytes) + b"b" * n_bytes
+
+
+async def arrived(app: App, n: int) -> None:
+    while len(app.exchanges) < n:  # noqa: ASYNC110 -- nothing tells of it
+        await asyncio.sleep(0.005)
+
+
+async def test_a_plain_post_is_answered_and_the_connection_goes_on() -> None:
+    async with serving() as (app, _server, dial):
+        reader, writer = await dial()
+        for n_bytes in (1, 2, COPIED_BYTES):
+            writer.write(post(b"/direct", n_bytes))
+            status, head, body = await answer(reader)
+            assert (status, body) == (200, b"direct %d 2" % n_bytes)
+            assert b"connection: close" not in head
+        assert app.calls == 0
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        b"GET /direct HTTP/1.1\r\nhost: a\r\n\r\n",
+        HEAD % (b"/direct", 0),
+        post(b"/direct", COPIED_BYTES + 1),
+        post(b"/direct?x=1"),
+        b"POST /direct HTTP/1.0\r\ncontent-length: 1\r\n\r\nb",
+        b"POST /direct HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n1\r\nb\r\n0\r\n\r\n",
+        b"POST /direct HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 1\r\n\r\nb",
+        b"GET /direct HTTP/1.1\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n",
+    ],
+    ids=["get", "empty", "large", "query", "http 1.0", "chunked", "expect", "upgrade"],
+)
+async def test_all_else_goes_to_the_app(wire: bytes) -> None:
+    async with serving() as (app, _server, dial):
+        reader, writer = await dial()
+        writer.write(wire)
+        if b"expect" in wire:
+            await reader.readuntil(b"\r\n\r\n")
+        status, _, body = await answer(reader)
+        assert (status, body.split()[0]) == (200, b"/direct")
+        assert app.calls == 1
+        assert not app.exchanges
+
+
+async def test_a_body_in_pieces_is_whole() -> None:
+    async with serving() as (app, _server, dial):
+        reader, writer = await dial()
+        for piece in (HEAD % (b"/direct", 4), b"b", b"bb", b"b"):
+            writer.write(piece)
+            await asyncio.sleep(0.01)
+        assert (await answer(reader))[2] == b"direct 4 2"
+        assert app.exchanges[0].body == b"bbbb"
+
+
+async def test_pipelined_answers_keep_their_order() -> None:
+    async with serving() as (app, _server, dial):
+        reader, writer = await dial()
+        writer.write(SLOW + post(b"/direct") + post(b"/later") + SLOW)
+        got = [(await answer(reader))[2].split()[0] for _ in range(4)]
+        assert got == [b"/slow", b"/direct", b"/later", b"/slow"], "behind another all go by ASGI"
+        writer.write(post(b"/later") + SLOW + post(b"/direct"))
+        await arrived(app, 1)
+        await asyncio.sleep(0.05)
+        answer_direct(app.exchanges[0])
+        got = [(await answer(reader))[2].split()[0] for _ in range(3)]
+        assert got == [b"direct", b"/slow", b"/direct"]
+        writer.write(post(b"/direct"))
+        assert (await answer(reader))[2] == b"direct 3 2"
+
+
+async def test_an_answer_is_written_once() -> None:
+    async with serving() as (app, _server, dial):
+        reader, writer = await dial()
+        writer.write(post(b"/later"))
+        await arrived(app, 1)
+        answer_direct(app.exchanges[0])
+        answer_direct(app.exchanges[0])
+        assert (await answer(reader))[0] == 200
+        writer.write(post(b"/direct", 7))
+        assert (await answer(reader))[2] == b"direct 7 2"
+
+
+async def test_a_client_that_left_is_not_answered() -> None:
+    async with serving() as (app, server, dial):
+        _, writer = await dial()
+        writer.write(post(b"/later"))
+        await arrived(app, 1)
+        writer.transport.abort()
+        await ended(server)
+        assert app.exchanges[0].disconnected
+        answer_direct(app.exchanges[0])
+
+
+@pytest.mark.parametrize("client_asks", [True, False])
+async def test_a_last_answer_closes(client_asks: bool) -> None:  # noqa: FBT001 -- a parameter of the test
+    async with serving() as (app, _server, dial):
+        reader, writer = await dial()
+        wire = post(b"/later")
+        if client_asks:
+            wire = wire.replace(b"host: a", b"connection: close")
+        writer.write(wire)
+        await arrived(app, 1)
+        answer_direct(app.exchanges[0], close=not client_asks)
+        assert b"connection: close" in (await answer(reader))[1]
+        assert await ends(reader) == b""
+
+
+async def test_a_stop_waits_for_its_answer() -> None:
+    async with serving() as (app, server, dial):
+        reader, writer = await dial()
+        writer.write(post(b"/later"))
+        await arrived(app, 1)
+        stopping = asyncio.create_task(server.stop())
+        await asyncio.sleep(0.05)
+        assert not stopping.done()
+        answer_direct(app.exchanges[0])
+        assert b"connection: close" in (await answer(reader))[1]
+        await stopping
+
+
+async def test_a_body_that_stalls_is_refused_and_never_handled() -> None:
+    async with serving() as (app, _server, dial):
+        reader, writer = await dial()
+        writer.write(HEAD % (b"/direct", 100) + b"b")
+        await refused(reader, 408)
+        assert not app.exchanges
+
+
+async def test_a_broken_request_behind_one_waits_for_its_answer() -> None:
+    async with serving() as (app, _server, dial):
+        reader, writer = await dial()
+        writer.write(post(b"/later") + b"nonsense\r\n\r\n")
+        await arrived(app, 1)
+        await asyncio.sleep(0.05)
+        answer_direct(app.exchanges[0])
+        status, head, _ = await answer(reader)
+        assert status == 200
+        assert b"connection: close" in head
+        assert await ends(reader) == b""
