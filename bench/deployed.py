@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import sys
 import tempfile
@@ -30,6 +31,7 @@ async def push(stack: Stack, folder: Path) -> None:
         "--wait",
         "--registry",
         stack.registry,
+        env={**os.environ, "INFERBUS_API_KEY": stack.api_key},
     )
     async with asyncio.timeout(_PUSH_TIMEOUT_S):
         if await process.wait():

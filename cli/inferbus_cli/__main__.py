@@ -19,6 +19,7 @@ _INTERRUPTED = 130
 _COMMANDS = {
     "up": ("inferbus_cli.up:up", "Start everything on this machine; the same as `make up`."),
     "models": ("inferbus_cli.models:app", "Push, list and roll out models."),
+    "keys": ("inferbus_cli.keys:app", "Make, list, rotate and revoke API keys."),
     "predict": ("inferbus_cli.predict:predict", "Send one request and show its answer."),
     "predictions": ("inferbus_cli.predictions:app", "Look up answers in the log."),
     "log": ("inferbus_cli.log_app:app", "Operate the prediction log."),

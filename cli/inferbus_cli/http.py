@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import httpx
 
+from inferbus_cli import places
 from inferbus_cli.errors import CommandError
 
 _TIMEOUT = httpx.Timeout(30.0, connect=3.0)
@@ -23,11 +24,18 @@ class Service:
     proxy of the environment.
     """
 
-    def __init__(self, name: str, url: str, option: str) -> None:
+    def __init__(self, name: str, url: str, option: str, key: str) -> None:
         self._name = name
         self._url = url
         self._option = option
-        self._client = httpx.Client(base_url=url, timeout=_TIMEOUT, trust_env=False)
+        self._key = key
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        try:
+            self._client = httpx.Client(
+                base_url=url, headers=headers, timeout=_TIMEOUT, trust_env=False
+            )
+        except UnicodeEncodeError as error:
+            raise CommandError("INFERBUS_API_KEY is no key: correct it.") from error
 
     def __enter__(self) -> Self:
         """Return this service; its connections close at exit."""
@@ -93,6 +101,9 @@ class Service:
             said = {}
         if not isinstance(said, dict):
             said = {}
+        if answer.status_code == httpx.codes.UNAUTHORIZED:
+            how = "it does not take that of" if self._key else "set"
+            return f"The {self._name} wants a key: {how} INFERBUS_API_KEY."
         detail = said.get("detail") or said.get("error") or answer.reason_phrase
         code = said.get("code")
         mark = f"{answer.status_code} {code}" if code else str(answer.status_code)
@@ -101,12 +112,13 @@ class Service:
 
 def registry(url: str) -> Service:
     """Return the registry at a URL."""
-    return Service("registry", url, "--registry or INFERBUS_REGISTRY_URL")
+    key = places.api_key("registry", url)
+    return Service("registry", url, "--registry or INFERBUS_REGISTRY_URL", key)
 
 
 def gateway(url: str) -> Service:
     """Return the gateway at a URL."""
-    return Service("gateway", url, "--gateway or INFERBUS_GATEWAY_URL")
+    return Service("gateway", url, "--gateway or INFERBUS_GATEWAY_URL", places.api_key("http", url))
 
 
 def body(answer: httpx.Response) -> Any:

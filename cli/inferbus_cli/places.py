@@ -1,6 +1,7 @@
 """Where the stack is: flags, then the environment, then `.inferbus/stack.json`, then defaults.
 
-In: what the user gave. Out: addresses.
+In: what the user gave. Out: addresses, and the key that opens them; a key is never a flag, since
+every process of a machine can read command lines.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ _VARIABLES = {
     "registry": "INFERBUS_REGISTRY_URL",
     "kafka": "INFERBUS_KAFKA_BOOTSTRAP",
     "postgres": "INFERBUS_POSTGRES_URL",
+    "api_key": "INFERBUS_API_KEY",
 }
 
 
@@ -39,6 +41,22 @@ def registry(flag: str | None) -> str:
 def kafka(flag: str | None) -> str:
     """Return the brokers as host:port, comma-separated."""
     return flag or _found("kafka") or _DEFAULTS["kafka"]
+
+
+def api_key(name: str, url: str) -> str:
+    """Return the key to present; empty where nothing says one.
+
+    The key of a stack that runs here is sent to that stack alone.
+
+    Args:
+        name: `http` or `registry`, the service that it is for.
+        url: where that service is.
+    """
+    said = os.environ.get(_VARIABLES["api_key"], "")
+    if said:
+        return said
+    stack = _stack()
+    return str(stack.get("api_key", "") or "") if stack.get(name) == url else ""
 
 
 def postgres() -> str:

@@ -25,10 +25,10 @@ POOL = "default"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Role:
-    """One kind of service. `migrates`: its module takes `migrate` and then owns tables."""
+    """One kind of service. `prepare`: what its module runs before it serves; it owns tables."""
 
     name: str
-    migrates: bool = False
+    prepare: tuple[str, ...] = ()
     serves_http: bool = False
     stop_timeout_s: float = 15.0
 
@@ -41,8 +41,8 @@ class Role:
 ROLES = {
     role.name: role
     for role in (
-        Role(name="registry", migrates=True, serves_http=True),
-        Role(name="logger", migrates=True),
+        Role(name="registry", prepare=("migrate", "admin-key"), serves_http=True),
+        Role(name="logger", prepare=("migrate",)),
         Role(name="worker", stop_timeout_s=30.0),
         Role(name="gateway", serves_http=True, stop_timeout_s=30.0),
     )
@@ -53,17 +53,20 @@ STOP_ORDER = ("gateway", "worker", "logger", "registry", "kafka", "postgres")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """What every service of one stack is told."""
+    """What every service of one stack is told; `admin_key` only the registry's preparation."""
 
     kafka: str
     postgres_url: str
     objects: Path
     registry_url: str
+    admin_key: str
     extra: Mapping[str, str]
 
     def environment(self) -> dict[str, str]:
         """Return the launcher's own environment and the addresses over it."""
+        # Callers on this machine need no key here, unless the user says otherwise.
         return {
+            "INFERBUS_AUTH": "local",
             **os.environ,
             "PYTHONUNBUFFERED": "1",
             "INFERBUS_KAFKA_BOOTSTRAP": self.kafka,
@@ -130,18 +133,23 @@ def child(seat: Seat, place: Place) -> process.ChildSpec:
     )
 
 
-async def migrate(role: Role, place: Place, log: Path) -> None:
-    """Bring the tables that a role owns to its version; raises a sentence when that fails."""
+async def prepare(role: Role, place: Place, log: Path) -> None:
+    """Bring the tables that a role owns to its version, with what must stand in them.
+
+    Raises:
+        LauncherError: that fails.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     process.rotate(log)
     told = {
         **place.environment(),
         "INFERBUS_INSTANCE": f"{role.name}-migrate",
         "INFERBUS_STATE_DIR": str(log.parent.parent / "run" / f"{role.name}-migrate"),
+        "INFERBUS_ADMIN_KEY": place.admin_key,
     }
     with log.open("ab") as out:
         run = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", role.module, "migrate", env=told, stdout=out, stderr=out
+            sys.executable, "-m", role.module, *role.prepare, env=told, stdout=out, stderr=out
         )
     try:
         code = await run.wait()

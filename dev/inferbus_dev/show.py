@@ -7,6 +7,7 @@ beside what the original library says, and the addresses to go on with.
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -55,16 +56,16 @@ async def ask_models(stack: Stack, report: Report) -> list[Shown]:
         return []
     folder = stack.models_dir
     with report.step("sample models: build") as step:
-        await _run(
-            ["inferbus_models", "build", "all", "--out", str(folder)], step.update, _BUILT_WITHIN_S
-        )
-    async with httpx.AsyncClient(timeout=35.0, trust_env=False) as client:
+        build = ["inferbus_models", "build", "all", "--out", str(folder)]
+        await _run(build, step.update, _BUILT_WITHIN_S)
+    head = {"authorization": f"Bearer {stack.api_key}"}
+    async with httpx.AsyncClient(timeout=35.0, trust_env=False, headers=head) as client:
         for model in MODELS:
             with report.step(f"sample models: {model}") as step:
                 if not await _deployed(client, stack, model):
                     argv = ["inferbus_cli", "models", "push", str(folder / model)]
                     argv += ["--alias", names.DEFAULT_ALIAS, "--registry", stack.registry]
-                    await _run(argv, step.update, _SERVES_WITHIN_S)
+                    await _run(argv, step.update, _SERVES_WITHIN_S, api_key=stack.api_key)
                 step.update("loading")
                 await _serves(client, stack, model)
         return [one for model in MODELS for one in await _ask(client, stack, model, folder)]
@@ -91,12 +92,14 @@ def show_addresses(stack: Stack, console: Console) -> None:
         console.print(f"\nTry it: [bold]curl -s {stack.http}/v2/models/breast-cancer[/bold]")
 
 
-async def _run(argv: list[str], said: Any, timeout_s: float) -> None:
+async def _run(argv: list[str], said: Any, timeout_s: float, *, api_key: str = "") -> None:
     """Run one of our commands as a process of its own; its lines are progress."""
+    told = {**os.environ, "INFERBUS_API_KEY": api_key} if api_key else None
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         *argv,
+        env=told,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )

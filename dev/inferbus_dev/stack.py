@@ -92,6 +92,11 @@ class Stack:
         return self._seats["registry-0"].http_url
 
     @property
+    def api_key(self) -> str:
+        """The admin key of this stack; made with its folder, and kept in it."""
+        return self._folder.admin_key()
+
+    @property
     def logs(self) -> Path:
         """The folder of all processes' output."""
         return self._folder.logs
@@ -113,6 +118,7 @@ class Stack:
             said["metrics"] = self._seats["gateway-0"].metrics_url + "/metrics"
         if "registry-0" in self._seats:
             said["control plane"] = self.registry
+            said["API key"] = self.api_key
         if self.kafka:
             said["Kafka"] = self.kafka
         if self.postgres:
@@ -210,8 +216,8 @@ class Stack:
     def _own_postgres(self) -> bool:
         return "postgres" in self.roles and self._postgres_url is None
 
-    def _migrating(self) -> list[services.Role]:
-        return [role for role in self._wanted() if role.migrates]
+    def _preparing(self) -> list[services.Role]:
+        return [role for role in self._wanted() if role.prepare]
 
     def _wanted(self) -> list[services.Role]:
         return [role for role in services.ROLES.values() if role.name in self.roles]
@@ -256,7 +262,7 @@ class Stack:
                 any_kafka=self._own_kafka or self._kafka_bootstrap is not None,
                 own_postgres=self._own_postgres,
             ),
-            *(f"{role.name} tables" for role in self._migrating()),
+            *(f"{role.name} tables" for role in self._preparing()),
             *(_start_step(name) for name in self._seats),
         ]
 
@@ -282,11 +288,11 @@ class Stack:
         if self._own_postgres:
             self.postgres = await builder.start_postgres()
             self._record()
-        await infra.together(*(self._migrate(role) for role in self._migrating()))
+        await infra.together(*(self._prepare(role) for role in self._preparing()))
 
-    async def _migrate(self, role: services.Role) -> None:
+    async def _prepare(self, role: services.Role) -> None:
         with self.report.step(f"{role.name} tables"):
-            await services.migrate(role, self._place(), self._folder.log(f"{role.name}-migrate"))
+            await services.prepare(role, self._place(), self._folder.log(f"{role.name}-migrate"))
 
     async def _start_service(self, name: str) -> None:
         seat = self._seats[name]
@@ -320,6 +326,7 @@ class Stack:
             postgres_url=self.postgres,
             objects=self._folder.objects,
             registry_url=self.registry if "registry-0" in self._seats else "",
+            admin_key=self.api_key,
             extra=self._env,
         )
 
@@ -333,6 +340,7 @@ class Stack:
             addresses["metrics"] = self._seats["gateway-0"].metrics_url
         if "registry-0" in self._seats:
             addresses["registry"] = self.registry
+            addresses["api_key"] = self.api_key
         running = [state.Running("launcher", 0, os.getpid(), start_time(os.getpid()))]
         for _, member in self._members():
             if (child := member.child) is not None and child.alive:

@@ -19,6 +19,7 @@ import psutil
 
 from inferbus_dev import process
 from inferbus_dev.errors import LauncherError
+from inferbus_schemas import access
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -96,16 +97,22 @@ class StateDir:
         """Return the folder that one service process has for itself."""
         return self.path / "run" / name
 
+    def admin_key(self) -> str:
+        """Return the key with which the registry of this folder begins; made at the first call."""
+        place = self.path / "admin-key"
+        if not place.exists():
+            fresh = self.path / "admin-key.new"
+            _write_private(fresh, access.make_key(os.urandom(access.KEY_ENTROPY_BYTES)))
+            fresh.replace(place)
+        return place.read_text("utf-8").strip()
+
     def write(self, addresses: Mapping[str, Any], running: Iterable[Running]) -> None:
         """Put a new `stack.json` in place of the old one."""
         processes = [
             {name: value for name, value in asdict(one).items() if value != ""} for one in running
         ]
         fresh = self.path / "stack.json.new"
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as out:
-            json.dump({**addresses, "processes": processes}, out, indent=2)
-            out.write("\n")
+        _write_private(fresh, json.dumps({**addresses, "processes": processes}, indent=2))
         fresh.replace(self.path / "stack.json")
 
     def end_leftovers(self) -> list[Running]:
@@ -128,6 +135,13 @@ class StateDir:
     def close(self) -> None:
         """Let another launcher have the folder."""
         self._lock.close()
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Write a file that its owner alone can read, from its first byte on."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as out:
+        out.write(text + "\n")
 
 
 def _check_format(path: Path) -> None:

@@ -10,25 +10,34 @@ import secrets
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from inferbus_kit.errors import StartupError
 from inferbus_schemas import names
 
 
-def _loopback(host: str) -> str:
-    """Refuse a bind that other machines can reach; there is no authentication yet."""
+def is_loopback(host: str) -> bool:
+    """Tell whether only this machine reaches what is bound there.
+
+    Raises:
+        ValueError: it is no address.
+    """
+    return host == "localhost" or ipaddress.ip_address(host).is_loopback
+
+
+def _bindable(host: str, info: ValidationInfo) -> str:
+    """Refuse a bind that other machines can reach where callers need no key."""
     try:
-        inside = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        inside = False
-    if not inside:
-        raise ValueError("only a loopback address may be bound until authentication exists")
+        inside = is_loopback(host)
+    except ValueError as error:
+        raise ValueError("it must be an IP address or localhost") from error
+    if not inside and info.data.get("auth") != "required":
+        raise ValueError("only a loopback address may be bound where INFERBUS_AUTH is not required")
     return host
 
 
-Host = Annotated[str, AfterValidator(_loopback)]
+Host = Annotated[str, AfterValidator(_bindable)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Pool = Annotated[str, AfterValidator(names.check_pool)]
 
@@ -49,8 +58,15 @@ class Settings(BaseSettings):
     state_dir: Path = Field(
         default=Path(".inferbus/run/process"), description="Private folder of this process."
     )
+    auth: Literal["required", "local"] = Field(
+        default="required",
+        description="Who may call: required, holders of keys or tokens alone; local, also anyone "
+        "on this machine, for inference and to read models.",
+    )
     http_host: Host = Field(
-        default="127.0.0.1", description="Address that all listeners of this process bind."
+        default="127.0.0.1",
+        description="Address that all listeners of this process bind; beyond loopback only where "
+        "INFERBUS_AUTH is required.",
     )
     metrics_port: Port = Field(
         default=0, description="Port of /livez, /readyz and /metrics; 0 takes a free one."

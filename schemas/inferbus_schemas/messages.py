@@ -1,5 +1,6 @@
 """The messages of the bus, under one short name: `from inferbus_schemas import messages as m`."""
 
+from inferbus_schemas.gen.inferbus.access.v1.keys_pb2 import AccessKey, Limits
 from inferbus_schemas.gen.inferbus.fleet.v1.heartbeats_pb2 import (
     READINESS_FAILED,
     READINESS_LOADING,
@@ -57,11 +58,13 @@ __all__ = [
     "STATE_DRAINING",
     "STATE_JOINING",
     "STATE_RELEASED",
+    "AccessKey",
     "Alias",
     "Deployment",
     "GatewayBeat",
     "GatewayModel",
     "Heartbeat",
+    "Limits",
     "ModelVersion",
     "Outcome",
     "PoolVersions",

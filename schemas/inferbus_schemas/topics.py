@@ -24,6 +24,7 @@ PREDICTIONS = "inference.predictions"
 VERSIONS = "models.versions"
 DEPLOYMENTS = "models.deployments"
 HEARTBEATS = "fleet.heartbeats"
+KEYS = "access.keys"
 
 
 class Topic(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"name": "topic"}):

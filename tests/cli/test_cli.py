@@ -50,7 +50,7 @@ def inferbus(
     clean = {name: value for name, value in os.environ.items() if not name.startswith("INFERBUS_")}
     return subprocess.run(
         [sys.executable, "-m", "inferbus_cli", *arguments],
-        env={**clean, **(env or {})},
+        env={**clean, "INFERBUS_API_KEY": registry.ADMIN_KEY, **(env or {})},
         cwd=cwd,
         capture_output=True,
         text=True,
@@ -191,8 +191,15 @@ def test_addresses_come_from_flags_then_environment_then_stack(
     below.mkdir(parents=True)
     (tmp_path / ".inferbus").mkdir()
     stack = tmp_path / ".inferbus" / "stack.json"
+    stack.write_text(json.dumps({"registry": running.url, "api_key": registry.ADMIN_KEY}))
+    no_key = {"INFERBUS_API_KEY": ""}
+    assert inferbus("models", "list", cwd=below, env=no_key).returncode == 0
+    wrong = {"INFERBUS_API_KEY": "mlk_wrong"}
+    assert failed(inferbus("models", "list", cwd=below, env=wrong), "it does not take that of")
+    stack.write_text(json.dumps({"registry": NOWHERE, "api_key": registry.ADMIN_KEY}))
+    elsewhere = inferbus("models", "list", "--registry", running.url, cwd=below, env=no_key)
+    assert failed(elsewhere, "wants a key: set INFERBUS_API_KEY")
     stack.write_text(json.dumps({"registry": running.url}))
-    assert inferbus("models", "list", cwd=below).returncode == 0
     assert failed(
         inferbus("models", "list", cwd=below, env={"INFERBUS_REGISTRY_URL": NOWHERE}), NOWHERE
     )
@@ -208,6 +215,39 @@ def test_addresses_come_from_flags_then_environment_then_stack(
     assert failed(inferbus("models", "list", "--registry", "not a url"), "is not a URL")
     stack.write_text("{")
     assert failed(inferbus("models", "list", cwd=below), "damaged")
+
+
+def test_keys_are_made_listed_rotated_and_revoked(running: RegistryProcess) -> None:
+    at = {"INFERBUS_REGISTRY_URL": running.url}
+    made = inferbus(
+        "keys", "create", "ci", "--scope", "models:read", "--scope", "infer:digits",
+        "--tenant", "acme", "--rate", "5", "--burst", "10", "--expires", "90d", env=at,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    key = made.stdout.strip()
+    key_id = key.split("_")[1]
+    assert f"{key_id} for tenant acme, until" in made.stderr
+    assert key not in made.stderr
+    assert inferbus("models", "list", env={**at, "INFERBUS_API_KEY": key}).returncode == 0
+    listed = inferbus("keys", "list", "--tenant", "acme", env=at)
+    assert f"{key_id}  acme" in listed.stdout
+    assert "infer:digits, models:read  5/s, 10 at once" in listed.stdout
+    assert key not in listed.stdout
+    rotated = inferbus("keys", "rotate", key_id, "--overlap", "0s", env=at)
+    second = rotated.stdout.strip()
+    assert second != key
+    assert failed(inferbus("models", "list", env={**at, "INFERBUS_API_KEY": key}), "wants a key")
+    assert inferbus("models", "list", env={**at, "INFERBUS_API_KEY": second}).returncode == 0
+    revoked = inferbus("keys", "revoke", second, env=at)
+    assert "revoked" in revoked.stdout
+    assert failed(inferbus("models", "list", env={**at, "INFERBUS_API_KEY": second}), "wants")
+    assert failed(inferbus("keys", "rotate", second.split("_")[1], env=at), "409 key_ended")
+    assert failed(inferbus("keys", "revoke", "0" * 16, env=at), "404 key_not_found")
+    assert failed(inferbus("keys", "create", "x", "--scope", "root", env=at), "not a scope")
+    assert failed(
+        inferbus("keys", "create", "x", "--scope", "admin", "--burst", "1", env=at), "rate"
+    )
+    assert failed(inferbus("keys", "rotate", key_id, "--overlap", "soon", env=at), "span of time")
 
 
 def test_topics(running: RegistryProcess, kafka_bootstrap: str, model: str) -> None:

@@ -64,11 +64,11 @@ def test_types_are_unique_and_roles_exist() -> None:
 def test_short_names_match_the_files() -> None:
     files = {path.stem for path in (ROOT / "schemas" / "topics").glob("*.yaml")}
     constants = {topics.REQUESTS, topics.PREDICTIONS, topics.VERSIONS, topics.DEPLOYMENTS}
-    assert files == constants | {topics.HEARTBEATS} == set(topics.catalogue())
+    assert files == constants | {topics.HEARTBEATS, topics.KEYS} == set(topics.catalogue())
 
 
 def test_topic_names_stand_nowhere_else() -> None:
-    pattern = re.compile(r"inferbus\.(inference|models|fleet)\.[a-z]+[.\"']")
+    pattern = re.compile(r"inferbus\.(inference|models|fleet|access)\.[a-z]+[.\"']")
     places = [
         path
         for folder in ("kit", "services", "cli", "dev")

@@ -30,7 +30,8 @@ private = pathlib.Path(os.environ["INFERBUS_STATE_DIR"])
 private.mkdir(parents=True, exist_ok=True)
 told = {name: value for name, value in os.environ.items() if name.startswith("INFERBUS_")}
 (private / "told.json").write_text(json.dumps(told))
-if sys.argv[1:] == ["migrate"]:
+if "migrate" in sys.argv[1:]:
+    assert len(sys.argv) == 2 or told["INFERBUS_ADMIN_KEY"].startswith("mlk_")
     print(told.get("INFERBUS_TEST_SAY", "migrated"))
     sys.exit(int(told.get("INFERBUS_TEST_CODE", "0")))
 def stop(*_):
@@ -105,6 +106,8 @@ async def test_services_are_told_where_everything_is(
             assert told["INFERBUS_HTTP_HOST"] == "127.0.0.1"
             assert stack.metrics[name].endswith(f":{told['INFERBUS_METRICS_PORT']}")
             assert told["INFERBUS_TEST"] == "1"
+            assert told["INFERBUS_AUTH"] == "local"
+            assert "INFERBUS_ADMIN_KEY" not in told
         assert (
             stack.http == f"http://127.0.0.1:{_told(tmp_path, 'gateway-0')['INFERBUS_HTTP_PORT']}"
         )
@@ -115,6 +118,7 @@ async def test_services_are_told_where_everything_is(
         assert recorded["http"] == stack.http
         assert recorded["registry"] == stack.registry
         assert recorded["metrics"] == stack.metrics["gateway-0"]
+        assert recorded["api_key"] == stack.api_key
         assert {entry["role"] for entry in recorded["processes"]} == {*ROLES, "launcher"}
     finally:
         await stack.stop()

@@ -15,6 +15,7 @@ import pytest
 from inferbus_dev import process
 from inferbus_dev.errors import LauncherError
 from inferbus_dev.state import Running, StateDir
+from inferbus_schemas import access
 from tests.dev import processes
 
 if TYPE_CHECKING:
@@ -53,6 +54,17 @@ def test_a_folder_with_data_and_no_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "kafka").mkdir()
     with pytest.raises(LauncherError, match="has format unknown"):
         StateDir.open(tmp_path)
+
+
+def test_the_admin_key_is_private_and_stays(tmp_path: Path) -> None:
+    folder = StateDir.open(tmp_path)
+    key = folder.admin_key()
+    folder.close()
+    assert access.key_id(key) is not None
+    assert (tmp_path / "admin-key").stat().st_mode & 0o777 == 0o600
+    again = StateDir.open(tmp_path)
+    assert again.admin_key() == key
+    again.close()
 
 
 def test_stack_json_is_private_and_whole(tmp_path: Path) -> None:

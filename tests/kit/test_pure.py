@@ -66,10 +66,23 @@ def test_health_is_fed_by_the_loops() -> None:
     assert health_answer(health, "/other") is None
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "example.org"])
-def test_only_loopback_is_bound(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4"])
+def test_only_loopback_is_bound_where_callers_need_no_key(
+    monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
     monkeypatch.setenv("INFERBUS_HTTP_HOST", host)
+    assert load(Settings).http_host == host
+    monkeypatch.setenv("INFERBUS_AUTH", "local")
     with pytest.raises(StartupError, match="INFERBUS_HTTP_HOST: only a loopback address"):
+        load(Settings)
+    monkeypatch.setenv("INFERBUS_AUTH", "none")
+    with pytest.raises(StartupError, match="INFERBUS_AUTH"):
+        load(Settings)
+
+
+def test_a_name_is_no_address_to_bind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INFERBUS_HTTP_HOST", "example.org")
+    with pytest.raises(StartupError, match="INFERBUS_HTTP_HOST: it must be an IP address"):
         load(Settings)
 
 

@@ -30,7 +30,8 @@ BACK_S = 40.0
 async def move(running: RegistryProcess, version: int) -> httpx.Response:
     """Move the alias through one registry."""
     url = f"{running.url}/v1/registry/models/{MODEL}/aliases/champion"
-    async with httpx.AsyncClient(trust_env=False, timeout=30.0) as client:
+    head = registry.authorization(registry.ADMIN_KEY)
+    async with httpx.AsyncClient(trust_env=False, timeout=30.0, headers=head) as client:
         return await client.put(url, json={"version": version})
 
 

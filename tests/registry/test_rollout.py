@@ -14,10 +14,12 @@ from aiokafka import AIOKafkaProducer
 
 from inferbus_schemas import membership, topics
 from inferbus_schemas import messages as m
-from tests.support.registry import RegistryProcess
+from tests.support import registry
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+
+    from tests.support.registry import RegistryProcess
 
 TIMEOUT_S = 25.0
 
@@ -81,7 +83,8 @@ class Watch:
 
     async def rollout(self) -> dict[str, Any]:
         url = f"{self._running.url}/v1/registry/models/{self.model}/rollout"
-        async with httpx.AsyncClient(trust_env=False) as client:
+        head = registry.authorization(registry.ADMIN_KEY)
+        async with httpx.AsyncClient(trust_env=False, headers=head) as client:
             answer = await client.get(url)
         found: dict[str, Any] = answer.raise_for_status().json()
         return found
@@ -145,11 +148,11 @@ async def test_a_version_serves_once_all_gateways_pin_it(
     with running.client as client:
         told = client.get(f"/models/{model}/events").json()["events"]
     assert [(one["what"], one["who"]) for one in told] == [
-        ("version_registered", "local"),
-        ("alias_moved", "local"),
+        ("version_registered", registry.ADMIN),
+        ("alias_moved", registry.ADMIN),
         ("alias_serving", "registry"),
-        ("version_registered", "local"),
-        ("alias_moved", "local"),
+        ("version_registered", registry.ADMIN),
+        ("alias_moved", registry.ADMIN),
         ("alias_serving", "registry"),
         ("pool_holds", "registry"),
     ]

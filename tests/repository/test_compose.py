@@ -29,7 +29,7 @@ def compose() -> dict[str, Any]:
 def _told(role: str, tmp_path: Path) -> dict[str, str]:
     """Return what the dev stack tells a service, as environment."""
     place = services.Place(
-        kafka="k", postgres_url="p", objects=tmp_path, registry_url="r", extra={}
+        kafka="k", postgres_url="p", objects=tmp_path, registry_url="r", admin_key="", extra={}
     )
     seat = services.Seat(
         role=services.ROLES[role],

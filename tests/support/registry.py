@@ -33,12 +33,16 @@ from inferbus_registry.outbox.leader import Leader
 from inferbus_registry.outbox.relay import Bus
 from inferbus_registry.outbox.repository import MESSAGES
 from inferbus_registry.placement.fleet import Fleet
-from inferbus_schemas import topics
+from inferbus_schemas import access, topics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 
 START_TIMEOUT_S = 30.0
+ADMIN_KEY = access.make_key(bytes(range(40)))
+"""The admin key of every registry under test; its digest lies in its database."""
+ADMIN = f"local/key:{access.key_id(ADMIN_KEY)}"
+"""Its name in histories."""
 
 
 def onnx_bytes(factor: float = 1.0) -> bytes:
@@ -79,6 +83,11 @@ def write_folder(folder: Path, model: str, factor: float = 1.0) -> Path:
     return folder
 
 
+def authorization(key: str | None) -> dict[str, str]:
+    """Return the header that presents a key."""
+    return {} if key is None else {"authorization": f"Bearer {key}"}
+
+
 @dataclass(frozen=True, slots=True)
 class RegistryProcess:
     """A running `python -m inferbus_registry`."""
@@ -90,8 +99,17 @@ class RegistryProcess:
 
     @property
     def client(self) -> httpx.Client:
-        """A new client of its REST surface."""
-        return httpx.Client(base_url=f"{self.url}/v1/registry", timeout=30.0, trust_env=False)
+        """A new client of its REST surface, with the admin key."""
+        return self.client_of(ADMIN_KEY)
+
+    def client_of(self, key: str | None) -> httpx.Client:
+        """A new client with another key, or with none."""
+        return httpx.Client(
+            base_url=f"{self.url}/v1/registry",
+            headers=authorization(key),
+            timeout=30.0,
+            trust_env=False,
+        )
 
     def push(self, model: str, factor: float = 1.0, alias: str | None = None) -> dict[str, Any]:
         """Push a small version and return the registry's answer."""
@@ -147,10 +165,11 @@ def registry_process(
 
 
 def migrate_process(postgres: str) -> None:
-    """Run `python -m inferbus_registry migrate`."""
+    """Run `python -m inferbus_registry migrate admin-key`."""
+    told = {"INFERBUS_POSTGRES_URL": postgres, "INFERBUS_ADMIN_KEY": ADMIN_KEY}
     subprocess.run(
-        [sys.executable, "-m", "inferbus_registry", "migrate"],
-        env={**os.environ, "INFERBUS_POSTGRES_URL": postgres},
+        [sys.executable, "-m", "inferbus_registry", "migrate", "admin-key"],
+        env={**os.environ, **told},
         stdout=subprocess.DEVNULL,
         check=True,
         timeout=60,

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -53,13 +54,14 @@ async def running(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-async def cli(*argv: str, timeout_s: float = 120.0) -> str:
+async def cli(*argv: str, timeout_s: float = 120.0, api_key: str = "") -> str:
     """Run `inferbus ...` and return what it printed; a failure is an assertion."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "inferbus_cli",
         *argv,
+        env={**os.environ, "INFERBUS_API_KEY": api_key},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -72,9 +74,8 @@ async def cli(*argv: str, timeout_s: float = 120.0) -> str:
 async def push(stack: Stack, name: str, *, variant: int = 1) -> None:
     """Push a sample model, move `champion` to it, wait until every gateway pins it."""
     folder = await asyncio.to_thread(model_folder, name, variant=variant)
-    await cli(
-        "models", "push", str(folder), "--alias", "champion", "--wait", "--registry", stack.registry
-    )
+    argv = ("models", "push", str(folder), "--alias", "champion", "--wait")
+    await cli(*argv, "--registry", stack.registry, api_key=stack.api_key)
 
 
 def sample_inputs(name: str, *, variant: int = 1) -> list[list[dict[str, Any]]]:

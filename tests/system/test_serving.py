@@ -122,7 +122,14 @@ async def _a_swap_under_load_fails_nothing(stack: Stack, ledger: Ledger) -> list
         await asyncio.sleep(1.5)
         wanted_1_s = time.time()
         await stacks.cli(
-            "models", "alias", "breast-cancer", "champion", "1", "--registry", stack.registry
+            "models",
+            "alias",
+            "breast-cancer",
+            "champion",
+            "1",
+            "--registry",
+            stack.registry,
+            api_key=stack.api_key,
         )
         await asyncio.sleep(4.0)
     seen = traffic.seen

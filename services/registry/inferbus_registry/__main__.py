@@ -1,6 +1,8 @@
 """`python -m inferbus_registry` runs the service.
 
-With `migrate` it makes its tables and ends; with `topics` it makes the catalogue's topics and ends.
+With `migrate` it makes its tables and ends; with `admin-key` it makes the first key, or a new one
+where it was lost, and ends; with `topics` it makes the catalogue's topics and ends. One call may
+name several.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from inferbus_kit.lifecycle import run_process
 from inferbus_kit.settings import load
 from inferbus_kit.telemetry import configure_logs
 
-_USAGE = "usage: python -m inferbus_registry [migrate | topics]"
+_USAGE = "usage: python -m inferbus_registry [migrate] [admin-key] [topics]"
 
 
 async def _migrate() -> None:
@@ -31,6 +33,21 @@ async def _migrate() -> None:
     sys.stdout.write(f"registry tables are at revision {revision}\n")
 
 
+async def _admin_key() -> None:
+    from inferbus_registry.database import Database  # noqa: PLC0415 -- the service has no use for it
+    from inferbus_registry.keys.service import KeyService  # noqa: PLC0415
+    from inferbus_registry.settings import RegistrySettings  # noqa: PLC0415
+
+    settings = load(RegistrySettings)
+    given = settings.admin_key.get_secret_value()
+    database = Database(settings.postgres_url, "registry-admin-key")
+    try:
+        key = await KeyService(database, settings.operator_tenant).ensure_admin(given)
+    finally:
+        await database.stop()
+    sys.stdout.write("the admin key is there\n" if given else f"{key}\n")
+
+
 async def _topics() -> None:
     from inferbus_kit.topics import create_topics  # noqa: PLC0415 -- the service has no use for it
     from inferbus_registry.settings import RegistrySettings  # noqa: PLC0415
@@ -46,14 +63,15 @@ async def _topics() -> None:
     sys.stdout.write(f"{len(wanted)} topics are there\n")
 
 
-_ONE_SHOTS = {"migrate": _migrate, "topics": _topics}
+_ONE_SHOTS = {"migrate": _migrate, "admin-key": _admin_key, "topics": _topics}
 
 
 def main(arguments: list[str]) -> int:
     """Run what the arguments ask for; return the exit code."""
-    if len(arguments) == 1 and arguments[0] in _ONE_SHOTS:
+    if arguments and set(arguments) <= set(_ONE_SHOTS):
         try:
-            asyncio.run(_ONE_SHOTS[arguments[0]]())
+            for word in arguments:
+                asyncio.run(_ONE_SHOTS[word]())
         except InferbusError as error:
             sys.stderr.write(f"inferbus registry: {error}\n")
             return 1

@@ -10,6 +10,9 @@ from starlette.types import ASGIApp
 from inferbus_registry import problems
 from inferbus_registry.artifacts import endpoints as artifacts
 from inferbus_registry.artifacts.service import BlobService
+from inferbus_registry.door import Door, Find
+from inferbus_registry.keys import endpoints as keys
+from inferbus_registry.keys.service import KeyService
 from inferbus_registry.models import endpoints as models
 from inferbus_registry.models.service import ModelService
 from inferbus_registry.placement import endpoints as placement
@@ -26,13 +29,25 @@ class Services:
     versions: VersionService
     models: ModelService
     rollouts: RolloutService
+    keys: KeyService
 
 
-def make_app(services: Services) -> ASGIApp:
-    """Return the app; `/openapi.json` describes it."""
+def make_app(services: Services, find: Find, *, local: bool) -> ASGIApp:
+    """Return the app behind its door; `/openapi.json` describes it.
+
+    Args:
+        services: what the routes stand on.
+        find: says whom a key or token stands for.
+        local: let callers on this machine read models without a key.
+    """
+    return problems.Outermost(Door(routes_of(services), find, local=local))
+
+
+def routes_of(services: Services) -> FastAPI:
+    """Return the app without its door."""
     app = FastAPI(
         title="Inferbus registry",
-        description="Versions of models, their aliases, and where they run.",
+        description="Versions of models, their aliases, where they run, and who may call.",
         version="1",
         docs_url=None,  # its page would load scripts from elsewhere
         redoc_url=None,
@@ -43,4 +58,5 @@ def make_app(services: Services) -> ASGIApp:
     app.include_router(models.routes(services.models))
     app.include_router(placement.routes(services.rollouts))
     app.include_router(versions.routes(services.versions))
-    return problems.Outermost(app)
+    app.include_router(keys.routes(services.keys))
+    return app

@@ -29,6 +29,54 @@ class ModelNotFoundError(RegistryError):
         super().__init__("There is no model of this name; `inferbus models list` shows all.")
 
 
+class UnauthorizedError(RegistryError):
+    """No key or token was presented, or one that opens nothing."""
+
+    code = "unauthorized"
+    http_status = 401
+    grpc_status = "UNAUTHENTICATED"
+    title = "Unauthorized"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "A valid key is needed: send `Authorization: Bearer <key>`; the command line takes "
+            "INFERBUS_API_KEY."
+        )
+
+
+class ForbiddenError(RegistryError):
+    """The caller is known and may not do this."""
+
+    code = "forbidden"
+    http_status = 403
+    grpc_status = "PERMISSION_DENIED"
+    title = "Forbidden"
+
+
+class KeyNotFoundError(RegistryError):
+    """There is no such key, or none that the caller may know of."""
+
+    code = "key_not_found"
+    http_status = 404
+    grpc_status = "NOT_FOUND"
+    title = "Key not found"
+
+    def __init__(self) -> None:
+        super().__init__("There is no key of this id; `inferbus keys list` shows all.")
+
+
+class KeyEndedError(RegistryError):
+    """A key that is revoked, expired or rotated already has no successor to be made."""
+
+    code = "key_ended"
+    http_status = 409
+    grpc_status = "FAILED_PRECONDITION"
+    title = "Key has ended"
+
+    def __init__(self) -> None:
+        super().__init__("The key is revoked, expired or was rotated before; create a new one.")
+
+
 class VersionNotFoundError(RegistryError):
     """The model has no such version."""
 

@@ -15,12 +15,20 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from inferbus_registry import tables
 
-What = Literal["version_registered", "alias_moved", "alias_serving", "pool_holds"]
+What = Literal[
+    "version_registered",
+    "alias_moved",
+    "alias_serving",
+    "pool_holds",
+    "key_created",
+    "key_rotated",
+    "key_revoked",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, and in which request. Until authentication exists everyone is `local`."""
+    """Who asks, as `<tenant>/<principal>`, and in which request."""
 
     who: str
     request_id: str
@@ -28,35 +36,38 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One change of one model. `before` is None where there was nothing."""
+    """One change of one model or one key. `before` is None where there was nothing."""
 
     id: int
     at: datetime
     who: str
     what: str
-    model: str
+    model: str | None
     before: dict[str, Any] | None
     after: dict[str, Any] | None
     generation: int
     request_id: str
+    key_id: str | None = None
 
 
 async def append(
     tx: AsyncConnection,
     caller: Caller,
     what: What,
-    model: str,
+    model: str | None = None,
     *,
+    key_id: str | None = None,
     before: Mapping[str, Any] | None,
     after: Mapping[str, Any] | None,
     generation: int,
 ) -> None:
-    """Write one event."""
+    """Write one event, about a model or about a key."""
     await tx.execute(
         insert(tables.events).values(
             who=caller.who,
             what=what,
             model=model,
+            key_id=key_id,
             before=before,
             after=after,
             generation=generation,
@@ -65,11 +76,15 @@ async def append(
     )
 
 
-async def history(tx: AsyncConnection, model: str, after_id: int, limit: int) -> list[Event]:
-    """Return a model's events with higher ids than `after_id`, oldest first."""
+async def history(
+    tx: AsyncConnection, model: str | None, after_id: int, limit: int, *, key_id: str | None = None
+) -> list[Event]:
+    """Return the events of a model or of a key with higher ids than `after_id`, oldest first."""
+    columns = tables.events.c
+    subject = columns.model == model if key_id is None else columns.key_id == key_id
     found = await tx.execute(
         select(tables.events)
-        .where(tables.events.c.model == model, tables.events.c.id > after_id)
+        .where(subject, columns.id > after_id)
         .order_by(tables.events.c.id)
         .limit(limit)
     )

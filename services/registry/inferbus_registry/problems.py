@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 
 import structlog
@@ -107,16 +107,28 @@ def problem(
     return JSONResponse(body, status, headers, media_type="application/problem+json")
 
 
-async def _ours(request: Request, error: Exception) -> Response:
+async def ours(request: Request, error: Exception) -> Response:
+    """Answer an error of our own."""
     assert isinstance(error, InferbusError)  # noqa: S101 -- registered for it alone
     title = str(getattr(error, "title", "Error"))
     members = getattr(error, "members", {})
-    return problem(
+    response = problem(
         request, error.http_status, error.code, title=title, detail=str(error), members=members
     )
+    if error.http_status == HTTPStatus.UNAUTHORIZED:
+        response.headers["www-authenticate"] = "Bearer"
+    return response
 
 
-async def _http(request: Request, error: Exception) -> Response:
+def nothing_here(allowed: Sequence[str] = ()) -> HTTPException:
+    """Return the error of an address that is not there, or not for this method."""
+    if allowed:
+        return HTTPException(HTTPStatus.METHOD_NOT_ALLOWED, headers={"allow": ", ".join(allowed)})
+    return HTTPException(HTTPStatus.NOT_FOUND)
+
+
+async def http(request: Request, error: Exception) -> Response:
+    """Answer an error of HTTP itself."""
     assert isinstance(error, HTTPException)  # noqa: S101 -- registered for it alone
     status = HTTPStatus(error.status_code)
     response = problem(
@@ -159,7 +171,7 @@ async def _unexpected(request: Request, _error: Exception) -> Response:
 
 def install(app: FastAPI) -> None:
     """Make every error of `app` a problem document."""
-    app.add_exception_handler(InferbusError, _ours)
-    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(InferbusError, ours)
+    app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Exception, _unexpected)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from inferbus_registry import errors
 from inferbus_registry.events import Caller
+from inferbus_schemas import access
 
 BODY_TIMEOUT_S = 30.0
 MAX_JSON_BYTES = 64 << 10
@@ -19,8 +20,14 @@ T = TypeVar("T", bound=BaseModel)
 
 
 def caller_of(request: Request) -> Caller:
-    """Return who asks. Every listener is loopback until authentication exists."""
-    return Caller(who="local", request_id=request.state.request_id)
+    """Return who asks, for the history."""
+    return Caller(who=principal_of(request).who, request_id=request.state.request_id)
+
+
+def principal_of(request: Request) -> access.Principal:
+    """Return who asks; the door has let nobody else in."""
+    found: access.Principal = request.state.principal
+    return found
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:

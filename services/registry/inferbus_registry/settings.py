@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, SecretStr
 
 from inferbus_kit import settings
+from inferbus_schemas import access, names
+
+Tenant = Annotated[str, AfterValidator(names.check_tenant)]
 
 
 class RegistrySettings(settings.Settings):
@@ -34,6 +39,14 @@ class RegistrySettings(settings.Settings):
     )
     blob_stall_s: float = Field(
         default=20.0, gt=0, description="Longest silence in the middle of an upload."
+    )
+    operator_tenant: Tenant = Field(
+        default=access.LOCAL_TENANT,
+        description="Tenant whose admins manage the keys of every tenant.",
+    )
+    admin_key: SecretStr = Field(
+        default=SecretStr(""),
+        description="Key that `admin-key` makes sure of; empty: it makes one and prints it.",
     )
     outbox_check_s: float = Field(
         default=15.0,

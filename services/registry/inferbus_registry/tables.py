@@ -8,6 +8,7 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     DateTime,
+    Double,
     ForeignKeyConstraint,
     Identity,
     Index,
@@ -89,14 +90,37 @@ events = Table(
     Column("at", DateTime(timezone=True), nullable=False, server_default=func.clock_timestamp()),
     Column("who", Text, nullable=False),
     Column("what", Text, nullable=False),
-    Column("model", Text, nullable=False),
+    Column("model", Text),
     Column("before", JSONB),
     Column("after", JSONB),
     Column("generation", BigInteger, nullable=False),
     Column("request_id", Text, nullable=False),
+    Column("key_id", Text),
+    CheckConstraint("(model IS NULL) <> (key_id IS NULL)", name="subject"),
     Index(None, "model", "id"),
+    Index(None, "key_id", "id"),
 )
-"""Append-only: a trigger refuses update, delete and truncate."""
+"""Append-only: a trigger refuses update, delete and truncate. Each is about a model or a key."""
+
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("tenant", Text, nullable=False),
+    Column("scopes", ARRAY(Text), nullable=False),
+    Column("sha256", LargeBinary, nullable=False),
+    Column("requests_per_s", Double, nullable=False, server_default="0"),
+    Column("burst", Integer, nullable=False, server_default="0"),
+    Column("created_at", DateTime(timezone=True), nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("expires_at", DateTime(timezone=True)),
+    Column("revoked_at", DateTime(timezone=True)),
+    Column("replaced_by", Text),
+    CheckConstraint("length(sha256) = 32", name="sha256"),
+    Index(None, "tenant", "id"),
+)
+"""Keys by their digests; a key itself is stored nowhere."""
 
 state = Table(
     "state",

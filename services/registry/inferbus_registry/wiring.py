@@ -14,6 +14,7 @@ from inferbus_registry.app import Services, make_app
 from inferbus_registry.artifacts.repository import BlobRepository, open_store
 from inferbus_registry.artifacts.service import BlobService
 from inferbus_registry.database import Database
+from inferbus_registry.keys.service import KeyService
 from inferbus_registry.leading import Leading
 from inferbus_registry.models.service import ModelService, Placement
 from inferbus_registry.outbox.leader import Leader
@@ -63,15 +64,18 @@ async def build(lifecycle: Lifecycle) -> None:
         health=health,
         leading=metrics.leader,
     )
+    keys = KeyService(database, settings.operator_tenant)
     services = Services(
         blobs=BlobService(blobs, max_bytes=settings.max_blob_bytes, stall_s=settings.blob_stall_s),
         versions=VersionService(database, blobs),
         models=ModelService(database, Placement(settings.pool, settings.min_ready)),
         rollouts=RolloutService(database, fleet),
+        keys=keys,
     )
     readiness = Readiness(database, health, metrics.versions)
     probes = HttpServer(health_app(health, collector), settings.http_host, settings.metrics_port)
-    http = HttpServer(make_app(services), settings.http_host, settings.http_port)
+    app = make_app(services, keys.find, local=settings.auth == "local")
+    http = HttpServer(app, settings.http_host, settings.http_port)
 
     lifecycle.add("metrics", start=probes.start, stop=probes.stop)
     lifecycle.add("database", stop=database.stop)

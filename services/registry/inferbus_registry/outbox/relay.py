@@ -1,8 +1,8 @@
 """The relay: committed rows of the outbox become records, in order, at least once.
 
-In: the session of the leader, on which the outbox is read. Out: records on `models.versions` and
-`models.deployments`, and topics whose last record per key is the database's, whoever wrote
-there. Duplicates are harmless: readers apply only a higher generation.
+In: the session of the leader, on which the outbox is read. Out: records on `models.versions`,
+`models.deployments` and `access.keys`, and topics whose last record per key is the database's,
+whoever wrote there. Duplicates are harmless: readers apply only a higher generation.
 """
 
 from __future__ import annotations

@@ -19,10 +19,11 @@ from inferbus_schemas import topics
 CHANNEL = "registry_outbox"
 """Postgres tells listeners on this channel that the outbox has grown."""
 
-Message = m.ModelVersion | m.Deployment
+Message = m.ModelVersion | m.Deployment | m.AccessKey
 MESSAGES: dict[str, type[Message]] = {
     topics.VERSIONS: m.ModelVersion,
     topics.DEPLOYMENTS: m.Deployment,
+    topics.KEYS: m.AccessKey,
 }
 """The topics that the registry owns, by short name, and what they carry."""
 

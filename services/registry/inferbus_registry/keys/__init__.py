@@ -1,0 +1,1 @@
+"""API keys: made, rotated, revoked; gateways hear of each change."""

@@ -1,0 +1,357 @@
+"""Keys: made, listed, rotated with an overlap, revoked; each change is an event and a message.
+
+In: what an admin wishes. Out: rows, events and messages for `access.keys` in one transaction, and
+the text of a new key, once. An admin hands on only what it holds itself, and only to its own
+tenant, unless that is the operator's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from inferbus_kit.errors import StartupError
+from inferbus_registry import errors, events
+from inferbus_registry.database import Database
+from inferbus_registry.keys import repository
+from inferbus_registry.keys.repository import KeyRow
+from inferbus_registry.outbox import repository as outbox
+from inferbus_schemas import access, names, topics
+from inferbus_schemas import messages as m
+
+
+@dataclass(frozen=True, slots=True)
+class KeyView:
+    """A key as admins see it; what opens doors is not among it."""
+
+    id: str
+    name: str
+    tenant: str
+    scopes: list[str]
+    requests_per_s: float
+    burst: int
+    created_at: datetime
+    created_by: str
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    replaced_by: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewKey:
+    """A key that was just made; `key` is shown this once and stored nowhere."""
+
+    key: str
+    id: str
+    name: str
+    tenant: str
+    scopes: list[str]
+    expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a new key shall be; `tenant` None is the caller's own, a limit of 0 is none."""
+
+    name: str
+    scopes: tuple[str, ...]
+    tenant: str | None = None
+    requests_per_s: float = 0.0
+    burst: int = 0
+    expires_in_s: int | None = None
+
+
+class KeyService:
+    """Manages keys.
+
+    Invariants: a key is in the database by its digest alone; nobody sees or changes a key of a
+    foreign tenant but admins of the operator's; no caller makes a key that may more than itself.
+    """
+
+    def __init__(self, database: Database, operator_tenant: str) -> None:
+        self._database = database
+        self._operator_tenant = operator_tenant
+
+    async def find(self, key: str) -> access.Principal | None:
+        """Return whom a key stands for now, or None.
+
+        Raises:
+            DatabaseUnavailableError: it cannot be told.
+        """
+        key_id = access.key_id(key)
+        if key_id is None:
+            return None
+        async with self._database.read() as tx:
+            row = await repository.get(tx, key_id)
+        if row is None or not access.opens(_record(row), key, _now().timestamp()):
+            return None
+        return access.holder(_record(row))
+
+    async def create(self, caller: events.Caller, by: access.Principal, wish: Wish) -> NewKey:
+        """Make a key.
+
+        Raises:
+            InvalidRequestError, ForbiddenError: it is refused.
+        """
+        tenant = by.tenant if wish.tenant is None else wish.tenant
+        _check(wish, tenant)
+        if tenant != by.tenant and not self._operates(by):
+            raise errors.ForbiddenError("You make keys for your own tenant only.")
+        _check_handed_on(by, wish.scopes)
+        now = _now()
+        key = _new_key()
+        row = _row(key, replace(wish, tenant=tenant), now, caller.who)
+        async with self._database.write() as tx:
+            await repository.add(tx, row)
+            await _announce(tx, caller, "key_created", row, before=None)
+        return _new(key, row)
+
+    async def page(
+        self, by: access.Principal, tenant: str | None, after: str, limit: int
+    ) -> list[KeyView]:
+        """Return the keys that the caller manages, by id."""
+        if not self._operates(by):
+            if tenant not in {None, by.tenant}:
+                return []
+            tenant = by.tenant
+        async with self._database.read() as tx:
+            return [_view(row) for row in await repository.page(tx, tenant, after, limit)]
+
+    async def get(self, by: access.Principal, key_id: str) -> KeyView:
+        """Return one key.
+
+        Raises:
+            KeyNotFoundError: there is none, or it is not the caller's to see.
+        """
+        async with self._database.read() as tx:
+            return _view(await self._managed(tx, by, key_id))
+
+    async def history(
+        self, by: access.Principal, key_id: str, after: int, limit: int
+    ) -> list[events.Event]:
+        """Return what happened to a key, oldest first; raises as `get` does."""
+        async with self._database.read() as tx:
+            await self._managed(tx, by, key_id)
+            return await events.history(tx, None, after, limit, key_id=key_id)
+
+    async def rotate(
+        self,
+        caller: events.Caller,
+        by: access.Principal,
+        key_id: str,
+        overlap_s: int,
+        expires_in_s: int | None,
+    ) -> NewKey:
+        """Make a key's successor; the old one ends `overlap_s` from now, or before.
+
+        Args:
+            caller: who asks.
+            by: the same, as a principal.
+            key_id: the key to replace.
+            overlap_s: how long both are good.
+            expires_in_s: life of the new one; None: as long as the old one's was.
+
+        Raises:
+            KeyNotFoundError, KeyEndedError, ForbiddenError: it is refused.
+        """
+        now = _now()
+        key = _new_key()
+        async with self._database.write() as tx:
+            old = await self._managed(tx, by, key_id)
+            _check_handed_on(by, old.scopes)
+            if _ended(old, now) or old.replaced_by is not None:
+                raise errors.KeyEndedError
+            if expires_in_s is None and old.expires_at is not None:
+                expires_in_s = round((old.expires_at - old.created_at).total_seconds())
+            wish = Wish(
+                old.name,
+                tuple(old.scopes),
+                old.tenant,
+                old.requests_per_s,
+                old.burst,
+                expires_in_s,
+            )
+            row = _row(key, wish, now, caller.who)
+            await repository.add(tx, row)
+            await _publish(tx, row)
+            over = now + timedelta(seconds=overlap_s)
+            ends = over if old.expires_at is None else min(over, old.expires_at)
+            changed = await repository.change(tx, key_id, expires_at=ends, replaced_by=row.id)
+            await _announce(tx, caller, "key_rotated", changed, before=old)
+        return _new(key, row)
+
+    async def revoke(self, caller: events.Caller, by: access.Principal, key_id: str) -> KeyView:
+        """End a key now and for good; once more is harmless.
+
+        Raises:
+            KeyNotFoundError: there is none, or it is not the caller's to end.
+        """
+        async with self._database.write() as tx:
+            old = await self._managed(tx, by, key_id)
+            if old.revoked_at is not None:
+                return _view(old)
+            changed = await repository.change(tx, key_id, revoked_at=_now())
+            await _announce(tx, caller, "key_revoked", changed, before=old)
+        return _view(changed)
+
+    async def ensure_admin(self, key: str) -> str:
+        """Make sure that an all-mighty key of the operator's tenant is there; return its text.
+
+        Args:
+            key: the key that shall exist; empty makes a new one.
+
+        Raises:
+            StartupError: the text is no key, or that key has ended.
+        """
+        made = key or _new_key()
+        key_id = access.key_id(made)
+        if key_id is None:
+            raise StartupError("INFERBUS_ADMIN_KEY is no key: mlk_<16 hex digits>_<43 characters>")
+        now = _now()
+        async with self._database.write() as tx:
+            row = await repository.get(tx, key_id)
+            if row is None:
+                wish = Wish("admin", access.ALL_SCOPES, self._operator_tenant)
+                row = _row(made, wish, now, "bootstrap")
+                await repository.add(tx, row)
+                caller = events.Caller("bootstrap", "admin-key")
+                await _announce(tx, caller, "key_created", row, before=None)
+        if not access.opens(_record(row), made, now.timestamp()):
+            raise StartupError(
+                "INFERBUS_ADMIN_KEY was revoked, has expired or has another secret; give a new one"
+            )
+        return made
+
+    def _operates(self, by: access.Principal) -> bool:
+        return by.tenant == self._operator_tenant
+
+    async def _managed(self, tx: AsyncConnection, by: access.Principal, key_id: str) -> KeyRow:
+        row = await repository.get(tx, key_id)
+        if row is None or not (row.tenant == by.tenant or self._operates(by)):
+            raise errors.KeyNotFoundError
+        return row
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _new_key() -> str:
+    return access.make_key(os.urandom(access.KEY_ENTROPY_BYTES))
+
+
+def _check(wish: Wish, tenant: str) -> None:
+    try:
+        names.check_tenant(tenant)
+        for scope in wish.scopes:
+            access.check_scope(scope)
+    except (names.InvalidNameError, access.InvalidScopeError) as error:
+        raise errors.InvalidRequestError(str(error)) from error
+
+
+def _check_handed_on(by: access.Principal, scopes: Iterable[str]) -> None:
+    lacking = [scope for scope in scopes if not access.covers(by.scopes, scope)]
+    if lacking:
+        raise errors.ForbiddenError(
+            f"You hand on only what you hold, which {', '.join(lacking)} is not."
+        )
+
+
+def _row(key: str, wish: Wish, now: datetime, who: str) -> KeyRow:
+    life_s = wish.expires_in_s
+    limited = wish.requests_per_s > 0
+    return KeyRow(
+        id=str(access.key_id(key)),
+        name=wish.name,
+        tenant=str(wish.tenant),
+        scopes=sorted(set(wish.scopes)),
+        sha256=access.key_sha256(key),
+        requests_per_s=wish.requests_per_s,
+        burst=(wish.burst or max(1, round(wish.requests_per_s))) if limited else 0,
+        created_at=now,
+        created_by=who,
+        expires_at=None if life_s is None else now + timedelta(seconds=life_s),
+    )
+
+
+def _ended(row: KeyRow, now: datetime) -> bool:
+    return row.revoked_at is not None or (row.expires_at is not None and row.expires_at <= now)
+
+
+def _us(at: datetime | None) -> int:
+    return 0 if at is None else round(at.timestamp() * 1_000_000)
+
+
+def _record(row: KeyRow) -> m.AccessKey:
+    return m.AccessKey(
+        id=row.id,
+        sha256=row.sha256,
+        tenant=row.tenant,
+        scopes=row.scopes,
+        limits=m.Limits(requests_per_s=row.requests_per_s, burst=row.burst),
+        expires_us=_us(row.expires_at),
+        revoked=row.revoked_at is not None,
+        created_us=_us(row.created_at),
+    )
+
+
+async def _publish(tx: AsyncConnection, row: KeyRow) -> int:
+    return await outbox.append(tx, topics.KEYS, row.id, _record(row))
+
+
+async def _announce(
+    tx: AsyncConnection,
+    caller: events.Caller,
+    what: events.What,
+    row: KeyRow,
+    *,
+    before: KeyRow | None,
+) -> None:
+    generation = await _publish(tx, row)
+    await events.append(
+        tx,
+        caller,
+        what,
+        key_id=row.id,
+        before=None if before is None else _event_part(before),
+        after=_event_part(row),
+        generation=generation,
+    )
+
+
+def _event_part(row: KeyRow) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "tenant": row.tenant,
+        "scopes": row.scopes,
+        "requests_per_s": row.requests_per_s,
+        "burst": row.burst,
+        "expires_at": None if row.expires_at is None else row.expires_at.isoformat(),
+        "revoked": row.revoked_at is not None,
+        "replaced_by": row.replaced_by,
+    }
+
+
+def _view(row: KeyRow) -> KeyView:
+    return KeyView(
+        row.id,
+        row.name,
+        row.tenant,
+        row.scopes,
+        row.requests_per_s,
+        row.burst,
+        row.created_at,
+        row.created_by,
+        row.expires_at,
+        row.revoked_at,
+        row.replaced_by,
+    )
+
+
+def _new(key: str, row: KeyRow) -> NewKey:
+    return NewKey(key, row.id, row.name, row.tenant, row.scopes, row.expires_at)
