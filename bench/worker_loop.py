@@ -28,9 +28,11 @@ from inferbus_schemas import manifest as manifests
 from inferbus_schemas import messages as m
 from inferbus_worker.engines import golden
 from inferbus_worker.engines.host import EngineHost, EngineSpec
+from inferbus_worker.engines.process import Death
 from inferbus_worker.hot.consume import Desk
 from inferbus_worker.hot.emit import Emitter, Served
 from inferbus_worker.hot.execute import Executor, VersionMetrics
+from inferbus_worker.hot.work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,6 +55,13 @@ class NoKafka:
         return done
 
 
+class NoLetters:
+    """Expects no request that kills an engine."""
+
+    def poison(self, work: Work, _death: asyncio.Future[Death]) -> None:
+        raise AssertionError(work.request.model)
+
+
 @dataclass
 class Source:
     """The side of an inbox that executors see."""
@@ -71,6 +80,7 @@ class Record:
     offset: int
     timestamp: int
     headers: tuple[tuple[str, bytes], ...]
+    partition: int = 0
 
 
 def frames(tensors: bytes, model: str, n_requests: int, n_frame: int) -> list[Record]:
@@ -110,6 +120,7 @@ async def run(folder: Path, n_requests: int, n_frame: int, *, profile: bool) -> 
         manifest,
         Served(b"x" * 32),
         emitter=emitter,
+        letters=NoLetters(),
         metrics=VersionMetrics(metrics, manifest.model, 1),
         tracing=Tracing("worker", "bench", ""),
         request_topic=TOPIC.name,

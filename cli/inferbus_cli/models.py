@@ -197,6 +197,8 @@ def alias(
     *,
     expect: int | None = None,
     expect_new: Annotated[bool, Parameter(negative="")] = False,
+    wait: Annotated[bool, Parameter(negative="")] = False,
+    timeout_s: float = 120.0,
     registry: str | None = None,
 ) -> None:
     """Make an alias mean a version; the fleet follows without a failed request.
@@ -207,6 +209,8 @@ def alias(
         version: Number of the version.
         expect: Refuse unless the alias wants this version now.
         expect_new: Refuse if the alias exists.
+        wait: Stay until the alias serves the version.
+        timeout_s: How long to wait.
         registry: URL of the registry.
     """
     if expect is not None and expect_new:
@@ -216,6 +220,10 @@ def alias(
         wish["expect"] = expect
     with _registry(registry) as service:
         _move(service, _name(model), _name(alias), wish)
+        if wait:
+            from inferbus_cli.rollout import follow  # noqa: PLC0415 -- only where asked
+
+            follow(service, model, alias, version, timeout_s)
 
 
 @app.command

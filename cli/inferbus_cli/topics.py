@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import uuid
 from collections.abc import AsyncIterator, Coroutine
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -143,7 +145,10 @@ def _entry(topic: str, pool: str) -> catalogue.Topic:
 
 
 def _decoded(entry: catalogue.Topic, record: ConsumerRecord) -> dict[str, Any]:
-    """Return a record as JSON can hold it; Protobuf's own JSON form, names as in the .proto."""
+    """Return a record as JSON can hold it: Protobuf's own JSON form, names as in the .proto.
+
+    Two kinds of bytes are shown as they are written everywhere else: ids as UUIDs, digests in hex.
+    """
     from google.protobuf.json_format import MessageToDict  # noqa: PLC0415 -- only where tailed
     from google.protobuf.message import DecodeError  # noqa: PLC0415
 
@@ -153,7 +158,9 @@ def _decoded(entry: catalogue.Topic, record: ConsumerRecord) -> dict[str, Any]:
     value: Any = None
     if record.value is not None:
         try:
-            value = MessageToDict(kind.FromString(record.value), preserving_proto_field_name=True)
+            said = kind.FromString(record.value)
+            value = MessageToDict(said, preserving_proto_field_name=True)
+            _show_ids(said, value)
         except DecodeError:
             value = {"undecodable_bytes": len(record.value)}
     return {
@@ -165,6 +172,23 @@ def _decoded(entry: catalogue.Topic, record: ConsumerRecord) -> dict[str, Any]:
         "headers": {name: value.decode("utf-8", "replace") for name, value in record.headers},
         "value": value,
     }
+
+
+def _show_ids(said: Message, shown: dict[str, Any]) -> None:
+    """Write the ids and digests of a message, and of those within it, as people know them."""
+    for field, value in said.ListFields():
+        if field.message_type is not None and not field.message_type.GetOptions().map_entry:
+            within = value if field.is_repeated else [value]
+            into = shown[field.name] if field.is_repeated else [shown[field.name]]
+            for one, form in zip(within, into, strict=True):
+                _show_ids(one, form)
+        elif field.type != field.TYPE_BYTES or field.is_repeated:
+            continue
+        elif field.name.endswith("_sha256"):
+            shown[field.name] = value.hex()
+        elif field.name == "id" or field.name.endswith("_id"):
+            with contextlib.suppress(ValueError):  # an id of another length stays as it is
+                shown[field.name] = str(uuid.UUID(bytes=value))
 
 
 def _line(shown: dict[str, Any]) -> str:

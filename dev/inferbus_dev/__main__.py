@@ -154,10 +154,11 @@ class _Session:
         with Live(console=self._console, auto_refresh=False, transient=True) as live:
             while True:
                 reading = await status.read(stack.metrics_ports())
-                line = window.line(reading, stack.supervisor.members.values())
+                members = stack.supervisor.members.values()
                 if terminal_line:
-                    live.update(Text(f"{line} · Ctrl-C stops", overflow="ellipsis"), refresh=True)
-                elif line != said:
+                    line = window.line(reading, members, self._console.width, "Ctrl-C stops")
+                    live.update(Text(line, no_wrap=True), refresh=True)
+                elif (line := window.line(reading, members)) != said:
                     print(line, flush=True)
                 said = line
                 await asyncio.sleep(STATUS_INTERVAL_S if terminal_line else PLAIN_STATUS_INTERVAL_S)

@@ -10,7 +10,7 @@ import asyncio
 import math
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -28,7 +28,8 @@ REQUESTS = "inferbus_requests_total"
 LATENCY = "inferbus_request_seconds"
 BATCH_ROWS = "inferbus_batch_rows"
 LAG = "inferbus_log_lag_records"
-ROWS = "inferbus_log_rows_total"
+ROWS = "inferbus_log_stored_rows"
+_BETWEEN = " · "
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,38 +103,76 @@ def quantile_s(earlier: Reading, later: Reading, share: float) -> float | None:
 class Window:
     """The readings of the last seconds.
 
-    Invariant: the oldest reading is at most `WINDOW_S` older than the newest, or the one before.
+    Invariants: the oldest reading is at most `WINDOW_S` older than the newest, or the one before;
+    rows in the log never become fewer, also while nobody counts them.
     """
 
     def __init__(self) -> None:
         self._readings: deque[Reading] = deque()
+        self._rows = 0.0
 
-    def line(self, now: Reading, members: Iterable[Member]) -> str:
-        """Add a reading and return the line."""
+    def line(
+        self,
+        now: Reading,
+        members: Iterable[Member],
+        width: int | None = None,
+        hint: str = "",
+    ) -> str:
+        """Add a reading and return the line.
+
+        Args:
+            now: the reading.
+            members: whose troubles to tell.
+            width: columns that there are; what matters least is left out to keep to them.
+            hint: what to say at the end where there is room.
+        """
         readings = self._readings
         if readings and now.requests < readings[-1].requests:
             readings.clear()  # a process was restarted and counts from zero
         readings.append(now)
         while len(readings) > 2 and now.at_s - readings[1].at_s >= WINDOW_S:  # noqa: PLR2004 -- both ends
             readings.popleft()
-        return " · ".join([*_traffic(readings[0], now), *_log(now), *_troubles(members)])
+        self._rows = max(self._rows, now.rows)
+        fields = [
+            *_traffic(readings[0], now),
+            _Field(4, f"lag {now.lag:,.0f}"),
+            _Field(3, f"{self._rows:,.0f} rows logged"),
+            *(_Field(0, said) for said in _troubles(members)),
+        ]
+        return _fitted([*fields, _Field(6, hint)] if hint else fields, width)
 
 
-def _traffic(then: Reading, now: Reading) -> list[str]:
+class _Field(NamedTuple):
+    """A part of the line; the one with the highest rank is left out first."""
+
+    rank: int
+    text: str
+
+
+def _fitted(fields: list[_Field], width: int | None) -> str:
+    """Return the fields in their order, without those for which there is no room."""
+    kept = list(fields)
+    while width is not None and len(kept) > 1 and len(_joined(kept)) > width:
+        kept.remove(max(kept, key=lambda one: one.rank))
+    line = _joined(kept)
+    return line if width is None or len(line) <= width else f"{line[: max(0, width - 1)]}…"
+
+
+def _joined(fields: Iterable[_Field]) -> str:
+    return _BETWEEN.join(one.text for one in fields)
+
+
+def _traffic(then: Reading, now: Reading) -> list[_Field]:
     elapsed_s = now.at_s - then.at_s
     rate = (now.requests - then.requests) / elapsed_s if elapsed_s > 0 else 0.0
     p50, p99 = (quantile_s(then, now, share) for share in (0.5, 0.99))
     batches = now.batches - then.batches
     rows = (now.batch_rows - then.batch_rows) / batches if batches > 0 else None
     return [
-        f"{rate:,.0f} req/s",
-        f"p50 {_ms(p50)} p99 {_ms(p99)}",
-        f"batch {rows:.1f} rows" if rows is not None else "batch -",
+        _Field(1, f"{rate:,.0f} req/s"),
+        _Field(2, f"p50 {_ms(p50)} p99 {_ms(p99)}"),
+        _Field(5, f"batch {rows:.1f}" if rows is not None else "batch -"),
     ]
-
-
-def _log(now: Reading) -> list[str]:
-    return [f"lag {now.lag:,.0f}", f"{now.rows:,.0f} rows logged"]
 
 
 def _troubles(members: Iterable[Member]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Dead letters: records that cannot be decoded, with what was wrong, at a bounded rate.
+"""Dead letters: records that nobody can work on, with what was wrong, at a bounded rate.
 
 In: a record and an error. Out: a record on `<topic>.dlq`. Past the limit `put` waits: a
 misconfiguration then stalls its partition in plain sight instead of dead-lettering everything.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 
 import structlog
 
@@ -18,6 +19,7 @@ from inferbus_schemas import topics
 _log = structlog.get_logger("dlq")
 
 _MAX_RECORD_BYTES = 4 << 20
+_MAX_LOG_BYTES = 8 << 10
 
 
 class DeadLetters:
@@ -36,8 +38,14 @@ class DeadLetters:
         self._filled_s = time.monotonic()
         self.n_written = 0
 
-    async def put(self, record: Record, error: Exception) -> None:
-        """Write `record` with its headers, where it came from and what was wrong."""
+    async def put(self, record: Record, error: Exception, said: Sequence[str] = ()) -> None:
+        """Write `record` with its headers, where it came from and what was wrong.
+
+        Args:
+            record: what cannot be worked on.
+            error: why.
+            said: lines of a log that tell more; the last ones are kept.
+        """
         await self._take_token()
         head = [(name, value) for name, value in record.headers if not name.startswith("dlq_")]
         head += [
@@ -47,6 +55,8 @@ class DeadLetters:
             ("dlq_error", f"{type(error).__name__}: {error}"[:1000].encode()),
             ("dlq_by", self._instance.encode()),
         ]
+        if said:
+            head.append(("dlq_log", "\n".join(said).encode()[-_MAX_LOG_BYTES:]))
         value = record.value[:_MAX_RECORD_BYTES] if record.value is not None else None
         delivery = await self._producer.send(
             topics.dead_letters(record.topic), 0, value, key=record.key, headers=head

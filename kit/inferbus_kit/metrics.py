@@ -152,6 +152,7 @@ class LoggerMetrics:
     """What a logger counts."""
 
     rows: Counter
+    stored_rows: Gauge
     duplicates: Counter
     non_terminal: Counter
     quarantined: Counter
@@ -166,6 +167,12 @@ def logger_metrics(registry: CollectorRegistry) -> LoggerMetrics:
     """Register and return the logger's metrics."""
     return LoggerMetrics(
         rows=Counter("inferbus_log_rows", "Rows committed to the log.", registry=registry),
+        stored_rows=Gauge(
+            "inferbus_log_stored_rows",
+            "Rows ever logged, by whichever process, of the partitions that this one writes.",
+            ("partition",),
+            registry=registry,
+        ),
         duplicates=Counter(
             "inferbus_log_duplicates",
             "Terminal records whose id had a row already.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from inferbus_gateway.errors import NoWorkerError, UnknownModelError
+from inferbus_gateway.errors import NotDeployedError, NoWorkerError, UnknownModelError
 from inferbus_gateway.hot.pins import Pins
 from inferbus_gateway.hot.placement import Placement
 from inferbus_gateway.hot.route import Routes
@@ -114,8 +114,14 @@ def test_what_was_remembered_ends_with_the_deployment_that_said_it(gateway: Gate
     gateway.routes.apply_deployment(
         deployment("m", 2, {"champion": (2, 2), "previous": (2, 2)}, (2,))
     )
-    with pytest.raises(UnknownModelError):
-        gateway.routes.resolve("m", "1")
+    digest = version("m", 1).version_sha256.hex()
+    for text in ("1", digest[:8]):
+        with pytest.raises(NotDeployedError) as caught:
+            gateway.routes.resolve("m", text)
+        assert str(caught.value) == "version 1 of m is not deployed; deployed: 2"
+        assert caught.value.http_status == 404
+    with pytest.raises(UnknownModelError, match=r"m has no version 9; deployed: 2$"):
+        gateway.routes.resolve("m", "9")
     gateway.routes.apply_deployment(deployment("m", 3, {"champion": (2, 2)}, (2,), pool="gpu"))
     assert gateway.routes.resolve("m").pool == "gpu"
 

@@ -221,7 +221,7 @@ async def test_dead_letters_say_where_they_came_from_and_have_a_limit(
     letters = DeadLetters(producer, "worker-0", per_minute=2)
     started = time.monotonic()
     for _ in range(2):
-        await letters.put(record, ValueError("not a frame"))
+        await letters.put(record, ValueError("not a frame"), ["first\n" * 2000, "last words"])
     quick = time.monotonic() - started
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(letters.put(record, ValueError("again")), 1.0)
@@ -234,3 +234,5 @@ async def test_dead_letters_say_where_they_came_from_and_have_a_limit(
     assert headers["dlq_offset"] == b"0"
     assert headers["dlq_error"] == b"ValueError: not a frame"
     assert headers["ce_id"] == b"1"
+    assert headers["dlq_log"].endswith(b"first\n\nlast words")
+    assert len(headers["dlq_log"]) == 8192

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -78,11 +79,23 @@ async def test_two_loggers_share_the_partitions_and_one_inherits_them(
         wanted |= await _produce(log, 3000, seed=3)
         await log.caught_up()
         await until(lambda: _measures(ports[0], 'inferbus_log_lag_records{partition="3"} 0.0'))
+        # Those that the other one wrote count as well.
+        await until(lambda: _counts(ports[0], len(wanted)))
+    async with forked(loggers, log, out, metrics_port=str(ports[1])):
+        wanted |= await _produce(log, 500, seed=4)
+        await log.caught_up()
+        await until(lambda: _counts(ports[1], len(wanted)))
     await _exact(log, wanted)
 
 
 async def _measures(port: int, line: str) -> bool:
     return line in (await http(port, "/metrics"))[1].decode()
+
+
+async def _counts(port: int, n_rows: int) -> bool:
+    page = (await http(port, "/metrics"))[1].decode()
+    found = re.findall(r"inferbus_log_stored_rows{.*} (.*)", page)
+    return sum(map(float, found)) == n_rows
 
 
 async def _ended(loggers: ForkServer, pid: int) -> bool:

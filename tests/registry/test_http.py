@@ -316,6 +316,8 @@ def test_answers_carry_headers_of_caution(client: httpx.Client) -> None:
     assert answer.headers["x-request-id"] == "mine-1"
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["cache-control"] == "no-store"
+    policy = answer.headers["content-security-policy"]
+    assert policy == "default-src 'none'; frame-ancestors 'none'"
     odd = client.get("/models", headers={"x-request-id": "a b\tc"})
     assert odd.headers["x-request-id"] != "a b\tc"
     assert "access-control-allow-origin" not in odd.headers
@@ -403,8 +405,3 @@ def test_models_are_listed_in_pages(client: httpx.Client, running: RegistryProce
     assert [one["model"] for one in first] == [f"{prefix}-0", f"{prefix}-1"]
     rest = client.get("/models", params={"after": first[-1]["model"], "limit": 1}).json()["models"]
     assert [one["model"] for one in rest] == [f"{prefix}-2"]
-
-
-def test_the_surface_describes_itself(running: RegistryProcess) -> None:
-    described = httpx.get(f"{running.url}/openapi.json", trust_env=False).json()
-    assert "/v1/registry/models/{model}/aliases/{alias}" in described["paths"]

@@ -15,6 +15,7 @@ from inferbus_schemas import manifest as manifests
 from inferbus_schemas import tensors
 from inferbus_worker.engines import golden, wire
 from inferbus_worker.engines.host import EngineError, EngineHost, EngineSpec
+from inferbus_worker.engines.process import Death, EngineProcess
 from tests.support import onnx_graphs
 from tests.support.sample_models import model_folder
 
@@ -31,6 +32,7 @@ class Listener:
     def __init__(self) -> None:
         self.done: list[tuple[Any, wire.Done, bytes]] = []
         self.down: list[list[Any]] = []
+        self.deaths: list[asyncio.Future[Death]] = []
         self.n_up = 0
         self.failed = ""
 
@@ -40,8 +42,9 @@ class Listener:
     def on_done(self, token: Any, done: wire.Done, body: memoryview) -> None:
         self.done.append((token, done, bytes(body)))
 
-    def on_down(self, tokens: list[Any]) -> None:
+    def on_down(self, tokens: list[Any], death: asyncio.Future[Death]) -> None:
         self.down.append(tokens)
+        self.deaths.append(death)
 
     def on_stopped(self, tokens: list[Any]) -> None:
         self.down.append(tokens)
@@ -172,6 +175,59 @@ async def test_alive_is_not_progress(tmp_path: Path, monkeypatch: pytest.MonkeyP
         await until(lambda: listener.down, 5.0)
         assert listener.down == [["endless"]]
         await until(lambda: host.up)
+
+
+async def test_how_an_engine_died_is_told_with_its_last_words(tmp_path: Path) -> None:
+    async with engine(onnx_graphs.busy_folder(tmp_path / "busy"), tmp_path) as (host, listener):
+        submit_numbers(host, "endless", ENDLESS)
+        await asyncio.sleep(0.1)
+        os.kill(host.pid, signal.SIGSEGV)
+        await until(lambda: listener.deaths)
+        death = await listener.deaths[0]
+        assert death.how == f"signal {signal.SIGSEGV:d}"
+        assert any("Segmentation fault" in line for line in death.said)
+        assert any("onnx.py" in line for line in death.said)
+
+
+async def test_a_death_is_told_where_the_host_is_stopped_at_once(tmp_path: Path) -> None:
+    async with engine(onnx_graphs.busy_folder(tmp_path / "busy"), tmp_path) as (host, listener):
+        submit_numbers(host, "endless", ENDLESS)
+        os.kill(host.pid, signal.SIGKILL)
+        await until(lambda: listener.deaths)
+        await host.stop()
+        assert listener.deaths[0].done()
+
+
+@pytest.mark.parametrize("loop", ["mind", "watch"])
+async def test_a_host_whose_own_loop_dies_gives_its_version_up(
+    loop: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with engine(onnx_graphs.busy_folder(tmp_path / "busy"), tmp_path) as (host, listener):
+
+        def fault(*_: object) -> None:
+            raise RuntimeError("a fault of ours")
+
+        submit_numbers(host, "endless", ENDLESS)
+        monkeypatch.setattr(host, "_patience_s" if loop == "watch" else "_revive", fault)
+        if loop == "mind":
+            os.kill(host.pid, signal.SIGKILL)
+        await until(lambda: listener.failed)
+        assert listener.failed == f"its engine's host failed: task engine-{loop}:test failed"
+        assert listener.down == [["endless"]]
+        assert len(listener.deaths) == (loop == "mind")
+        assert not host.up
+
+
+async def test_an_engine_whose_words_nobody_reads_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fault(_process: EngineProcess) -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(EngineProcess, "_read_log", fault)
+    with pytest.raises(EngineError, match="died"):
+        async with engine(onnx_graphs.busy_folder(tmp_path / "busy"), tmp_path):
+            pass
 
 
 async def test_an_engine_that_says_something_else_than_its_golden_sample_never_runs(

@@ -20,6 +20,7 @@ from inferbus_schemas import envelope, topics
 from inferbus_schemas import messages as m
 from inferbus_schemas.manifest import Batching, FileEntry, Manifest, Signature, TensorSpec
 from inferbus_worker.engines import wire
+from inferbus_worker.engines.process import Death
 from inferbus_worker.hot import emit
 from inferbus_worker.hot.consume import Desk
 from inferbus_worker.hot.emit import Emitter, Served
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from inferbus_kit.produce import Message
+    from inferbus_worker.hot.work import Work
 
 TOPIC = topics.topic(topics.REQUESTS, "default")
 GOOD, POISON, ERROR, BAD = "good", "poison", "error", "bad"
@@ -102,7 +104,8 @@ class Engine:
                 self.batches.clear()
                 self.n_deaths += 1
                 self.up = False
-                executor.on_down(tokens)
+                death: asyncio.Future[Death] = asyncio.get_running_loop().create_future()
+                executor.on_down(tokens, death)
                 self.up = True
                 executor.on_up()
                 continue
@@ -120,6 +123,17 @@ class Engine:
         return wire.Done(0, (head,), {}, "", 1, 0), memoryview(body)
 
 
+class Letters:
+    """Notes of which requests letters are written."""
+
+    def __init__(self) -> None:
+        self.ids: list[bytes] = []
+
+    def poison(self, work: Work, death: asyncio.Future[Death]) -> None:
+        assert not death.done()
+        self.ids.append(work.request.id)
+
+
 class Bench:
     """A desk with one executor, and what its inbox hears."""
 
@@ -127,11 +141,13 @@ class Bench:
         self.sender = sender or Sender()
         metrics = worker_metrics(CollectorRegistry())
         self.emitter = Emitter(self.sender, "w1")
+        self.letters = Letters()
         self.desk = Desk(self.emitter, metrics, lambda: 0.0, TOPIC.ce_type)
         self.executor = Executor(
             MANIFEST,
             Served(b"v" * 32),
             emitter=self.emitter,
+            letters=self.letters,
             metrics=VersionMetrics(metrics, "m", 1),
             tracing=Tracing("worker", "w1", ""),
             request_topic=TOPIC.name,
@@ -213,6 +229,8 @@ def test_each_request_ends_once_and_only_the_guilty_fail(frames: list[list[str]]
             bench.take(*requests)
         await bench.settle()
         assert bench.outcomes() == {key: [outcome] for key, outcome in expected.items()}
+        poison = [key for key, outcome in expected.items() if outcome == m.OUTCOME_POISON]
+        assert sorted(bench.letters.ids) == sorted(poison)
         for said in bench.sender.sent:
             if said.outcome == m.OUTCOME_OK:
                 out = m.TensorSet.FromString(said.outputs).tensors[0]

@@ -12,17 +12,20 @@ from aiokafka.errors import KafkaConnectionError
 from inferbus_kit.errors import BusUnavailableError
 from inferbus_kit.health import Health
 from inferbus_schemas import messages as m
-from inferbus_worker.hot import consume
+from inferbus_worker.hot import consume, letters
 from inferbus_worker.hot.consume import Inbox
+from inferbus_worker.hot.letters import Letters
 from inferbus_worker.hot.loops import Loops
 from inferbus_worker.hot.work import MAX_FRAME_AGE_MS
 from tests.worker.test_execute import Bench, Record, number
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from inferbus_kit.consume import Record as Read
 
 
-class Letters:
+class Dead:
     """Takes dead letters once it has raised what it should; never, where it hangs."""
 
     def __init__(self, *errors: Exception, hangs: bool = False) -> None:
@@ -30,8 +33,9 @@ class Letters:
         self.hangs = hangs
         self.offsets: list[int] = []
 
-    async def put(self, record: Read, error: Exception) -> None:
+    async def put(self, record: Read, error: Exception, said: Sequence[str]) -> None:
         assert isinstance(error, consume.UnreadableFrameError)
+        assert not said
         if self.hangs:
             await asyncio.Event().wait()
         if self.errors:
@@ -75,18 +79,19 @@ class Reader:
 class Side:
     """An inbox with its surroundings."""
 
-    def __init__(self, reader: Reader, letters: Letters) -> None:
+    def __init__(self, reader: Reader, dead: Dead) -> None:
         self.bench = Bench()
         self.health = Health()
         self.failures: list[str] = []
         self.reader = reader
+        loops = Loops(self.health, self.failures.append)
         self.inbox = Inbox(
             "unused:1",
             "default",
             0,
             self.bench.desk,
-            letters,  # type: ignore[arg-type]
-            loops=Loops(self.health, self.failures.append),
+            Letters(dead, loops, "unused"),  # type: ignore[arg-type]
+            loops=loops,
             client_id="t",
         )
         self.inbox._reader = reader  # type: ignore[assignment]
@@ -103,6 +108,7 @@ class Side:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(consume, "_RETRY_S", 0.01)
+    monkeypatch.setattr(letters, "_RETRY_S", 0.01)
     monkeypatch.setattr(consume, "_COMMIT_EVERY_S", 0.01)
 
 
@@ -116,12 +122,12 @@ def unreadable(offset: int) -> Record:
 
 
 async def test_a_dead_letter_is_tried_until_it_is_written_and_the_poll_goes_on() -> None:
-    letters = Letters(BusUnavailableError("down"), KafkaConnectionError())
+    dead = Dead(BusUnavailableError("down"), KafkaConnectionError())
     one, two = number(1), number(2)
-    side = Side(Reader([frame(0, one), unreadable(1), frame(2, two)]), letters)
+    side = Side(Reader([frame(0, one), unreadable(1), frame(2, two)]), dead)
     await side.run()
     assert side.answered() == [one.id, two.id]
-    assert letters.offsets == [1]
+    assert dead.offsets == [1]
     await asyncio.sleep(0.05)
     assert side.reader.committed[-1] == 3
     await side.inbox.stop()
@@ -130,7 +136,7 @@ async def test_a_dead_letter_is_tried_until_it_is_written_and_the_poll_goes_on()
 
 async def test_reading_that_ends_at_a_dead_letter_leaves_no_frame_open() -> None:
     one = number(1)
-    side = Side(Reader([frame(0, one), unreadable(1), frame(2, number(2))]), Letters(hangs=True))
+    side = Side(Reader([frame(0, one), unreadable(1), frame(2, number(2))]), Dead(hangs=True))
     await side.run()
     assert side.health.silent_loops() == []
     assert await side.inbox.stop_reading() == 1
@@ -143,7 +149,7 @@ async def test_reading_that_ends_at_a_dead_letter_leaves_no_frame_open() -> None
 
 async def test_offsets_that_go_back_are_read_and_counted_anew() -> None:
     held, one, two = number(1), number(2), number(3)
-    side = Side(Reader([frame(0, number(0)), frame(1, held)], [frame(0, one)]), Letters())
+    side = Side(Reader([frame(0, number(0)), frame(1, held)], [frame(0, one)]), Dead())
     side.bench.engine.up = False
     await side.run()
     assert side.failures == []
@@ -165,7 +171,7 @@ async def test_offsets_that_go_back_are_read_and_counted_anew() -> None:
 
 
 async def test_a_late_answer_of_an_earlier_log_does_not_count_in_the_new_one() -> None:
-    side = Side(Reader(), Letters())
+    side = Side(Reader(), Dead())
     side.bench.engine.up = False
     await side.run(0.0)
     await side.inbox._take([frame(0, number(1))])
@@ -177,7 +183,7 @@ async def test_a_late_answer_of_an_earlier_log_does_not_count_in_the_new_one() -
 
 
 async def test_a_loop_that_dies_fails_the_process_and_an_error_of_kafka_does_not() -> None:
-    side = Side(Reader(KafkaConnectionError(), RuntimeError("a bug")), Letters())
+    side = Side(Reader(KafkaConnectionError(), RuntimeError("a bug")), Dead())
     await side.run()
     assert side.failures == ["task inbox:0 failed"]
     await side.inbox.stop()
@@ -188,7 +194,7 @@ async def test_a_loop_that_hangs_makes_the_process_not_live(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("inferbus_worker.hot.loops._MAX_SILENCE_S", 0.05)
-    side = Side(Reader(), Letters())
+    side = Side(Reader(), Dead())
     await side.run()
     assert side.health.silent_loops() == []
 
@@ -207,7 +213,7 @@ async def test_a_loop_that_hangs_makes_the_process_not_live(
 
 
 async def test_nothing_is_written_for_a_frame_that_its_readers_have_forgotten() -> None:
-    side = Side(Reader([frame(0, number(1), age_ms=MAX_FRAME_AGE_MS + 1000)]), Letters())
+    side = Side(Reader([frame(0, number(1), age_ms=MAX_FRAME_AGE_MS + 1000)]), Dead())
     await side.run()
     assert side.bench.sender.sent == []
     assert side.inbox.committable == 1

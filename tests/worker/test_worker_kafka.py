@@ -177,21 +177,27 @@ async def test_unreadable_records_become_dead_letters_and_block_nothing(
     after = number(model, 4)
     await side.send(inbox, after)
     assert doubled(await side.answer(after.id)) == [8]
-    requests = topics.topic(topics.REQUESTS, side.pool).name
-    letters = PartitionReader(
-        side.bootstrap, topics.dead_letters(requests), 0, client_id="worker-test"
-    )
-    await letters.start()
-    try:
-        found: list[Record] = []
-        while len(found) < 2:
-            found += await letters.read(timeout_ms=1000)
-    finally:
-        await letters.stop()
+    found = await _letters(side, 2)
     head = dict(found[0].headers)
     assert found[0].value == b"\xff\xff\xff no frame"
     assert head["dlq_offset"] == str(offset).encode()
     assert await _committed(side, inbox) == offset + 3
+
+
+async def _letters(side: Side, n: int) -> list[Record]:
+    """Wait until the pool has `n` dead letters and return all."""
+    requests = topics.topic(topics.REQUESTS, side.pool).name
+    reader = PartitionReader(
+        side.bootstrap, topics.dead_letters(requests), 0, client_id="worker-test"
+    )
+    await reader.start()
+    try:
+        found: list[Record] = []
+        while len(found) < n:
+            found += await reader.read(timeout_ms=1000)
+    finally:
+        await reader.stop()
+    return found
 
 
 async def _committed(side: Side, inbox: int, timeout_s: float = 5.0) -> int | None:
@@ -238,7 +244,7 @@ async def test_the_payload_that_kills_its_engine_is_found_and_the_others_succeed
     inbox = await side.inbox_of(model, 1)
     poison = number(model, ENDLESS, ttl_ms=200_000)
     others = [number(model, value, ttl_ms=200_000) for value in range(5)]
-    await side.send(inbox, *others[:2], poison, *others[2:])
+    offset = await side.send(inbox, *others[:2], poison, *others[2:])
     n_kills = 0
     while not side.answers(poison.id):
         # The engine is up and busy with the poison once it burns CPU for this long.
@@ -246,11 +252,20 @@ async def test_the_payload_that_kills_its_engine_is_found_and_the_others_succeed
         for engine in worker.engines():
             if _spins(engine) and not side.answers(poison.id):
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(engine, signal.SIGKILL)
+                    os.kill(engine, signal.SIGSEGV)
                 n_kills += 1
         assert n_kills < 12
     assert (await side.answer(poison.id)).outcome == m.OUTCOME_POISON
     assert [doubled(await side.answer(one.id)) for one in others] == [[2 * v] for v in range(5)]
+    (letter,) = await _letters(side, 1)
+    assert list(m.RequestFrame.FromString(letter.value or b"").requests) == [poison]
+    head = {name: value.decode() for name, value in letter.headers}
+    envelope.check(letter.headers, topics.topic(topics.REQUESTS, side.pool).ce_type)
+    assert (head["dlq_partition"], head["dlq_offset"]) == (str(inbox), str(offset))
+    assert head["dlq_error"].startswith(f"PoisonInputError: request {poison.id.hex()} killed")
+    assert head["dlq_error"].endswith(f"the last one ended by signal {signal.SIGSEGV:d}")
+    assert "Segmentation fault" in head["dlq_log"]
+    assert await _committed(side, inbox) == offset + 1
 
 
 def _spins(pid: int) -> bool:

@@ -17,6 +17,7 @@ __all__ = [
     "InvalidRequestError",
     "MethodNotAllowedError",
     "NoWorkerError",
+    "NotDeployedError",
     "NotFoundError",
     "OutcomeUnknownError",
     "OutputTooLargeError",
@@ -38,9 +39,17 @@ class InvalidRequestError(InferbusError):
 
 
 class UnknownModelError(InferbusError):
-    """No such model, version or alias is deployed."""
+    """No such model, version or alias is known."""
 
     code = "unknown_model"
+    http_status = 404
+    grpc_status = "NOT_FOUND"
+
+
+class NotDeployedError(InferbusError):
+    """The version exists, but no pool holds it; the message names those that are deployed."""
+
+    code = "not_deployed"
     http_status = 404
     grpc_status = "NOT_FOUND"
 

@@ -35,8 +35,8 @@ class Lane:
     """
 
     __slots__ = (
-        "buffer", "chain", "era", "expect_id", "in_flight", "next_offset", "partition", "seek_to",
-        "stale", "stopped", "stored", "suspected",
+        "began", "buffer", "chain", "era", "expect_id", "in_flight", "n_rows", "next_offset",
+        "partition", "seek_to", "stale", "stopped", "stored", "suspected",
     )  # fmt: skip
 
     def __init__(self, partition: int) -> None:
@@ -52,6 +52,9 @@ class Lane:
         self.seek_to: int | None = None
         self.expect_id = b""
         self.suspected: tuple[int, int] | None = None
+        self.began: tuple[int, int] = (0, 0)
+        """Era and offset at which it was opened; `n_rows` were logged since."""
+        self.n_rows = 0
 
     @property
     def open(self) -> bool:
@@ -70,6 +73,7 @@ class Lane:
         self.era = stored.era
         self.chain = stored.chain
         self.next_offset = resume.offset
+        self.began, self.n_rows = (stored.era, resume.offset), 0
         self.expect_id = resume.expect_id
         self.seek_to = resume.offset - 1 if resume.expect_id else resume.offset
         self.buffer = None
@@ -134,6 +138,7 @@ class Lane:
         self.in_flight = None
         self.chain = written.chain
         self.next_offset = written.batch.end
+        self.n_rows += len(written.batch.rows)
         if self.buffer is not None:
             self.buffer.remember(written.batch)
 

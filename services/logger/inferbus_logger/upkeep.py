@@ -1,13 +1,15 @@
 """What a logger does beside logging, every few seconds.
 
 In: the lanes. Out: partitions ahead of time, old days taken out, the alarm of the default
-partition, lag, Kafka's committed offsets for lag dashboards, a second look after a reconnect.
+partition, lag and rows, Kafka's committed offsets for lag dashboards, a second look after a
+reconnect.
 """
 
 from __future__ import annotations
 
 import asyncio
 import datetime as dt
+from collections.abc import Mapping
 from typing import Final
 
 import asyncpg
@@ -55,6 +57,7 @@ class Upkeep:
         self._connections: frozenset[object] = frozenset()
         self._committed: dict[int, int] = {}
         self._measured: set[int] = set()
+        self._before: dict[int, tuple[tuple[int, int], int]] = {}
 
     async def run(self) -> None:
         """Go round until cancelled."""
@@ -63,6 +66,7 @@ class Upkeep:
         while True:
             self._look_again_after_reconnect()
             self._measure_lag()
+            await self._count_rows()
             await self.commit()
             if clock() >= tables_due_s and await self._tables():
                 tables_due_s = clock() + _TABLES_S
@@ -91,6 +95,29 @@ class Upkeep:
                 lag = max(0, end - lane.next_offset)
                 self._metrics.lag_records.labels(str(lane.partition)).set(lag)
                 self._measured.add(lane.partition)
+
+    async def _count_rows(self) -> None:
+        """Tell how many rows each partition has: those before its lane began, and those since."""
+        lanes = {lane.partition: lane for lane in self._board.lanes.values() if lane.open}
+        for partition in set(self._before) - set(self._board.lanes):
+            self._metrics.stored_rows.remove(str(partition))
+            del self._before[partition]
+        unknown = {
+            number: lane.began
+            for number, lane in lanes.items()
+            if number not in self._before or self._before[number][0] != lane.began
+        }
+        if unknown:
+            try:
+                counted = await rows_before(self._url, self._reader.topic, unknown)
+            except (*database.UNAVAILABLE, asyncpg.PostgresError) as error:
+                _log.warning("rows_not_counted", error=repr(error))
+                return
+            self._before |= {number: (unknown[number], counted[number]) for number in unknown}
+        for number, lane in lanes.items():
+            began, before = self._before[number]
+            if began == lane.began:
+                self._metrics.stored_rows.labels(str(number)).set(before + lane.n_rows)
 
     async def commit(self) -> None:
         """Commit how far the log is; only for who looks at the group's lag."""
@@ -138,3 +165,26 @@ class Upkeep:
                 reason="ids whose time is far from their record's; see the README of the logger",
             )
         return True
+
+
+async def rows_before(
+    postgres_url: str, topic: str, places: Mapping[int, tuple[int, int]]
+) -> dict[int, int]:
+    """Return how many rows each partition's batches have before an era and offset of it."""
+    connection: Connection | None = None
+    try:
+        connection = await database.connect(postgres_url, "inferbus rows")
+        return {
+            number: int(
+                await connection.fetchval(
+                    "SELECT coalesce(sum(n_rows), 0) FROM log.log_batches"
+                    " WHERE topic = $1 AND part = $2 AND (era, base_offset) < ($3, $4)",
+                    topic,
+                    number,
+                    *began,
+                )
+            )
+            for number, began in places.items()
+        }
+    finally:
+        await database.close(connection)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp
 
+from inferbus_kit import docs
 from inferbus_registry import problems
 from inferbus_registry.artifacts import endpoints as artifacts
 from inferbus_registry.artifacts.service import BlobService
@@ -33,7 +35,7 @@ class Services:
 
 
 def make_app(services: Services, find: Find, *, local: bool) -> ASGIApp:
-    """Return the app behind its door; `/openapi.json` describes it.
+    """Return the app behind its door; `/openapi.json` describes it, for people `/docs`.
 
     Args:
         services: what the routes stand on.
@@ -45,13 +47,12 @@ def make_app(services: Services, find: Find, *, local: bool) -> ASGIApp:
 
 def routes_of(services: Services) -> FastAPI:
     """Return the app without its door."""
-    app = FastAPI(
+    app = FastAPIOffline(
         title="Inferbus registry",
         description="Versions of models, their aliases, where they run, and who may call.",
         version="1",
-        docs_url=None,  # its page would load scripts from elsewhere
-        redoc_url=None,
         redirect_slashes=False,
+        **docs.PAGE,
     )
     problems.install(app)
     app.include_router(artifacts.routes(services.blobs))

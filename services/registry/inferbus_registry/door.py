@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from inferbus_kit import docs
 from inferbus_kit.errors import InferbusError
 from inferbus_registry import errors, problems
 from inferbus_schemas import access
@@ -24,6 +25,8 @@ _KEY = f"{_REGISTRY}/keys/{{key_id}}"
 POLICIES = Policies(
     {
         ("GET", "/openapi.json"): access.PUBLIC,
+        ("GET", docs.PATH): access.PUBLIC,
+        ("GET", f"{docs.PATH}/static/{{file}}"): access.PUBLIC,
         ("HEAD", f"{_REGISTRY}/blobs/{{sha256}}"): access.MODELS_WRITE,
         ("PUT", f"{_REGISTRY}/blobs/{{sha256}}"): access.MODELS_WRITE,
         ("GET", f"{_REGISTRY}/models"): access.MODELS_READ,

@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from inferbus_kit import docs
 from inferbus_kit.errors import InferbusError
 
 _log = structlog.get_logger("http")
@@ -29,10 +30,10 @@ _RETRY_AFTER_S = "2"
 _BODY_HEADERS = {b"content-length", b"transfer-encoding"}
 _HEADERS = (
     (b"cache-control", b"no-store"),
-    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
     (b"referrer-policy", b"no-referrer"),
     (b"x-content-type-options", b"nosniff"),
 )
+_NO_PAGE = b"default-src 'none'; frame-ancestors 'none'"
 
 
 class Outermost:
@@ -52,7 +53,12 @@ class Outermost:
             return
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
-        extra = [*_HEADERS, (b"x-request-id", request_id.encode())]
+        policy = docs.POLICY if scope["path"].startswith(docs.PATH) else _NO_PAGE
+        extra = [
+            *_HEADERS,
+            (b"content-security-policy", policy),
+            (b"x-request-id", request_id.encode()),
+        ]
         unread = any(name in _BODY_HEADERS for name, _ in scope["headers"])
 
         async def watched_receive() -> Message:

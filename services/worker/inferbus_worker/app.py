@@ -29,6 +29,7 @@ from inferbus_worker.engines.child import memory_bytes
 from inferbus_worker.engines.host import EngineError
 from inferbus_worker.hot.consume import Desk
 from inferbus_worker.hot.emit import Emitter
+from inferbus_worker.hot.letters import Letters
 from inferbus_worker.settings import WorkerSettings
 
 _log = structlog.get_logger("worker")
@@ -54,6 +55,7 @@ class Process:
     readers: tuple[StateReader, ...]
     beater: Beater
     emitter: Emitter
+    letters: Letters
     desk: Desk
     desired: Desired
     fleet: Membership
@@ -106,6 +108,7 @@ def add_stages(process: Process, lifecycle: Lifecycle) -> None:
     lifecycle.add("records", start=process.records.start, stop=process.records.stop)
     lifecycle.add("emitter", stop=process.emitter.stop)
     lifecycle.add("control", start=process.control.start, stop=process.control.stop)
+    lifecycle.add("letters", stop=process.letters.stop)
     lifecycle.add("state", start=worker.read_state, stop=worker.stop_reading_state)
     lifecycle.add("loops", start=worker.start_loops)
     lifecycle.add("beat", start=process.tenure.announce, stop=process.tenure.stop)

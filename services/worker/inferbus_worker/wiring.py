@@ -31,6 +31,7 @@ from inferbus_worker.control.survey import Survey
 from inferbus_worker.control.tenure import Surroundings, Tenure
 from inferbus_worker.hot.consume import Desk, Inbox, group
 from inferbus_worker.hot.emit import Emitter
+from inferbus_worker.hot.letters import Letters
 from inferbus_worker.hot.loops import Loops
 from inferbus_worker.settings import WorkerSettings
 
@@ -66,16 +67,18 @@ def wire(settings: WorkerSettings, fail: Fail) -> Process:
     desired = Desired(changed.set)
     fleet = Membership()
     beater = Beater(control, instance, "worker", _no_beat)
-    emitter = Emitter(records, instance)
+    emitter = Emitter(records, instance, fail)
     requests = topics.topic(topics.REQUESTS, settings.pool)
     desk = Desk(emitter, metrics, lambda: beater.skew_ms, requests.ce_type)
-    letters = DeadLetters(control, instance)
+    letters = Letters(DeadLetters(control, instance), loops, requests.name)
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     scratch = settings.state_dir / "scratch"
     scratch.mkdir(exist_ok=True)
     residents = Residents(
         desk,
         Artifacts(store, settings.state_dir),
+        letters,
+        loops,
         scratch=scratch.resolve(),
         limits=EngineLimits(settings.engine_threads, settings.engine_address_space_bytes),
         metrics=metrics,
@@ -156,6 +159,7 @@ def wire(settings: WorkerSettings, fail: Fail) -> Process:
         ),
         beater=beater,
         emitter=emitter,
+        letters=letters,
         desk=desk,
         desired=desired,
         fleet=fleet,

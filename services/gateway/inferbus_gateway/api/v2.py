@@ -15,11 +15,13 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
+from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from inferbus_gateway import VERSION, errors
 from inferbus_gateway.hot.route import Routes, Target
+from inferbus_kit import docs
 from inferbus_kit.errors import InferbusError
 from inferbus_kit.health import Asgi, Health, Receive, Scope, Send, health_answer
 from inferbus_schemas import ids
@@ -124,11 +126,13 @@ def make_app(routes: Routes, health: Health, new_id: Callable[[], bytes]) -> Asg
     inner = _make_app(routes, health)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        request_id = ids.text(new_id()).encode()
+        extra = [(b"x-request-id", ids.text(new_id()).encode())]
+        if scope["path"].startswith(docs.PATH):
+            extra.append((b"content-security-policy", docs.POLICY))
 
         async def send_with_id(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+                message["headers"] = [*message["headers"], *extra]
             await send(message)
 
         await inner(scope, receive, send_with_id)
@@ -137,13 +141,12 @@ def make_app(routes: Routes, health: Health, new_id: Callable[[], bytes]) -> Asg
 
 
 def _make_app(routes: Routes, health: Health) -> FastAPI:
-    app = FastAPI(
+    app = FastAPIOffline(
         title="Inferbus gateway",
         version=VERSION,
         description="Open Inference Protocol v2 over Apache Kafka.",
-        docs_url="/docs",
-        redoc_url=None,
         redirect_slashes=False,
+        **docs.PAGE,
     )
     app.add_exception_handler(InferbusError, _inferbus_error)
     app.add_exception_handler(HTTPException, _http_error)

@@ -108,6 +108,12 @@ class Pins:
                 return pool.pool
         return None
 
+    def versions(self, model: str) -> list[int]:
+        """Return the versions of a model that pools shall hold."""
+        deployment = self._deployments.get(model)
+        pools = deployment.pools if deployment is not None else ()
+        return sorted({version for pool in pools for version in pool.versions})
+
     def beat(self, in_flight: Iterable[tuple[str, int]]) -> list[m.GatewayModel]:
         """Return what the beat says: generation acted on, versions pinned and in flight."""
         flying: dict[str, set[int]] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from inferbus_gateway.errors import NoWorkerError, UnknownModelError
+from inferbus_gateway.errors import NotDeployedError, NoWorkerError, UnknownModelError
 from inferbus_gateway.hot.pins import Pins
 from inferbus_gateway.hot.placement import Placement
 from inferbus_schemas import manifest as manifests
@@ -17,6 +17,7 @@ from inferbus_schemas import names
 from inferbus_schemas.membership import Membership
 
 _MIN_DIGEST_PREFIX = 8
+_MAX_NAMED = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,7 @@ class Routes:
 
         Raises:
             UnknownModelError: there is no such model, version or alias.
+            NotDeployedError: the version exists, but no pool shall hold it.
             NoWorkerError: the alias has never been served yet.
         """
         target = self._targets.get((model, version))
@@ -112,13 +114,21 @@ class Routes:
         number = self._number(model, text or names.DEFAULT_ALIAS)
         found = self._versions.get((model, number))
         pool = self._pins.pool_of(model, number)
-        if found is None or pool is None:
+        if found is None:
             raise UnknownModelError(
-                f"Request for unknown model: version {number} of {model} is not deployed"
+                f"Request for unknown model: {model} has no version {number}{self._others(model)}"
+            )
+        if pool is None:
+            raise NotDeployedError(
+                f"version {number} of {model} is not deployed{self._others(model)}"
             )
         return Target(
             model, number, pool, found.sha256, found.manifest, str(number).encode("ascii")
         )
+
+    def _others(self, model: str) -> str:
+        versions = self._pins.versions(model)[-_MAX_NAMED:]
+        return f"; deployed: {', '.join(map(str, versions))}" if versions else ""
 
     def _number(self, model: str, text: str) -> int:
         if text.isascii() and text.isdigit() and len(text) < _MIN_DIGEST_PREFIX:

@@ -26,6 +26,8 @@ from inferbus_worker.engines.host import EngineHost, EngineSpec
 from inferbus_worker.hot.consume import Desk
 from inferbus_worker.hot.emit import Served
 from inferbus_worker.hot.execute import Executor, VersionMetrics
+from inferbus_worker.hot.letters import Letters
+from inferbus_worker.hot.loops import Loops
 
 _log = structlog.get_logger("residents")
 
@@ -70,13 +72,16 @@ class Residents:
 
     Invariants: a version is given requests only after its engine has proven its golden samples;
     a new version loads beside the old one; a version that is unloaded first takes no requests,
-    then finishes those that it has; one that failed is tried again, ever more rarely.
+    then finishes those that it has; one that failed is tried again, ever more rarely; a load or
+    unload that ends by a fault of ours ends the worker, which would else hold it half for ever.
     """
 
     def __init__(
         self,
         desk: Desk,
         artifacts: Artifacts,
+        letters: Letters,
+        loops: Loops,
         *,
         scratch: Path,
         limits: EngineLimits,
@@ -87,6 +92,8 @@ class Residents:
     ) -> None:
         self._desk = desk
         self._artifacts = artifacts
+        self._letters = letters
+        self._loops = loops
         self._scratch = scratch
         self._limits = limits
         self._metrics = metrics
@@ -106,18 +113,20 @@ class Residents:
             resident = self._residents.get(key)
             if resident is None:
                 resident = self._residents[key] = _Resident(version, generation)
-                resident.task = asyncio.create_task(self._load(resident), name=f"load:{key}")
+                self._begin_load(key, resident)
                 self._changed()
             resident.generation = max(resident.generation, generation)
             if resident.reason and resident.task is None and now_s >= resident.retry_s:
-                resident.task = asyncio.create_task(self._load(resident), name=f"load:{key}")
+                self._begin_load(key, resident)
         for key, resident in self._residents.items():
             if key not in wanted and not resident.leaving:
                 resident.leaving = True
-                resident.task = asyncio.create_task(
-                    self._unload(key, resident, resident.task), name=f"unload:{key}"
-                )
+                work = self._unload(key, resident, resident.task)
+                resident.task = self._loops.start(f"unload:{key[0]}/{key[1]}", work)
                 self._changed()
+
+    def _begin_load(self, key: Key, resident: _Resident) -> None:
+        resident.task = self._loops.start(f"load:{key[0]}/{key[1]}", self._load(resident))
 
     def held(self) -> list[Key]:
         """Return the versions that are held or being loaded."""
@@ -165,7 +174,11 @@ class Residents:
 
     async def settled(self) -> None:
         """Wait until no load is under way: each version is READY or has FAILED."""
-        while loads := [one.task for one in self._residents.values() if one.task is not None]:
+        while loads := [
+            one.task
+            for one in self._residents.values()
+            if one.task is not None and not one.task.done()
+        ]:
             await asyncio.wait(loads)
 
     async def stop(self) -> None:
@@ -195,7 +208,8 @@ class Residents:
             resident.reason = ""
             log.info("ready", seconds=round(time.monotonic() - started_s, 2))
         finally:
-            resident.task = None
+            if not resident.leaving:  # else the task is its unload
+                resident.task = None
             self._changed()
 
     async def _bring_up(self, resident: _Resident) -> None:
@@ -207,6 +221,7 @@ class Residents:
             version.manifest,
             Served(version.sha256),
             emitter=self._desk.emitter,
+            letters=self._letters,
             metrics=VersionMetrics(self._metrics, version.model, version.version),
             tracing=self._tracing,
             request_topic=self._request_topic,

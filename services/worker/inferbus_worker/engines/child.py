@@ -8,6 +8,7 @@ and, on Linux, when its parent does, however that ended.
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import os
 import resource
 import signal
@@ -33,6 +34,8 @@ _SOCKET_BUFFER_BYTES = 1 << 20
 def main() -> None:
     """Serve until the socket ends."""
     _bind_to_parent(int(sys.argv[2]))
+    # Native code that crashes leaves the stack that called it among the last words.
+    faulthandler.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_NOFILE, (_MAX_FILES, _MAX_FILES))

@@ -1,7 +1,7 @@
 """The engine of one resident version over all its lives: load, warm, prove, run, restart.
 
 In: batches with a token each. Out: `on_done` per answered batch, `on_down` with the tokens of what
-a dead process left unanswered, `on_up` when it can be given work.
+a dead process left unanswered, `on_up` when it can be given work, `on_failed` when it cannot go on.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any, Protocol
 import structlog
 
 from inferbus_kit.errors import InferbusError
-from inferbus_kit.lifecycle import cancel
+from inferbus_kit.lifecycle import cancel, watched
 from inferbus_schemas.manifest import Manifest
 from inferbus_worker.engines import golden, wire
-from inferbus_worker.engines.process import Answer, EngineProcess
+from inferbus_worker.engines.process import Answer, Death, EngineProcess
 
 _log = structlog.get_logger("engine")
 
@@ -47,14 +47,17 @@ class Listener(Protocol):
     def on_done(self, token: Any, done: wire.Done, body: memoryview) -> None:
         """A batch was answered."""
 
-    def on_down(self, tokens: list[Any]) -> None:
-        """The process is gone; these batches, oldest first, were not answered."""
+    def on_down(self, tokens: list[Any], death: asyncio.Future[Death]) -> None:
+        """The process is gone; these batches, oldest first, were not answered.
+
+        How it ended is known a little later: `death` always gets a result.
+        """
 
     def on_stopped(self, tokens: list[Any]) -> None:
-        """The host was stopped; these batches were not answered."""
+        """The host was stopped or gives up; these batches were not answered."""
 
     def on_failed(self, reason: str) -> None:
-        """It died and cannot be brought back."""
+        """It died and cannot be brought back, or nobody would see it die."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,7 @@ class EngineHost:
 
     Invariants: at most one process lives; `up` only after it has passed warm-up and golden
     samples; each token given to `submit` comes back exactly once, by `on_done`, `on_down`
-    or `on_stopped`.
+    or `on_stopped`; a loop of its own that dies costs this version here, never the process.
     """
 
     def __init__(self, spec: EngineSpec, listener: Listener) -> None:
@@ -95,6 +98,8 @@ class EngineHost:
         self._open: deque[tuple[int, Any]] = deque()
         self._loaded: asyncio.Future[wire.Loaded] | None = None
         self._gone = asyncio.Event()
+        self._death: asyncio.Future[Death] | None = None
+        self._lost_reason = ""
         self._tasks: list[asyncio.Task[None]] = []
         self._engine_us: deque[int] = deque(maxlen=256)
         self._number = 0
@@ -127,9 +132,11 @@ class EngineHost:
         except BaseException:
             await self._end_process()
             raise
+        model = self._spec.manifest.model
+        loops = {f"engine-mind:{model}": self._mind(), f"engine-watch:{model}": self._watch()}
         self._tasks = [
-            asyncio.create_task(self._mind(), name="engine-mind"),
-            asyncio.create_task(self._watch(), name="engine-watch"),
+            watched(asyncio.create_task(loop, name=name), self._lost)
+            for name, loop in loops.items()
         ]
         self._go_up()
 
@@ -140,7 +147,9 @@ class EngineHost:
         for task in self._tasks:
             await cancel(task)
         tokens = [token for _, token in self._open if not isinstance(token, _Call)]
-        await self._end_process()
+        await self._end_process(keep=True)
+        self._tell_death()
+        self._process = None
         if tokens:
             self._listener.on_stopped(tokens)
 
@@ -261,8 +270,34 @@ class EngineHost:
             if isinstance(token, _Call) and not token.answer.done():
                 token.answer.set_exception(died)
         self._gone.set()
-        if was_up and not self._stopping:
-            self._listener.on_down([token for token in left if not isinstance(token, _Call)])
+        self._tell_death()
+        self._death = asyncio.get_running_loop().create_future()
+        tokens = [token for token in left if not isinstance(token, _Call)]
+        if self._stopping or not was_up:
+            return
+        if self._lost_reason:
+            # It was killed for the host's fault: no batch is suspected.
+            self._listener.on_stopped(tokens)
+            self._listener.on_failed(self._lost_reason)
+        else:
+            self._listener.on_down(tokens, self._death)
+
+    def _tell_death(self) -> None:
+        """Say how the last process ended to who waits for it."""
+        if self._death is not None and not self._death.done():
+            unknown = Death("an unknown cause", ())
+            self._death.set_result(self._process.death() if self._process else unknown)
+
+    def _lost(self, reason: str) -> None:
+        """Give the version up: with a loop of the host dead nobody minds its process."""
+        for task in self._tasks:
+            task.cancel()
+        self._tell_death()
+        self._lost_reason = f"its engine's host failed: {reason}"
+        if self._process is not None:
+            self._process.kill()
+        if not self.up and not self._stopping:
+            self._listener.on_failed(self._lost_reason)
 
     def _go_up(self) -> None:
         if self._gone.is_set():
@@ -276,11 +311,16 @@ class EngineHost:
         while True:
             await self._gone.wait()
             self.n_restarts += 1
-            words, log = "never started", []
+            await self._end_process(keep=True)
+            self._tell_death()
             if self._process is not None:
-                await self._end_process(keep=True)
-                words, log = self._process.exit_words(), list(self._process.log)[-5:]
-            _log.warning("engine_died", model=self._spec.manifest.model, how=words, said=log)
+                death = self._process.death()
+                _log.warning(
+                    "engine_died",
+                    model=self._spec.manifest.model,
+                    how=death.how,
+                    said=death.said[-5:],
+                )
             if not await self._revive():
                 return
             self._go_up()

@@ -14,17 +14,28 @@ import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import msgspec
 
+from inferbus_kit.lifecycle import watched
 from inferbus_worker.engines import wire
 
 Answer = wire.Loaded | wire.Done
 _SOCKET_BUFFER_BYTES = 1 << 20
 _LOG_LINES = 50
 _LOG_LINE_BYTES = 2000
+_LAST_WORDS_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """How a process ended, and the last lines that it wrote to its standard error."""
+
+    how: str
+    said: tuple[str, ...]
 
 
 class EngineProcess(asyncio.Protocol):
@@ -79,7 +90,10 @@ class EngineProcess(asyncio.Protocol):
             except BaseException:
                 ours.close()
                 raise
-        self._log_task = asyncio.create_task(self._read_log(), name="engine-log")
+        # With nobody who reads them, its own words would soon block it.
+        self._log_task = watched(
+            asyncio.create_task(self._read_log(), name="engine-log"), lambda _reason: self.kill()
+        )
         await loop.create_unix_connection(lambda: self, sock=ours)
 
     def send(self, header: wire.Load | wire.Run, buffers: Sequence[bytes]) -> None:
@@ -95,7 +109,7 @@ class EngineProcess(asyncio.Protocol):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
     async def stop(self) -> None:
-        """Kill and reap."""
+        """Kill, reap, and read its last words."""
         self.kill()
         if self._transport is not None:
             self._transport.abort()
@@ -104,14 +118,17 @@ class EngineProcess(asyncio.Protocol):
                 async with asyncio.timeout(5.0):
                     await self._process.wait()
         if self._log_task is not None:
+            await asyncio.wait({self._log_task}, timeout=_LAST_WORDS_S)
             self._log_task.cancel()
 
-    def exit_words(self) -> str:
-        """Say how the process ended, for the worker's own log."""
+    def death(self) -> Death:
+        """Say how the process ended, for operators."""
         code = None if self._process is None else self._process.returncode
         if code is None:
-            return "its socket closed"
-        return f"signal {-code}" if code < 0 else f"exit code {code}"
+            how = "closing its socket"
+        else:
+            how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        return Death(how, tuple(self.log))
 
     async def _read_log(self) -> None:
         stream = None if self._process is None else self._process.stderr

@@ -16,8 +16,6 @@ from google.protobuf.message import DecodeError
 from prometheus_client import Counter
 
 from inferbus_kit.consume import PartitionReader, Record
-from inferbus_kit.dlq import DeadLetters
-from inferbus_kit.errors import InferbusError
 from inferbus_kit.lifecycle import cancel
 from inferbus_kit.metrics import WorkerMetrics
 from inferbus_kit.offsets import ContiguousOffsets
@@ -25,6 +23,7 @@ from inferbus_schemas import envelope, topics
 from inferbus_schemas import messages as m
 from inferbus_worker.hot.emit import Emitter
 from inferbus_worker.hot.execute import Executor
+from inferbus_worker.hot.letters import Letters
 from inferbus_worker.hot.loops import Loops
 from inferbus_worker.hot.work import MAX_FRAME_AGE_MS, Frame, Work
 from inferbus_worker.hot.work import Inbox as FramesOf
@@ -86,7 +85,7 @@ class Desk:
         """Accept the requests of one record, which says `said`; return the executors to pump."""
         touched: set[Executor] = set()
         requests = said.requests
-        frame = Frame(inbox, record.offset, record.timestamp, len(requests))
+        frame = Frame(inbox, record, len(requests))
         for request in requests:
             self._accept(request, frame, now_s, now_ms, touched)
         if not requests:
@@ -189,7 +188,7 @@ class Inbox:
         pool: str,
         inbox: int,
         desk: Desk,
-        letters: DeadLetters,
+        letters: Letters,
         *,
         loops: Loops,
         client_id: str,
@@ -316,7 +315,9 @@ class Inbox:
                 # What was accepted before must not wait for the dead letter.
                 _pump(touched, now_s)
                 touched.clear()
-                await self._bury(record, error)
+                # Its partition stands still meanwhile, and no beat is due.
+                self._loops.rest(self._read_name)
+                await self._letters.bury(record, error)
                 self._note_read(record.offset)
                 self._frames.frame_done(record.offset)
                 now_s, now_ms = self._now()
@@ -338,18 +339,6 @@ class Inbox:
         _log.warning("offsets_went_back", inbox=self.inbox, expected=self.position, found=offset)
         self._frames = _Frames(offset)
         self.position = self.committed = offset
-
-    async def _bury(self, record: Record, error: Exception) -> None:
-        """Write the dead letter, however long Kafka takes; its partition stands still meanwhile."""
-        self._loops.rest(self._read_name)
-        while True:
-            try:
-                await self._letters.put(record, error)
-            except (InferbusError, KafkaError) as refusal:
-                _log.warning("dead_letter_failed", inbox=self.inbox, error=repr(refusal))
-                await asyncio.sleep(_RETRY_S)
-            else:
-                return
 
 
 def _pump(touched: set[Executor], now_s: float) -> None:

@@ -19,7 +19,7 @@ import structlog
 from aiokafka.errors import KafkaError
 
 from inferbus_kit.errors import InferbusError
-from inferbus_kit.lifecycle import cancel
+from inferbus_kit.lifecycle import Fail, cancel, watched
 from inferbus_kit.produce import MAX_BATCH_BYTES, Delivery, Message
 from inferbus_schemas import envelope, topics
 from inferbus_schemas import messages as m
@@ -101,11 +101,13 @@ class Emitter:
         self,
         sender: Sender,
         instance: str,
+        fail: Fail | None = None,
     ) -> None:
         topic = topics.topic(topics.PREDICTIONS)
         self._sender = sender
         self._topic = topic.name
         self._instance = instance
+        self._fail = fail
         self._const = envelope.headers(topic.ce_type, f"/inferbus/worker/{instance}", "")[1:]
         self.on_written: Callable[[Work, int], None] = _nobody
         self._lanes: dict[int, _Lane] = {}
@@ -296,7 +298,8 @@ class Emitter:
 
     def _go(self, lane: _Lane, partition: int) -> None:
         if lane.task is None:
-            lane.task = asyncio.get_running_loop().create_task(self._send(lane, partition))
+            task = asyncio.create_task(self._send(lane, partition), name=f"send:{partition}")
+            lane.task = watched(task, self._fail)
 
     def _settle(self, parcel: list[_Outgoing]) -> None:
         ended = self._ended

@@ -21,6 +21,7 @@ from inferbus_kit.telemetry import Tracing
 from inferbus_schemas import messages as m
 from inferbus_schemas.manifest import Manifest
 from inferbus_worker.engines import wire
+from inferbus_worker.engines.process import Death
 from inferbus_worker.hot.batcher import Batcher, Limits
 from inferbus_worker.hot.emit import Emitter, OkAnswer, Served
 from inferbus_worker.hot.rows import Answer
@@ -46,6 +47,12 @@ class Engine(Protocol):
     ) -> None: ...
 
 
+class PoisonLetters(Protocol):
+    """Who keeps a request that kills its engine; see `letters`."""
+
+    def poison(self, work: Work, death: asyncio.Future[Death]) -> None: ...
+
+
 class VersionMetrics:
     """The metrics of one version, with their labels looked up once."""
 
@@ -65,7 +72,7 @@ class Executor:
 
     Invariants: each request that was added leaves with exactly one call of the emitter; batches
     that must run again go before new ones; a request that has killed the engine twice while it
-    ran alone is POISON and runs no more.
+    ran alone is POISON, becomes a dead letter and runs no more.
     """
 
     def __init__(
@@ -74,12 +81,14 @@ class Executor:
         served: Served,
         *,
         emitter: Emitter,
+        letters: PoisonLetters,
         metrics: VersionMetrics,
         tracing: Tracing,
         request_topic: str,
     ) -> None:
         batching = manifest.batching
         self._emitter = emitter
+        self._letters = letters
         self._metrics = metrics
         self._tracing = tracing
         self._request_topic = request_topic
@@ -260,18 +269,18 @@ class Executor:
             self.served,
         )
 
-    def on_down(self, batches: list[Batch]) -> None:
+    def on_down(self, batches: list[Batch], death: asyncio.Future[Death]) -> None:
         """Queue again what a dead process left; it died of the oldest."""
         again = [batch.works for batch in batches[1:]]
         if batches:
-            again = self._suspects(batches[0].works) + again
+            again = self._suspects(batches[0].works, death) + again
         self._again.extendleft(reversed(again))
 
     def on_stopped(self, batches: list[Batch]) -> None:
         """Queue again what ran when the engine was stopped on purpose."""
         self._again.extendleft(reversed([batch.works for batch in batches]))
 
-    def _suspects(self, works: list[Work]) -> list[list[Work]]:
+    def _suspects(self, works: list[Work], death: asyncio.Future[Death]) -> list[list[Work]]:
         if len(works) > 1:
             return _halves(works)
         work = works[0]
@@ -279,6 +288,7 @@ class Executor:
         if work.n_alone_deaths < _FATAL_ALONE:
             return [works]
         _log.error("poison", model=work.request.model, request_id=work.request.id.hex())
+        self._letters.poison(work, death)
         self._emitter.ended(
             work,
             m.OUTCOME_POISON,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from inferbus_kit.consume import Record
 from inferbus_schemas import messages as m
 
 MAX_FRAME_AGE_MS = 15 * 60 * 1000
@@ -21,16 +22,23 @@ class Inbox(Protocol):
 class Frame:
     """A frame that was read and the number of its members that are not done.
 
-    Invariants: the inbox hears of it exactly once, when the last member is done.
+    Invariants: the inbox hears of it exactly once, when the last member is done and nothing holds
+    it any more.
     """
 
-    __slots__ = ("_inbox", "_left", "append_ms", "offset")
+    __slots__ = ("_inbox", "_left", "append_ms", "headers", "offset", "partition")
 
-    def __init__(self, inbox: Inbox, offset: int, append_ms: int, n_members: int) -> None:
+    def __init__(self, inbox: Inbox, record: Record, n_members: int) -> None:
         self._inbox = inbox
         self._left = n_members
-        self.offset = offset
-        self.append_ms = append_ms
+        self.partition = record.partition
+        self.offset = record.offset
+        self.append_ms = record.timestamp
+        self.headers = record.headers
+
+    def hold(self) -> None:
+        """Stay open for one `member_done` more."""
+        self._left += 1
 
     def member_done(self) -> None:
         """One member has its acknowledged record, or needs none."""

@@ -1,0 +1,18 @@
+"""The registry describes itself, to programs and to people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import httpx
+
+from tests.support import docs_page
+
+if TYPE_CHECKING:
+    from tests.support.registry import RegistryProcess
+
+
+def test_the_surface_describes_itself(running: RegistryProcess) -> None:
+    described = httpx.get(f"{running.url}/openapi.json", trust_env=False).json()
+    assert "/v1/registry/models/{model}/aliases/{alias}" in described["paths"]
+    docs_page.check(running.url)
