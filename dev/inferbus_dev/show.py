@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from inferbus_dev.progress import Report
     from inferbus_dev.stack import Stack
 
-MODELS = ("breast-cancer", "digits", "minilm")
+MODELS = ("breast-cancer", "digits", "minilm", "smollm2")
 INPUTS_PER_MODEL = 2
 _SERVES_WITHIN_S = 90.0
 _BUILT_WITHIN_S = 300.0

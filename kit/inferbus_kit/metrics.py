@@ -98,6 +98,8 @@ class WorkerMetrics:
     resident: Gauge
     engine_restarts: Counter
     adopted: Counter
+    tokens: Counter
+    first_token_seconds: Histogram
 
 
 def worker_metrics(registry: CollectorRegistry) -> WorkerMetrics:
@@ -143,6 +145,19 @@ def worker_metrics(registry: CollectorRegistry) -> WorkerMetrics:
         ),
         adopted=Counter(
             "inferbus_adopted_inboxes", "Inboxes of dead workers emptied.", registry=registry
+        ),
+        tokens=Counter(
+            "inferbus_tokens",
+            "Tokens by kind: prompt, completion.",
+            (*_MODEL, "kind"),
+            registry=registry,
+        ),
+        first_token_seconds=Histogram(
+            "inferbus_engine_first_token_seconds",
+            "From a generation's start in its engine to its first token.",
+            _MODEL,
+            buckets=_SECONDS,
+            registry=registry,
         ),
     )
 

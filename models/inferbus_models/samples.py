@@ -102,6 +102,8 @@ def words(outputs: Sequence[JsonObject], classes: Sequence[str] = ()) -> str:
     `task_settings["classes"]` of the manifest lists them.
     """
     data = {output["name"]: output["data"] for output in outputs}
+    if all(isinstance(value, str) for values in data.values() for value in values):
+        return "; ".join(repr(text) for texts in data.values() for text in texts)
     if "label" not in data:
         return "; ".join(f"{name} {_few(values)}" for name, values in data.items())
     label = int(data["label"][0])
@@ -117,7 +119,8 @@ def _few(values: Sequence[float]) -> str:
 def difference(sample: Sample, outputs: Sequence[JsonObject]) -> float:
     """Return the largest absolute difference between a server's outputs and the expected ones.
 
-    It is infinite if an output is missing or has another shape, and NaN where an answer is.
+    It is infinite if an output is missing, has another shape or another text, and NaN where an
+    answer is.
     """
     answers = {output["name"]: output for output in outputs}
     largest = 0.0
@@ -125,6 +128,10 @@ def difference(sample: Sample, outputs: Sequence[JsonObject]) -> float:
         answer = answers.get(expected["name"])
         if answer is None or list(answer["shape"]) != list(expected["shape"]):
             return float("inf")
+        if expected["datatype"] == "BYTES":
+            if answer["data"] != expected["data"]:
+                return float("inf")
+            continue
         gap = tensors.array(msgspec.convert(expected, JsonTensor)).ravel() - answer["data"]
         largest = float(np.maximum(largest, np.abs(gap).max()))
     return largest

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from inferbus_schemas import names
+from inferbus_schemas import generation, names
 
 MANIFEST_NAME = "manifest.json"
 """The file in a model folder that holds the manifest."""
@@ -34,9 +34,15 @@ Datatype = Literal[
     "BYTES",
 ]
 
-Task = Literal["tensor", "tabular-classification", "image-classification", "text-embedding"]
+Task = Literal[
+    "tensor",
+    "tabular-classification",
+    "image-classification",
+    "text-embedding",
+    "text-generation",
+]
 
-ALLOWED_SUFFIXES = (".onnx", "tokenizer.json")
+ALLOWED_SUFFIXES = (".onnx", "tokenizer.json", ".gguf")
 """Formats that a version may carry: an allowlist, since scanners for bad pickles keep failing."""
 
 _PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -103,7 +109,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     model: str
     task: Task
-    engine: Literal["onnx"]
+    engine: Literal["onnx", "llamacpp"]
     signature: Signature
     files: Annotated[tuple[FileEntry, ...], msgspec.Meta(min_length=1, max_length=64)]
     task_settings: dict[str, Any] = {}
@@ -141,6 +147,8 @@ def parse(raw: bytes) -> Manifest:
     for kind in (manifest.signature.inputs, manifest.signature.outputs):
         if len({spec.name for spec in kind}) != len(kind):
             raise ManifestError("manifest.json: two tensors of the signature have the same name")
+    if wrong := generation.problem(manifest):
+        raise ManifestError(f"manifest.json: {wrong}")
     return manifest
 
 

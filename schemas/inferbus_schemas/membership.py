@@ -26,7 +26,11 @@ _LIFE_BITS = 64
 
 @dataclass(frozen=True, slots=True)
 class InboxLease:
-    """The last accepted beat on an inbox. `clock_ms` is the topic's time when it came."""
+    """The last accepted beat on an inbox.
+
+    `clock_ms` is the topic's time when it came, `claimed_ms` the append time of the first beat of
+    this epoch that was read: for the owner itself, of its claim.
+    """
 
     pool: str
     inbox: int
@@ -38,6 +42,7 @@ class InboxLease:
     beat: m.Heartbeat
     clock_ms: int
     offset: int
+    claimed_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +142,9 @@ class Membership:
                 return
             if part.epoch == old.epoch and (beat.life != old.life or beat.state < old.state):
                 return
+        claimed_ms = self._last_append_ms or 0
+        if old is not None and old.epoch == part.epoch:
+            claimed_ms = old.claimed_ms
         self._leases[part.pool, part.inbox] = InboxLease(
             pool=part.pool,
             inbox=part.inbox,
@@ -148,6 +156,7 @@ class Membership:
             beat=beat,
             clock_ms=self.clock_ms,
             offset=offset,
+            claimed_ms=claimed_ms,
         )
 
     def age_ms(self, seen: InboxLease | Member) -> int:

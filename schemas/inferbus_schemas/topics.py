@@ -21,6 +21,8 @@ DLQ_RETENTION_MS = 14 * 24 * 3600 * 1000
 
 REQUESTS = "inference.requests"
 PREDICTIONS = "inference.predictions"
+TOKENS = "inference.tokens"
+CANCELLATIONS = "inference.cancellations"
 VERSIONS = "models.versions"
 DEPLOYMENTS = "models.deployments"
 HEARTBEATS = "fleet.heartbeats"

@@ -64,7 +64,13 @@ def test_types_are_unique_and_roles_exist() -> None:
 def test_short_names_match_the_files() -> None:
     files = {path.stem for path in (ROOT / "schemas" / "topics").glob("*.yaml")}
     constants = {topics.REQUESTS, topics.PREDICTIONS, topics.VERSIONS, topics.DEPLOYMENTS}
-    assert files == constants | {topics.HEARTBEATS, topics.KEYS} == set(topics.catalogue())
+    constants |= {topics.HEARTBEATS, topics.KEYS, topics.TOKENS, topics.CANCELLATIONS}
+    assert files == constants == set(topics.catalogue())
+
+
+def test_tokens_stand_in_the_partition_of_their_prediction() -> None:
+    tokens, predictions = topics.topic(topics.TOKENS), topics.topic(topics.PREDICTIONS)
+    assert tokens.partitions == predictions.partitions
 
 
 def test_topic_names_stand_nowhere_else() -> None:

@@ -117,6 +117,7 @@ class Side:
     pool: str = field(default_factory=lambda: f"w{secrets.token_hex(4)}")
     fleet: membership.Membership = field(default_factory=membership.Membership)
     predictions: list[tuple[Record, m.Prediction]] = field(default_factory=list)
+    chunks: list[m.TokenChunk] = field(default_factory=list)
     _producer: Producer | None = None
     _readers: list[PartitionReader] = field(default_factory=list)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -140,6 +141,7 @@ class Side:
         await self._producer.start()
         await self._follow(topics.HEARTBEATS, 0, "earliest", self._apply_beat)
         await self._follow(topics.PREDICTIONS, REPLY_PARTITION, "end", self._apply_prediction)
+        await self._follow(topics.TOKENS, REPLY_PARTITION, "end", self._apply_chunk)
 
     async def stop(self) -> None:
         for worker in self._workers:
@@ -178,6 +180,20 @@ class Side:
 
     def _apply_prediction(self, record: Record) -> None:
         self.predictions.append((record, m.Prediction.FromString(record.value or b"")))
+
+    def _apply_chunk(self, record: Record) -> None:
+        self.chunks.append(m.TokenChunk.FromString(record.value or b""))
+
+    def chunks_of(self, request_id: bytes) -> list[m.TokenChunk]:
+        """Return the token chunks of a request that were read so far, in their order."""
+        return [chunk for chunk in self.chunks if chunk.id == request_id]
+
+    async def cancel(self, request_id: bytes) -> None:
+        """Say, as a gateway does, that nobody waits for a request."""
+        entry = topics.topic(topics.CANCELLATIONS, self.pool)
+        value = m.Cancellation(id=request_id, reason="client_left").SerializeToString()
+        head = envelope.headers(entry.ce_type, "/inferbus/gateway/test", secrets.token_hex(8))
+        await (await self.producer.send(entry.name, 0, value, headers=head))
 
     def spawn(self, instance: str | None = None, **env: str) -> WorkerProcess:
         """Start a worker of this pool."""

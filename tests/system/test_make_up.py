@@ -21,7 +21,7 @@ from tests.dev import processes
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 ROOT = Path(__file__).resolve().parents[2]
-N_SHOWN = 6
+N_SHOWN = 8
 
 
 def _four_free_ports() -> int:
@@ -70,7 +70,7 @@ def _up(state: Path, base: int) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 def _shows_real_answers(said: str) -> None:
     assert said.count("differs by") == N_SHOWN, said
-    for model in ("breast-cancer", "digits", "minilm"):
+    for model in ("breast-cancer", "digits", "minilm", "smollm2"):
         assert f"{model} version 1: " in said
 
 

@@ -15,6 +15,7 @@ from inferbus_worker.artifacts import ArtifactError
 from inferbus_worker.control.desired import Version
 from inferbus_worker.control.residents import EngineLimits, Residents
 from inferbus_worker.hot.loops import Loops
+from inferbus_worker.hot.tokens import TokenSender
 from tests.worker.test_execute import MANIFEST, TOPIC, Bench
 
 if TYPE_CHECKING:
@@ -40,11 +41,14 @@ async def test_a_load_that_fails_is_told_and_an_unload_that_fails_ends_the_proce
 ) -> None:
     bench = Bench()
     failures: list[str] = []
+    loops = Loops(Health(), failures.append)
     residents = Residents(
         bench.desk,
         Faulty(),  # type: ignore[arg-type]
         bench.letters,  # type: ignore[arg-type]
-        Loops(Health(), failures.append),
+        loops,
+        TokenSender(bench, "w1", loops),  # type: ignore[arg-type]
+        instance="w1",
         scratch=tmp_path,
         limits=EngineLimits(1, 0),
         metrics=worker_metrics(CollectorRegistry()),

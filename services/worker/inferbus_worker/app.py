@@ -27,9 +27,11 @@ from inferbus_worker.control.residents import Residents
 from inferbus_worker.control.tenure import Tenure
 from inferbus_worker.engines.child import memory_bytes
 from inferbus_worker.engines.host import EngineError
+from inferbus_worker.hot.cancellations import Cancellations
 from inferbus_worker.hot.consume import Desk
 from inferbus_worker.hot.emit import Emitter
 from inferbus_worker.hot.letters import Letters
+from inferbus_worker.hot.tokens import TokenSender
 from inferbus_worker.settings import WorkerSettings
 
 _log = structlog.get_logger("worker")
@@ -56,6 +58,9 @@ class Process:
     beater: Beater
     emitter: Emitter
     letters: Letters
+    token_records: Producer
+    tokens: TokenSender
+    cancellations: Cancellations
     desk: Desk
     desired: Desired
     fleet: Membership
@@ -107,6 +112,13 @@ def add_stages(process: Process, lifecycle: Lifecycle) -> None:
     lifecycle.add("tracing", stop=process.tracing.stop)
     lifecycle.add("records", start=process.records.start, stop=process.records.stop)
     lifecycle.add("emitter", stop=process.emitter.stop)
+    lifecycle.add(
+        "token-records", start=process.token_records.start, stop=process.token_records.stop
+    )
+    lifecycle.add("tokens", stop=process.tokens.stop)
+    lifecycle.add(
+        "cancellations", start=process.cancellations.start, stop=process.cancellations.stop
+    )
     lifecycle.add("control", start=process.control.start, stop=process.control.stop)
     lifecycle.add("letters", stop=process.letters.stop)
     lifecycle.add("state", start=worker.read_state, stop=worker.stop_reading_state)

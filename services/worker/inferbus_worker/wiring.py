@@ -29,10 +29,12 @@ from inferbus_worker.control.lease import Lease, WriteBeat
 from inferbus_worker.control.residents import EngineLimits, Residents
 from inferbus_worker.control.survey import Survey
 from inferbus_worker.control.tenure import Surroundings, Tenure
+from inferbus_worker.hot.cancellations import Cancellations
 from inferbus_worker.hot.consume import Desk, Inbox, group
 from inferbus_worker.hot.emit import Emitter
 from inferbus_worker.hot.letters import Letters
 from inferbus_worker.hot.loops import Loops
+from inferbus_worker.hot.tokens import TokenSender
 from inferbus_worker.settings import WorkerSettings
 
 
@@ -74,11 +76,16 @@ def wire(settings: WorkerSettings, fail: Fail) -> Process:
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     scratch = settings.state_dir / "scratch"
     scratch.mkdir(exist_ok=True)
+    # A producer of their own: a token never stands in a queue behind large answers.
+    token_records = Producer(bootstrap, client_id=f"{instance}-tokens")
+    tokens = TokenSender(token_records, instance, loops)
     residents = Residents(
         desk,
         Artifacts(store, settings.state_dir),
         letters,
         loops,
+        tokens,
+        instance=instance,
         scratch=scratch.resolve(),
         limits=EngineLimits(settings.engine_threads, settings.engine_address_space_bytes),
         metrics=metrics,
@@ -107,6 +114,19 @@ def wire(settings: WorkerSettings, fail: Fail) -> Process:
             inferbus_version=VERSION,
         )
 
+    def open_inbox(number: int) -> Inbox:
+        lease = fleet.lease(settings.pool, number)
+        return Inbox(
+            bootstrap,
+            settings.pool,
+            number,
+            desk,
+            letters,
+            loops=loops,
+            client_id=f"{instance}-{number}",
+            claimed_ms=0 if lease is None else lease.claimed_ms,
+        )
+
     tenure = Tenure(
         Lease(settings.pool, instance, life, fleet),
         Surroundings(
@@ -114,15 +134,7 @@ def wire(settings: WorkerSettings, fail: Fail) -> Process:
             survey=Survey(bootstrap, requests.name, group(settings.pool), f"{instance}-survey"),
             health=health,
             metrics=metrics,
-            open_inbox=lambda number: Inbox(
-                bootstrap,
-                settings.pool,
-                number,
-                desk,
-                letters,
-                loops=loops,
-                client_id=f"{instance}-{number}",
-            ),
+            open_inbox=open_inbox,
             compose=compose,
             request_topic=requests.name,
             loops=loops,
@@ -160,6 +172,15 @@ def wire(settings: WorkerSettings, fail: Fail) -> Process:
         beater=beater,
         emitter=emitter,
         letters=letters,
+        token_records=token_records,
+        tokens=tokens,
+        cancellations=Cancellations(
+            bootstrap,
+            settings.pool,
+            desk.cancel,
+            loops=loops,
+            client_id=f"{instance}-cancellations",
+        ),
         desk=desk,
         desired=desired,
         fleet=fleet,

@@ -32,7 +32,7 @@ _log = structlog.get_logger("api")
 EXTENSIONS = ["binary_tensor_data", "parameters"]
 """Extensions of the protocol that work here; nothing else is advertised."""
 
-_PLATFORM = {"onnx": "onnxruntime_onnx"}
+_PLATFORM = {"onnx": "onnxruntime_onnx", "llamacpp": "llamacpp_gguf"}
 
 
 class ServerMetadata(BaseModel):

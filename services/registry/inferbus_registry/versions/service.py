@@ -15,7 +15,7 @@ from inferbus_registry import errors, events
 from inferbus_registry.artifacts.repository import BlobRepository
 from inferbus_registry.database import Database
 from inferbus_registry.outbox import repository as outbox
-from inferbus_registry.versions import onnx_files, repository
+from inferbus_registry.versions import gguf_files, onnx_files, repository
 from inferbus_registry.versions.repository import VersionRow
 from inferbus_schemas import manifest as manifests
 from inferbus_schemas import messages as m
@@ -119,6 +119,10 @@ class VersionService:
         for entry in manifest.files:
             if entry.path.endswith(".onnx"):
                 await onnx_files.check_self_contained(
+                    self._blobs.read, entry.sha256, entry.size_bytes, entry.path
+                )
+            elif entry.path.endswith(".gguf"):
+                await gguf_files.check_head(
                     self._blobs.read, entry.sha256, entry.size_bytes, entry.path
                 )
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import structlog
 
 from inferbus_kit.errors import InferbusError
@@ -19,6 +20,8 @@ from inferbus_kit.lifecycle import cancel
 from inferbus_kit.metrics import WorkerMetrics
 from inferbus_kit.telemetry import Tracing
 from inferbus_schemas import messages as m
+from inferbus_schemas.generation import TASK as GENERATION
+from inferbus_schemas.generation import LlamaSettings
 from inferbus_worker.artifacts import Artifacts
 from inferbus_worker.control.desired import Version
 from inferbus_worker.control.holding import Key
@@ -26,8 +29,10 @@ from inferbus_worker.engines.host import EngineHost, EngineSpec
 from inferbus_worker.hot.consume import Desk
 from inferbus_worker.hot.emit import Served
 from inferbus_worker.hot.execute import Executor, VersionMetrics
+from inferbus_worker.hot.generate import GenerationMetrics, Generator
 from inferbus_worker.hot.letters import Letters
 from inferbus_worker.hot.loops import Loops
+from inferbus_worker.hot.tokens import TokenSender
 
 _log = structlog.get_logger("residents")
 
@@ -43,7 +48,7 @@ class _Resident:
     version: Version
     generation: int
     host: EngineHost | None = None
-    executor: Executor | None = None
+    executor: Executor | Generator | None = None
     task: asyncio.Task[None] | None = None
     reason: str = ""
     n_failures: int = 0
@@ -82,7 +87,9 @@ class Residents:
         artifacts: Artifacts,
         letters: Letters,
         loops: Loops,
+        tokens: TokenSender,
         *,
+        instance: str,
         scratch: Path,
         limits: EngineLimits,
         metrics: WorkerMetrics,
@@ -94,6 +101,8 @@ class Residents:
         self._artifacts = artifacts
         self._letters = letters
         self._loops = loops
+        self._tokens = tokens
+        self._instance = instance
         self._scratch = scratch
         self._limits = limits
         self._metrics = metrics
@@ -217,15 +226,7 @@ class Residents:
         if resident.host is not None:
             await resident.host.stop()
         folder = await self._artifacts.folder(version.manifest)
-        executor = Executor(
-            version.manifest,
-            Served(version.sha256),
-            emitter=self._desk.emitter,
-            letters=self._letters,
-            metrics=VersionMetrics(self._metrics, version.model, version.version),
-            tracing=self._tracing,
-            request_topic=self._request_topic,
-        )
+        executor = self._executor(version)
         said = version.manifest.engine_settings.get("intra_op_threads")
         spec = EngineSpec(
             version.manifest,
@@ -235,11 +236,36 @@ class Residents:
             said if isinstance(said, int) and said > 0 else self._limits.threads,
             self._limits.address_space_bytes,
         )
-        host = EngineHost(spec, executor)
+        host = EngineHost(
+            spec, executor, executor.on_tokens if isinstance(executor, Generator) else None
+        )
         executor.attach(host)
         await host.start()
         resident.host, resident.executor = host, executor
         self._desk.executors[version.model, version.version] = executor
+
+    def _executor(self, version: Version) -> Executor | Generator:
+        served = Served(version.sha256)
+        if version.manifest.task == GENERATION:
+            settings = msgspec.convert(version.manifest.engine_settings, LlamaSettings)
+            return Generator(
+                version.manifest,
+                served,
+                parallel=settings.parallel,
+                instance=self._instance,
+                emitter=self._desk.emitter,
+                tokens=self._tokens,
+                metrics=GenerationMetrics(self._metrics, version.model, version.version),
+            )
+        return Executor(
+            version.manifest,
+            served,
+            emitter=self._desk.emitter,
+            letters=self._letters,
+            metrics=VersionMetrics(self._metrics, version.model, version.version),
+            tracing=self._tracing,
+            request_topic=self._request_topic,
+        )
 
     def _fail(self, resident: _Resident, reason: str) -> None:
         self._desk.executors.pop((resident.version.model, resident.version.version), None)

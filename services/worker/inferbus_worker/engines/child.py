@@ -1,8 +1,9 @@
 """The engine process: `python -m inferbus_worker.engines.child <fd> <parent pid>`.
 
-In: frames on an inherited socket (see `wire`). Out: an answer to each, in order. A plain blocking
-loop: native code may crash, leak or hang here, and costs one process. It ends when its socket does
-and, on Linux, when its parent does, however that ended.
+In: frames on an inherited socket (see `wire`). Out: an answer to each, in order but where the
+engine generates (see `generating`). A plain blocking loop: native code may crash, leak or hang
+here, and costs one process. It ends when its socket does and, on Linux, when its parent does,
+however that ended.
 """
 
 from __future__ import annotations
@@ -20,10 +21,15 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 import msgspec
 
+from inferbus_schemas import manifest as manifests
 from inferbus_worker.engines import wire
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from inferbus_worker.engines.runner import Runner
+
+    Serve = Callable[[socket.socket, Iterator[tuple[wire.Command, bytes]]], None]
 
 _PR_SET_PDEATHSIG = 1
 _MAX_FILES = 256
@@ -58,20 +64,18 @@ def _bind_to_parent(parent_pid: int) -> None:
 
 
 def _serve(sock: socket.socket, stream: BinaryIO) -> None:
+    commands = _commands(stream)
     runner: Runner | None = None
     memory = measured_ns = 0
-    while lengths := stream.read(wire.LENGTHS.size):
-        if len(lengths) < wire.LENGTHS.size:
-            return
-        n_header, n_body = wire.LENGTHS.unpack(lengths)
-        header, body = stream.read(n_header), stream.read(n_body)
-        if len(header) < n_header or len(body) < n_body:
-            return
-        command = wire.command(header)
+    for command, body in commands:
         if isinstance(command, wire.Load):
-            runner, error = _load(command)
+            loaded, error = _load(command)
             sock.sendall(wire.frame(wire.Loaded(error, memory_bytes()), 0))
-        elif runner is not None:
+            if callable(loaded):
+                loaded(sock, commands)
+                return
+            runner = loaded
+        elif runner is not None and isinstance(command, wire.Run):
             started_ns = time.perf_counter_ns()
             done, buffers = runner.run(command, body)
             engine_us = (time.perf_counter_ns() - started_ns) // 1000
@@ -82,14 +86,35 @@ def _serve(sock: socket.socket, stream: BinaryIO) -> None:
             sock.sendall(b"".join((head, *buffers)))
 
 
-def _load(command: wire.Load) -> tuple[Runner | None, str]:
-    from inferbus_worker.engines.runner import load  # noqa: PLC0415 -- costs numpy's import
+def _commands(stream: BinaryIO) -> Iterator[tuple[wire.Command, bytes]]:
+    """Yield what the worker says, until it says no more."""
+    while len(lengths := stream.read(wire.LENGTHS.size)) == wire.LENGTHS.size:
+        n_header, n_body = wire.LENGTHS.unpack(lengths)
+        header, body = stream.read(n_header), stream.read(n_body)
+        if len(header) < n_header or len(body) < n_body:
+            return
+        yield wire.command(header), body
 
+
+def _load(command: wire.Load) -> tuple[Runner | Serve | None, str]:
+    """Load the version; one that answers many at once comes as what serves all that follows."""
     if command.max_address_space_bytes and sys.platform == "linux":
         limit = command.max_address_space_bytes
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    # Each import is a library that the other engines must not pay for.
     try:
-        return load(command.manifest, Path(command.folder), command.threads), ""
+        if manifests.parse(command.manifest).engine == "llamacpp":
+            from inferbus_worker.engines import generating  # noqa: PLC0415
+
+            engine = generating.load(command.manifest, Path(command.folder), command.threads)
+
+            def serve(sock: socket.socket, rest: Iterator[tuple[wire.Command, bytes]]) -> None:
+                generating.Generations(sock, engine, memory_bytes).serve(rest)
+
+            return serve, ""
+        from inferbus_worker.engines import runner  # noqa: PLC0415
+
+        return runner.load(command.manifest, Path(command.folder), command.threads), ""
     except (ValueError, OSError, MemoryError) as error:
         return None, str(error) or type(error).__name__
 

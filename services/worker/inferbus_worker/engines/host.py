@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +27,7 @@ _log = structlog.get_logger("engine")
 _LOAD_TIMEOUT_S = 120.0
 _STUCK_S = 10.0
 _STUCK_P99S = 5.0
+_STUCK_GENERATING_S = 30.0
 _QUICK_RESTARTS = 3
 _MAX_RESTARTS = 8
 _MAX_BACKOFF_S = 30.0
@@ -91,11 +92,17 @@ class EngineHost:
     or `on_stopped`; a loop of its own that dies costs this version here, never the process.
     """
 
-    def __init__(self, spec: EngineSpec, listener: Listener) -> None:
+    def __init__(
+        self,
+        spec: EngineSpec,
+        listener: Listener,
+        on_tokens: Callable[[Any, wire.Tokens], None] | None = None,
+    ) -> None:
         self._spec = spec
         self._listener = listener
+        self._on_tokens = on_tokens
         self._process: EngineProcess | None = None
-        self._open: deque[tuple[int, Any]] = deque()
+        self._open: dict[int, Any] = {}
         self._loaded: asyncio.Future[wire.Loaded] | None = None
         self._gone = asyncio.Event()
         self._death: asyncio.Future[Death] | None = None
@@ -146,7 +153,7 @@ class EngineHost:
         self.up = False
         for task in self._tasks:
             await cancel(task)
-        tokens = [token for _, token in self._open if not isinstance(token, _Call)]
+        tokens = [token for token in self._open.values() if not isinstance(token, _Call)]
         await self._end_process(keep=True)
         self._tell_death()
         self._process = None
@@ -154,15 +161,32 @@ class EngineHost:
             self._listener.on_stopped(tokens)
 
     def submit(
-        self, token: Any, heads: Sequence[wire.TensorHead], buffers: Sequence[bytes]
+        self,
+        token: Any,
+        heads: Sequence[wire.TensorHead],
+        buffers: Sequence[bytes],
+        said: bytes = b"",
     ) -> None:
-        """Give the engine a batch; the caller bounds how many it may hold."""
+        """Give the engine a batch; the caller bounds how many it may hold.
+
+        Args:
+            token: comes back with the answer.
+            heads: the inputs.
+            buffers: their bytes, in the same order.
+            said: a serialised `Generation`, for an engine that generates.
+        """
         assert self._process is not None  # noqa: S101 -- only while up
         if not self._open:
             self._progress_s = time.monotonic()
         self._number += 1
-        self._open.append((self._number, token))
-        self._process.send(wire.Run(self._number, tuple(heads)), buffers)
+        self._open[self._number] = token
+        self._process.send(wire.Run(self._number, tuple(heads), said), buffers)
+
+    def abort(self, token: Any) -> None:
+        """End a generation with what it has; its answer follows all the same."""
+        for number, one in self._open.items():
+            if one is token and self._process is not None:
+                self._process.send(wire.Abort(number), ())
 
     async def probe(self) -> None:
         """Run one golden sample, or a warm-up batch where there is none, through the real path.
@@ -241,9 +265,10 @@ class EngineHost:
             if self._loaded is not None and not self._loaded.done():
                 self._loaded.set_result(answer)
             return
-        number, token = self._open.popleft()
-        if number != answer.number:
-            raise AssertionError("the engine answers out of order")
+        if isinstance(answer, wire.Tokens):
+            self._heard_tokens(self._open[answer.number], answer)
+            return
+        token = self._open.pop(answer.number)
         self.memory_bytes = answer.memory_bytes
         self._engine_us.append(answer.engine_us)
         if isinstance(token, _Call):
@@ -257,11 +282,18 @@ class EngineHost:
         self.proven_s = self._progress_s
         self._listener.on_done(token, answer, body)
 
+    def _heard_tokens(self, token: Any, piece: wire.Tokens) -> None:
+        if piece.n_tokens:
+            # They prove the engine as an answer does, which may take minutes to end.
+            self.proven_s = self._progress_s
+        if self._on_tokens is not None and not isinstance(token, _Call):
+            self._on_tokens(token, piece)
+
     def _on_gone(self, process: EngineProcess) -> None:
         if process is not self._process:
             return
         was_up, self.up = self.up, False
-        left = [token for _, token in self._open]
+        left = list(self._open.values())
         self._open.clear()
         died = EngineError("the engine process died")
         if self._loaded is not None and not self._loaded.done():
@@ -359,6 +391,9 @@ class EngineHost:
                     self._process.kill()
 
     def _patience_s(self) -> float:
+        if self._spec.manifest.engine == "llamacpp":
+            # It tells of progress many times in one answer, whose length says nothing.
+            return _STUCK_GENERATING_S
         times = sorted(self._engine_us)
         p99_s = times[int(len(times) * 0.99)] / 1e6 if times else 0.0
         return max(_STUCK_S, _STUCK_P99S * p99_s)

@@ -13,6 +13,7 @@ import onnxruntime
 
 from inferbus_schemas.manifest import Manifest, TensorSpec
 from inferbus_worker.engines.external_data import NotOnnxError, has_external_data
+from inferbus_worker.engines.refusals import LoadError
 from inferbus_worker.tasks.base import Array
 
 DTYPES: dict[str, np.dtype[np.generic]] = {
@@ -30,10 +31,6 @@ DTYPES: dict[str, np.dtype[np.generic]] = {
     "FP64": np.dtype("<f8"),
 }
 _QUIET = 3
-
-
-class LoadError(ValueError):
-    """A version that this engine cannot run; the message says why, for its owner."""
 
 
 class OnnxEngine:

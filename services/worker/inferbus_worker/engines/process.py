@@ -23,7 +23,7 @@ import msgspec
 from inferbus_kit.lifecycle import watched
 from inferbus_worker.engines import wire
 
-Answer = wire.Loaded | wire.Done
+Answer = wire.Said
 _SOCKET_BUFFER_BYTES = 1 << 20
 _LOG_LINES = 50
 _LOG_LINE_BYTES = 2000
@@ -96,7 +96,7 @@ class EngineProcess(asyncio.Protocol):
         )
         await loop.create_unix_connection(lambda: self, sock=ours)
 
-    def send(self, header: wire.Load | wire.Run, buffers: Sequence[bytes]) -> None:
+    def send(self, header: wire.Command, buffers: Sequence[bytes]) -> None:
         """Send one frame; what the child does not take yet is kept in memory."""
         if self._transport is not None and not self._transport.is_closing():
             head = wire.frame(header, sum(map(len, buffers)))

@@ -34,10 +34,20 @@ class Load(msgspec.Struct, frozen=True, array_like=True, tag="load"):
 
 
 class Run(msgspec.Struct, frozen=True, array_like=True, tag="run"):
-    """Run a batch; all tensors have as many rows."""
+    """Run a batch; all tensors have as many rows.
+
+    `generation` is a serialised `Generation`, where the version generates and the request says how.
+    """
 
     number: int
     inputs: tuple[TensorHead, ...]
+    generation: bytes = b""
+
+
+class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
+    """End a generation with what it has; its `Done` follows all the same."""
+
+    number: int
 
 
 class Loaded(msgspec.Struct, frozen=True, array_like=True, tag="loaded"):
@@ -48,7 +58,11 @@ class Loaded(msgspec.Struct, frozen=True, array_like=True, tag="loaded"):
 
 
 class Done(msgspec.Struct, frozen=True, array_like=True, tag="done"):
-    """The answer to `Run`: tensors, or rows that cannot be read, or a sentence why not."""
+    """The answer to `Run`: tensors, or rows that cannot be read, or a sentence why not.
+
+    `generated` is a serialised `Generated` without what only the worker knows; `code` tells more
+    of bad rows; `aborted` says that an `Abort` came in time.
+    """
 
     number: int
     outputs: tuple[TensorHead, ...]
@@ -56,24 +70,43 @@ class Done(msgspec.Struct, frozen=True, array_like=True, tag="done"):
     error: str
     engine_us: int
     memory_bytes: int
+    generated: bytes = b""
+    code: str = ""
+    aborted: bool = False
 
+
+class Tokens(msgspec.Struct, frozen=True, array_like=True, tag="tokens"):
+    """A piece of an answer that is being generated; without tokens it says only: I am at work."""
+
+    number: int
+    choice: int = 0
+    text: str = ""
+    n_tokens: int = 0
+    token_ids: tuple[int, ...] = ()
+    logprobs: str = ""
+    tool_calls: str = ""
+    finish_reason: str = ""
+
+
+Command = Load | Run | Abort
+Said = Loaded | Done | Tokens
 
 _encoder = msgspec.msgpack.Encoder()
-_commands: msgspec.msgpack.Decoder[Load | Run] = msgspec.msgpack.Decoder(Load | Run)
-_answers: msgspec.msgpack.Decoder[Loaded | Done] = msgspec.msgpack.Decoder(Loaded | Done)
+_commands: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
+_answers: msgspec.msgpack.Decoder[Said] = msgspec.msgpack.Decoder(Said)
 
 
-def frame(header: Load | Run | Loaded | Done, n_body_bytes: int) -> bytes:
+def frame(header: Command | Said, n_body_bytes: int) -> bytes:
     """Return the start of a frame; `n_body_bytes` bytes of tensors must follow it."""
     head = _encoder.encode(header)
     return LENGTHS.pack(len(head), n_body_bytes) + head
 
 
-def command(header: bytes) -> Load | Run:
+def command(header: bytes) -> Command:
     """Decode what a worker says to its engine."""
     return _commands.decode(header)
 
 
-def answer(header: bytes | memoryview) -> Loaded | Done:
+def answer(header: bytes | memoryview) -> Said:
     """Decode what an engine says to its worker."""
     return _answers.decode(header)

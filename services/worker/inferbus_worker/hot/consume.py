@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 
 import structlog
@@ -23,6 +24,7 @@ from inferbus_schemas import envelope, topics
 from inferbus_schemas import messages as m
 from inferbus_worker.hot.emit import Emitter
 from inferbus_worker.hot.execute import Executor
+from inferbus_worker.hot.generate import Generator
 from inferbus_worker.hot.letters import Letters
 from inferbus_worker.hot.loops import Loops
 from inferbus_worker.hot.work import MAX_FRAME_AGE_MS, Frame, Work
@@ -34,6 +36,7 @@ _COMMIT_EVERY_S = 0.2
 _MAX_OPEN_REQUESTS = 20_000
 _MAX_OPEN_BYTES = 128 << 20
 _ID_BYTES = 16
+_CANCELLED_REMEMBERED = 10_000
 _FULL_S = 0.005
 _RETRY_S = 0.5
 _POSITION_TIMEOUT_S = 5.0
@@ -66,7 +69,8 @@ class Desk:
         emitter.on_written = self._written
         self._predictions = metrics.predictions
         self._counters: dict[tuple[str, int, int], Counter] = {}
-        self.executors: dict[tuple[str, int], Executor] = {}
+        self.executors: dict[tuple[str, int], Executor | Generator] = {}
+        self._cancelled: OrderedDict[bytes, None] = OrderedDict()
         self.skew_ms = skew_ms
         self.ce_type = ce_type
         self.n_open = 0
@@ -81,13 +85,19 @@ class Desk:
         inbox: FramesOf,
         now_s: float,
         now_ms: float,
-    ) -> set[Executor]:
-        """Accept the requests of one record, which says `said`; return the executors to pump."""
-        touched: set[Executor] = set()
+        *,
+        inherited: bool = False,
+    ) -> set[Executor | Generator]:
+        """Accept the requests of one record, which says `said`; return the executors to pump.
+
+        `inherited`: another worker may have begun to answer them. It is lost, and of a stream two
+        runs make no answer, so it is for the gateway to decide on those.
+        """
+        touched: set[Executor | Generator] = set()
         requests = said.requests
         frame = Frame(inbox, record, len(requests))
         for request in requests:
-            self._accept(request, frame, now_s, now_ms, touched)
+            self._accept(request, frame, now_s, now_ms, touched, inherited=inherited)
         if not requests:
             inbox.frame_done(record.offset)
         return touched
@@ -114,7 +124,9 @@ class Desk:
         frame: Frame,
         now_s: float,
         now_ms: float,
-        touched: set[Executor],
+        touched: set[Executor | Generator],
+        *,
+        inherited: bool,
     ) -> None:
         if self.emitter.has_ended(request.id):
             frame.member_done()
@@ -130,9 +142,24 @@ class Desk:
             self.emitter.attempt_failed(
                 work, "version_not_held", "this worker does not hold the version"
             )
+        elif request.id in self._cancelled:
+            self.emitter.cancelled(work, executor.served)
+        elif inherited and request.generation.stream:
+            self.emitter.attempt_failed(
+                work, "worker_lost", "the worker that had the stream is lost", executor.served
+            )
         elif executor.add(work):
             self.open_rows += work.rows
             touched.add(executor)
+
+    def cancel(self, request_id: bytes) -> None:
+        """End a request for which nobody waits, also one that comes only now."""
+        self._cancelled[request_id] = None
+        if len(self._cancelled) > _CANCELLED_REMEMBERED:
+            self._cancelled.popitem(last=False)
+        for executor in self.executors.values():
+            if isinstance(executor, Generator):
+                executor.cancel(request_id)
 
     def _written(self, work: Work, outcome: int) -> None:
         """Note that a request has its record."""
@@ -192,6 +219,7 @@ class Inbox:
         *,
         loops: Loops,
         client_id: str,
+        claimed_ms: int = 0,
     ) -> None:
         topic = topics.topic(topics.REQUESTS, pool)
         self.inbox = inbox
@@ -211,6 +239,7 @@ class Inbox:
         self._read_task: asyncio.Task[None] | None = None
         self._commit_task: asyncio.Task[None] | None = None
         self._may_commit = True
+        self._claimed_ms = claimed_ms
         self.position = -1
         self.committed = -1
 
@@ -301,7 +330,7 @@ class Inbox:
 
     async def _take(self, records: list[Record]) -> None:
         now_s, now_ms = self._now()
-        touched: set[Executor] = set()
+        touched: set[Executor | Generator] = set()
         for record in records:
             if record.offset < self.position:
                 self._begin_again(record.offset)
@@ -323,7 +352,10 @@ class Inbox:
                 now_s, now_ms = self._now()
                 continue
             self._note_read(record.offset)
-            touched |= self._desk.take(record, said, self._frames, now_s, now_ms)
+            inherited = record.timestamp < self._claimed_ms
+            touched |= self._desk.take(
+                record, said, self._frames, now_s, now_ms, inherited=inherited
+            )
         _pump(touched, now_s)
 
     def _now(self) -> tuple[float, float]:
@@ -341,6 +373,6 @@ class Inbox:
         self.position = self.committed = offset
 
 
-def _pump(touched: set[Executor], now_s: float) -> None:
+def _pump(touched: set[Executor | Generator], now_s: float) -> None:
     for executor in touched:
         executor.pump(now_s)

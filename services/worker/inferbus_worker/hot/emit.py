@@ -34,6 +34,7 @@ _MAX_LATE_S = 60.0
 """A worker never writes OK later than this after the deadline."""
 _REMEMBERED = 200_000
 _RETRY_S = 0.5
+_CANCELLED = ("cancelled", "the request was cancelled")
 _EXPIRED = ("deadline_exceeded", "the deadline passed before the model could answer")
 
 
@@ -79,13 +80,16 @@ def _nobody(_work: Work, _outcome: int) -> None:
 class OkAnswer(NamedTuple):
     """One request's part of a batch.
 
-    `outputs` is a serialised TensorSet, `digest` its output_sha256, `row` its first row.
+    `outputs` is a serialised TensorSet, `digest` its output_sha256, `row` its first row;
+    `generated` and `cancelled` are for generations, of which a part is an answer too.
     """
 
     row: int
     outputs: bytes
     digest: bytes
     traceparent: str
+    generated: m.Generated | None = None
+    cancelled: bool = False
 
 
 class Emitter:
@@ -141,10 +145,12 @@ class Emitter:
         request = work.request
         tensors = request.tensors
         now_s = time.monotonic()
+        outcome = m.OUTCOME_CANCELLED if answer.cancelled else m.OUTCOME_OK
+        code, message = _CANCELLED if answer.cancelled else ("", "")
         record = m.Prediction(
             id=request.id,
             attempt=request.attempt,
-            outcome=m.OUTCOME_OK,
+            outcome=outcome,
             tenant=request.tenant,
             model=request.model,
             version=request.version,
@@ -162,8 +168,11 @@ class Emitter:
             engine_us=batch.engine_us,
             latency_us=max(0, int((now_s - work.arrived_s) * 1e6)),
             traceparent=answer.traceparent,
+            generated=answer.generated,
+            error_code=code,
+            error_message=message,
         )
-        self._put(work, record, m.OUTCOME_OK, answer.traceparent)
+        self._put(work, record, outcome, answer.traceparent)
 
     def ended(
         self,
@@ -207,6 +216,10 @@ class Emitter:
         retry = work.request.may_retry
         outcome = m.OUTCOME_ATTEMPT_FAILED if retry else m.OUTCOME_FAILED
         self.ended(work, outcome, code, message, served)
+
+    def cancelled(self, work: Work, served: Served | None = None) -> None:
+        """Write that nobody waited for it any more before it began."""
+        self.ended(work, m.OUTCOME_CANCELLED, *_CANCELLED, served)
 
     def expired(self, work: Work, served: Served | None = None) -> None:
         """Write that the deadline passed before an engine could take it."""

@@ -1,6 +1,8 @@
+from inferbus_schemas.gen.inferbus.inference.v1 import generation_pb2 as _generation_pb2
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from collections.abc import Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -29,7 +31,7 @@ OUTCOME_FAILED: Outcome
 OUTCOME_ATTEMPT_FAILED: Outcome
 
 class Prediction(_message.Message):
-    __slots__ = ("id", "attempt", "outcome", "tenant", "model", "version", "version_sha256", "outputs", "output_sha256", "inputs", "input_sha256", "error_code", "error_message", "served_by", "degraded", "client_request_id", "batch_id", "batch_row", "batch_size", "queue_us", "engine_us", "latency_us", "traceparent")
+    __slots__ = ("id", "attempt", "outcome", "tenant", "model", "version", "version_sha256", "outputs", "output_sha256", "inputs", "input_sha256", "error_code", "error_message", "served_by", "degraded", "client_request_id", "batch_id", "batch_row", "batch_size", "queue_us", "engine_us", "latency_us", "traceparent", "generated")
     ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
@@ -53,6 +55,7 @@ class Prediction(_message.Message):
     ENGINE_US_FIELD_NUMBER: _ClassVar[int]
     LATENCY_US_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
+    GENERATED_FIELD_NUMBER: _ClassVar[int]
     id: bytes
     attempt: int
     outcome: Outcome
@@ -76,4 +79,5 @@ class Prediction(_message.Message):
     engine_us: int
     latency_us: int
     traceparent: str
-    def __init__(self, id: _Optional[bytes] = ..., attempt: _Optional[int] = ..., outcome: _Optional[_Union[Outcome, str]] = ..., tenant: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., version_sha256: _Optional[bytes] = ..., outputs: _Optional[bytes] = ..., output_sha256: _Optional[bytes] = ..., inputs: _Optional[bytes] = ..., input_sha256: _Optional[bytes] = ..., error_code: _Optional[str] = ..., error_message: _Optional[str] = ..., served_by: _Optional[str] = ..., degraded: _Optional[bool] = ..., client_request_id: _Optional[str] = ..., batch_id: _Optional[bytes] = ..., batch_row: _Optional[int] = ..., batch_size: _Optional[int] = ..., queue_us: _Optional[int] = ..., engine_us: _Optional[int] = ..., latency_us: _Optional[int] = ..., traceparent: _Optional[str] = ...) -> None: ...
+    generated: _generation_pb2.Generated
+    def __init__(self, id: _Optional[bytes] = ..., attempt: _Optional[int] = ..., outcome: _Optional[_Union[Outcome, str]] = ..., tenant: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., version_sha256: _Optional[bytes] = ..., outputs: _Optional[bytes] = ..., output_sha256: _Optional[bytes] = ..., inputs: _Optional[bytes] = ..., input_sha256: _Optional[bytes] = ..., error_code: _Optional[str] = ..., error_message: _Optional[str] = ..., served_by: _Optional[str] = ..., degraded: _Optional[bool] = ..., client_request_id: _Optional[str] = ..., batch_id: _Optional[bytes] = ..., batch_row: _Optional[int] = ..., batch_size: _Optional[int] = ..., queue_us: _Optional[int] = ..., engine_us: _Optional[int] = ..., latency_us: _Optional[int] = ..., traceparent: _Optional[str] = ..., generated: _Optional[_Union[_generation_pb2.Generated, _Mapping]] = ...) -> None: ...

@@ -1,3 +1,4 @@
+from inferbus_schemas.gen.inferbus.inference.v1 import generation_pb2 as _generation_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -15,7 +16,7 @@ class RequestFrame(_message.Message):
     def __init__(self, gateway: _Optional[str] = ..., requests: _Optional[_Iterable[_Union[Request, _Mapping]]] = ...) -> None: ...
 
 class Request(_message.Message):
-    __slots__ = ("id", "tenant", "model", "version", "reply_partition", "ttl_ms", "attempt", "may_retry", "criticality", "client_request_id", "outputs", "traceparent", "tensors")
+    __slots__ = ("id", "tenant", "model", "version", "reply_partition", "ttl_ms", "attempt", "may_retry", "criticality", "client_request_id", "outputs", "traceparent", "tensors", "generation")
     ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -29,6 +30,7 @@ class Request(_message.Message):
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
     id: bytes
     tenant: str
     model: str
@@ -42,4 +44,5 @@ class Request(_message.Message):
     outputs: _containers.RepeatedScalarFieldContainer[str]
     traceparent: str
     tensors: bytes
-    def __init__(self, id: _Optional[bytes] = ..., tenant: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., reply_partition: _Optional[int] = ..., ttl_ms: _Optional[int] = ..., attempt: _Optional[int] = ..., may_retry: _Optional[bool] = ..., criticality: _Optional[int] = ..., client_request_id: _Optional[str] = ..., outputs: _Optional[_Iterable[str]] = ..., traceparent: _Optional[str] = ..., tensors: _Optional[bytes] = ...) -> None: ...
+    generation: _generation_pb2.Generation
+    def __init__(self, id: _Optional[bytes] = ..., tenant: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., reply_partition: _Optional[int] = ..., ttl_ms: _Optional[int] = ..., attempt: _Optional[int] = ..., may_retry: _Optional[bool] = ..., criticality: _Optional[int] = ..., client_request_id: _Optional[str] = ..., outputs: _Optional[_Iterable[str]] = ..., traceparent: _Optional[str] = ..., tensors: _Optional[bytes] = ..., generation: _Optional[_Union[_generation_pb2.Generation, _Mapping]] = ...) -> None: ...

@@ -1,0 +1,203 @@
+"""The engine `llamacpp`: llama.cpp's own server core, called in this process, on a GGUF file.
+
+In: a prompt and how to go on from it. Out: pieces of text as they come, then the whole. The engine
+batches continuously; each answer is one blocking call of a thread. Its library cannot leave out an
+HTTP listener, so that listens on a Unix socket whose name is removed at once: nobody can connect.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from inferbus_schemas import generation
+from inferbus_schemas import messages as m
+from inferbus_schemas.manifest import Manifest
+from inferbus_worker.engines.refusals import LoadError
+
+_BATCH_TOKENS = 128
+"""Tokens of prompts between two signs of progress; a small core reads them in seconds."""
+_MAGIC = b"GGUF"
+_CONTEXT_EXCEEDED = "exceed_context_size_error"
+_BAD_REQUEST = 400
+
+
+class PromptError(ValueError):
+    """The engine refuses this prompt or how to go on from it; `code` is stable."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(slots=True)
+class Piece:
+    """What one call back brought; all of it may be empty: then it only says that work goes on."""
+
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    logprobs: list[Any] = field(default_factory=list)
+    tool_calls: list[Any] = field(default_factory=list)
+    finish_reason: str = ""
+    n_tokens: int = 0
+    n_prompt_tokens: int = 0
+    usage: dict[str, Any] | None = None
+
+
+class LlamaEngine:
+    """One model in one server core.
+
+    Invariants: an answer never has more tokens than the context leaves; what is not said in a
+    request is the engine's default, but without any `Generation` it answers greedily; calls may
+    come from as many threads as there are slots.
+    """
+
+    def __init__(self, manifest: Manifest, folder: Path, threads: int) -> None:
+        try:
+            import xllamacpp  # noqa: PLC0415 -- only this engine pays for it
+        except ImportError as error:
+            raise LoadError(
+                "this worker lacks the package xllamacpp; install inferbus-worker[llamacpp]"
+            ) from error
+        settings = generation.settings(manifest)
+        said = msgspec.convert(manifest.engine_settings, generation.LlamaSettings)
+        path = folder / manifest.files[0].path
+        with path.open("rb") as file:
+            if file.read(len(_MAGIC)) != _MAGIC:
+                raise LoadError(f"{path.name} is not a GGUF file")
+        self.parallel = said.parallel
+        self._default_max_tokens = settings.default_max_tokens
+        params = xllamacpp.CommonParams()
+        params.model.path = str(path)
+        params.model_alias = {manifest.model}
+        params.n_parallel = said.parallel
+        params.n_ctx = settings.context_tokens * said.parallel
+        params.n_batch = params.n_ubatch = _BATCH_TOKENS
+        params.ctx_shift = False
+        params.cache_ram_mib = 0
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+        params.verbosity = 0
+        params.ui = False
+        with tempfile.TemporaryDirectory(dir=Path.cwd()) as private:
+            params.hostnames = [f"{Path(private).relative_to(Path.cwd())}/s.sock"]
+            try:
+                self._server = xllamacpp.Server(params)
+            except Exception as error:
+                raise LoadError(f"llama.cpp refuses the file: {str(error)[:300]}") from error
+
+    def generate(
+        self, prompt: str, said: m.Generation | None, choice: int, tell: Callable[[Piece], bool]
+    ) -> None:
+        """Go on from a prompt; call `tell` with each piece, until it answers False.
+
+        Raises:
+            PromptError: the prompt is too long, or the engine cannot do what was asked.
+            RuntimeError: the engine failed.
+        """
+        refusal: list[Exception] = []
+
+        def heard(chunk: dict[str, Any]) -> bool:
+            """Tell the engine whether to stop."""
+            try:
+                if "error" in chunk:
+                    refusal.append(_refusal(chunk["error"]))
+                    return True
+                # Each is told, also after one that was answered with False.
+                answers = [tell(piece) for piece in _pieces(chunk)]
+                return not all(answers)
+            except Exception as error:  # noqa: BLE001 -- the engine swallows what a call raises
+                refusal.append(error)
+                return True
+
+        asked = self._asked(said, choice)
+        chat = said is not None and said.prompt_kind == m.PROMPT_KIND_CHAT
+        if chat:
+            asked["messages"] = msgspec.json.decode(prompt)
+            self._server.handle_chat_completions(asked, heard)
+        else:
+            asked["prompt"] = prompt
+            self._server.handle_completions(asked, heard)
+        if refusal:
+            raise refusal[0]
+
+    def _asked(self, said: m.Generation | None, choice: int) -> dict[str, Any]:
+        """Return a request in the library's words."""
+        asked: dict[str, Any] = {
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "return_progress": True,
+            "max_tokens": self._default_max_tokens,
+        }
+        if said is None:
+            return asked | {"temperature": 0.0}
+        asked |= {name: getattr(said, name) for name in _SAMPLING if said.HasField(name)}
+        asked["max_tokens"] = said.max_tokens or self._default_max_tokens
+        if said.HasField("seed"):
+            asked["seed"] = (said.seed + choice) & 0xFFFFFFFF
+        if said.stop:
+            asked["stop"] = list(said.stop)
+        if said.HasField("top_logprobs"):
+            asked |= _logprobs(said)
+        if said.logit_bias:
+            asked["logit_bias"] = {str(key): bias for key, bias in said.logit_bias.items()}
+        for name in ("json_schema", "tools", "tool_choice"):
+            if text := getattr(said, name):
+                asked[name] = msgspec.json.decode(text)
+        return asked
+
+
+_SAMPLING = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "frequency_penalty",
+    "presence_penalty",
+)
+
+
+def _logprobs(said: m.Generation) -> dict[str, Any]:
+    # The engine counts the chosen token among the alternatives and knows no zero.
+    n_wanted = max(1, said.top_logprobs)
+    if said.prompt_kind == m.PROMPT_KIND_CHAT:
+        return {"logprobs": True, "top_logprobs": n_wanted}
+    return {"n_probs": n_wanted}
+
+
+def _pieces(chunk: dict[str, Any]) -> list[Piece]:
+    """Return what a chunk of the library says, in its order."""
+    out = []
+    for choice in chunk.get("choices", ()):
+        delta = choice.get("delta") or choice
+        probabilities = (choice.get("logprobs") or {}).get("content") or []
+        text = delta.get("content") or delta.get("text") or ""
+        calls = delta.get("tool_calls") or []
+        out.append(
+            Piece(
+                text=text,
+                token_ids=tuple(one["id"] for one in probabilities if "id" in one),
+                logprobs=probabilities,
+                tool_calls=calls,
+                finish_reason=choice.get("finish_reason") or "",
+                n_tokens=len(probabilities) or int(bool(text or calls)),
+            )
+        )
+    if (usage := chunk.get("usage")) is not None:
+        out.append(Piece(usage=usage))
+    if (progress := chunk.get("prompt_progress")) is not None:
+        out.append(Piece(n_prompt_tokens=int(progress.get("total", 0))))
+    return out
+
+
+def _refusal(error: dict[str, Any]) -> Exception:
+    message = str(error.get("message", "no reason given"))[:300]
+    if error.get("type") == _CONTEXT_EXCEEDED:
+        return PromptError("context_length_exceeded", message)
+    if error.get("code") == _BAD_REQUEST:
+        return PromptError("invalid_input", message)
+    return RuntimeError(message)

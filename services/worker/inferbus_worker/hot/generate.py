@@ -1,0 +1,315 @@
+"""One version's generations: requests to the engine's own scheduler at once, tokens as they come.
+
+In: requests of a version that generates, what its engine says, cancellations. Out: token chunks for
+those that stream, and one record per request, after its last chunk is acknowledged. There is no
+batcher: the engine batches continuously, and only how much is in flight is bounded here.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import structlog
+
+from inferbus_kit.metrics import WorkerMetrics
+from inferbus_schemas import generation, tensors
+from inferbus_schemas import messages as m
+from inferbus_schemas.manifest import Manifest
+from inferbus_worker.engines import wire
+from inferbus_worker.hot.emit import Emitter, OkAnswer, Served
+from inferbus_worker.hot.signature import InvalidInputError, SignatureCheck
+from inferbus_worker.hot.tokens import TokenSender
+from inferbus_worker.hot.work import Batch, Work
+
+_log = structlog.get_logger("generate")
+
+_FATAL_DEATHS = 2
+
+
+class Engine(Protocol):
+    """What generates; see `engines.host`."""
+
+    @property
+    def up(self) -> bool: ...
+    def submit(
+        self,
+        token: Any,
+        heads: Sequence[wire.TensorHead],
+        buffers: Sequence[bytes],
+        said: bytes = b"",
+    ) -> None: ...
+    def abort(self, token: Any) -> None: ...
+
+
+class GenerationMetrics:
+    """The metrics of one version, with their labels looked up once."""
+
+    def __init__(self, metrics: WorkerMetrics, model: str, version: int) -> None:
+        labels = (model, str(version))
+        self.prompt_tokens = metrics.tokens.labels(*labels, "prompt")
+        self.completion_tokens = metrics.tokens.labels(*labels, "completion")
+        self.first_token_seconds = metrics.first_token_seconds.labels(*labels)
+        self.queue_seconds = metrics.queue_seconds.labels(*labels)
+        self.engine_seconds = metrics.engine_seconds.labels(*labels)
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    """One execution of a request. `cancelled` and `expired`: why it was aborted."""
+
+    work: Work
+    run: int
+    stream: bool
+    batch: Batch
+    n_chunks: int = 0
+    n_unacknowledged: int = 0
+    cancelled: bool = False
+    expired: bool = False
+    done: tuple[wire.Done, bytes] | None = None
+
+
+class Generator:
+    """The hot side of one resident version that generates.
+
+    Invariants: each request that was added leaves with exactly one call of the emitter, after all
+    of its chunks are acknowledged; chunks of a run are numbered without a hole; a stream of which a
+    chunk left is never run again; at most `parallel` choices are in the engine, or one request.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        served: Served,
+        *,
+        parallel: int,
+        instance: str,
+        emitter: Emitter,
+        tokens: TokenSender,
+        metrics: GenerationMetrics,
+    ) -> None:
+        self._emitter = emitter
+        self._tokens = tokens
+        self._metrics = metrics
+        self._instance = instance
+        self._parallel = parallel
+        self._check = SignatureCheck(manifest.signature)
+        self._waiting: deque[Work] = deque()
+        self._runs: dict[int, _Run] = {}
+        self._n_choices = 0
+        self._engine: Engine | None = None
+        self.served = served
+        self.failed_reason = ""
+
+    def attach(self, engine: Engine) -> None:
+        """Use this engine; once, before the first request."""
+        self._engine = engine
+
+    @property
+    def oldest_s(self) -> float | None:
+        """Arrival of the request that waits longest."""
+        return self._waiting[0].arrived_s if self._waiting else None
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits and nothing runs."""
+        return not self._waiting and not self._runs
+
+    def add(self, work: Work) -> bool:
+        """Take a request; tell whether it waits for its engine now. `pump` must follow."""
+        if self.failed_reason:
+            self._emitter.attempt_failed(work, "engine_lost", self.failed_reason, self.served)
+            return False
+        request = work.request
+        try:
+            _, _, work.shapes, work.data = self._check.take(request.tensors, request.outputs)
+        except InvalidInputError as error:
+            self._invalid(work, "invalid_input", str(error))
+            return False
+        if request.generation.n > generation.MAX_CHOICES:
+            self._invalid(work, "invalid_input", f"n is at most {generation.MAX_CHOICES}")
+            return False
+        work.rows = max(1, request.generation.n)
+        work.n_bytes = len(request.tensors)
+        self._waiting.append(work)
+        return True
+
+    def _invalid(self, work: Work, code: str, message: str) -> None:
+        self._emitter.ended(work, m.OUTCOME_INVALID_INPUT, code, message, self.served)
+
+    def pump(self, now_s: float) -> None:
+        """Give the engine what it can take."""
+        engine = self._engine
+        if engine is None or not engine.up:
+            return
+        while self._waiting:
+            work = self._waiting[0]
+            if self._runs and self._n_choices + work.rows > self._parallel:
+                return
+            self._waiting.popleft()
+            if work.deadline_s <= now_s:
+                self._emitter.expired(work, self.served)
+            else:
+                self._start(engine, work, now_s)
+
+    def _start(self, engine: Engine, work: Work, now_s: float) -> None:
+        request = work.request
+        batch = Batch([work], work.rows, os.urandom(16), now_s, time.time_ns())
+        run = _Run(work, secrets.randbits(64), request.generation.stream, batch)
+        self._runs[run.run] = run
+        self._n_choices += work.rows
+        (data,) = work.data
+        head = wire.TensorHead(generation.PROMPT, "BYTES", work.shapes[0], len(data))
+        said = request.generation.SerializeToString() if request.HasField("generation") else b""
+        self._metrics.queue_seconds.observe(now_s - work.arrived_s)
+        engine.submit(run, [head], [data], said)
+
+    def tick(self, now_s: float) -> None:
+        """End what has expired, waiting or running; called a few times a second."""
+        for work in [one for one in self._waiting if one.deadline_s <= now_s]:
+            self._waiting.remove(work)
+            self._emitter.expired(work, self.served)
+        for run in list(self._runs.values()):
+            if run.work.deadline_s <= now_s and not run.expired:
+                run.expired = True
+                self._abort(run)
+        self.pump(now_s)
+
+    def cancel(self, request_id: bytes) -> bool:
+        """End a request with what it has; tell whether it is here."""
+        running = [one for one in self._runs.values() if one.work.request.id == request_id]
+        for run in running:
+            run.cancelled = True
+            self._abort(run)
+        waiting = [one for one in self._waiting if one.request.id == request_id]
+        for work in waiting:
+            self._waiting.remove(work)
+            self._emitter.cancelled(work, self.served)
+        return bool(running or waiting)
+
+    def _abort(self, run: _Run) -> None:
+        if self._engine is not None and run.done is None:
+            self._engine.abort(run)
+
+    # What the engine says.
+
+    def on_up(self) -> None:
+        self.pump(time.monotonic())
+
+    def on_tokens(self, run: _Run, piece: wire.Tokens) -> None:
+        """Send a piece on."""
+        if not run.stream or not (piece.n_tokens or piece.finish_reason):
+            return
+        request = run.work.request
+        chunk = m.TokenChunk(
+            id=request.id,
+            attempt=request.attempt,
+            run=run.run,
+            seq=run.n_chunks,
+            choice=piece.choice,
+            text=piece.text,
+            n_tokens=piece.n_tokens,
+            token_ids=piece.token_ids,
+            logprobs=piece.logprobs,
+            tool_calls=piece.tool_calls,
+            finish_reason=piece.finish_reason,
+            tenant=request.tenant,
+            model=request.model,
+            version=request.version,
+            served_by=self._instance,
+            prompt_kind=request.generation.prompt_kind,
+            include_usage=request.generation.include_usage,
+        )
+        run.n_chunks += 1
+        run.n_unacknowledged += 1
+        self._tokens.put(run.work, chunk, lambda: self._acknowledged(run))
+
+    def _acknowledged(self, run: _Run) -> None:
+        run.n_unacknowledged -= 1
+        if run.n_unacknowledged == 0 and run.done is not None:
+            self._finish(run, *run.done)
+
+    def on_done(self, run: _Run, done: wire.Done, body: memoryview) -> None:
+        self._leave_engine(run)
+        run.batch.engine_us = done.engine_us
+        run.done = (done, bytes(body))
+        if run.n_unacknowledged == 0:
+            self._finish(run, *run.done)
+        self.pump(time.monotonic())
+
+    def _leave_engine(self, run: _Run) -> None:
+        self._n_choices -= run.work.rows
+
+    def _finish(self, run: _Run, done: wire.Done, body: bytes) -> None:
+        """Write the record of a run whose chunks are all acknowledged."""
+        work = run.work
+        del self._runs[run.run]
+        if done.bad_rows:
+            self._invalid(work, done.code or "invalid_input", done.bad_rows[0])
+        elif done.error:
+            _log.warning("generation_failed", model=work.request.model, error=done.error)
+            message = "the model cannot go on from this prompt"
+            self._emitter.ended(work, m.OUTCOME_FAILED, "engine_error", message, self.served)
+        elif run.expired and done.aborted:
+            self._emitter.expired(work, self.served)
+        else:
+            self._answer(run, done, body)
+
+    def _answer(self, run: _Run, done: wire.Done, body: bytes) -> None:
+        (head,) = done.outputs
+        tensor = m.Tensor(name=head.name, datatype=head.datatype, shape=head.shape, data=body)
+        generated = m.Generated.FromString(done.generated)
+        generated.run, generated.n_chunks = run.run, run.n_chunks
+        self._metrics.prompt_tokens.inc(generated.prompt_tokens)
+        self._metrics.completion_tokens.inc(generated.completion_tokens)
+        self._metrics.engine_seconds.observe(done.engine_us / 1e6)
+        if generated.first_token_us:
+            self._metrics.first_token_seconds.observe(generated.first_token_us / 1e6)
+        answer = OkAnswer(
+            0,
+            m.TensorSet(tensors=[tensor]).SerializeToString(),
+            tensors.output_sha256([tensor]),
+            run.work.request.traceparent,
+            generated=generated,
+            cancelled=run.cancelled and done.aborted,
+        )
+        self._emitter.ok(run.work, run.batch, self.served, answer)
+
+    def on_down(self, runs: list[_Run], *_death: Any) -> None:
+        """Run again what a dead process left, but no stream that has begun: two runs differ."""
+        for run in reversed(runs):
+            self._leave_engine(run)
+            del self._runs[run.run]
+            run.work.n_alone_deaths += 1
+            if run.n_chunks:
+                self._lost(run.work)
+            elif run.cancelled:
+                self._emitter.cancelled(run.work, self.served)
+            elif run.work.n_alone_deaths >= _FATAL_DEATHS:
+                self._lost(run.work)
+            else:
+                self._waiting.appendleft(run.work)
+
+    def _lost(self, work: Work) -> None:
+        message = "the model's engine died while it answered"
+        self._emitter.ended(work, m.OUTCOME_FAILED, "engine_lost", message, self.served)
+
+    def on_stopped(self, runs: list[_Run]) -> None:
+        """Queue again, or end, what ran when the engine was stopped on purpose."""
+        self.on_down(runs)
+
+    def on_failed(self, reason: str) -> None:
+        """Give everything back: the engine will not come again."""
+        self.give_up(f"the model's engine is lost: {reason}")
+
+    def give_up(self, reason: str) -> None:
+        """End all attempts that wait here, and those that come."""
+        self.failed_reason = reason
+        waiting, self._waiting = list(self._waiting), deque()
+        for work in waiting:
+            self._emitter.attempt_failed(work, "engine_lost", reason, self.served)

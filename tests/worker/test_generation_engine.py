@@ -1,0 +1,193 @@
+"""The engine llamacpp in its real process, on real weights: what engines that generate owe."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from inferbus_models import smollm2
+from inferbus_schemas import generation, tensors
+from inferbus_schemas import manifest as manifests
+from inferbus_schemas import messages as m
+from inferbus_worker.engines import wire
+from inferbus_worker.engines.host import EngineError, EngineHost, EngineSpec
+from tests.support.sample_models import model_folder
+from tests.worker.test_engines import Listener, until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.slow
+
+
+class Heard(Listener):
+    """Keeps the pieces too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces: list[tuple[Any, wire.Tokens]] = []
+
+    def on_tokens(self, token: Any, piece: wire.Tokens) -> None:
+        self.pieces.append((token, piece))
+
+    def texts(self, token: Any) -> list[str]:
+        (body,) = [body for one, _, body in self.done if one == token]
+        return [each.decode() for each in tensors.split_bytes(body)]
+
+    def generated(self, token: Any) -> m.Generated:
+        (done,) = [done for one, done, _ in self.done if one == token]
+        assert not done.error
+        return m.Generated.FromString(done.generated)
+
+    def streamed(self, token: Any, choice: int = 0) -> list[wire.Tokens]:
+        return [
+            piece
+            for one, piece in self.pieces
+            if one == token and piece.choice == choice and (piece.n_tokens or piece.finish_reason)
+        ]
+
+
+@contextlib.asynccontextmanager
+async def engine(folder: Path, scratch: Path) -> AsyncIterator[tuple[EngineHost, Heard]]:
+    raw = (folder / manifests.MANIFEST_NAME).read_bytes()
+    heard = Heard()
+    spec = EngineSpec(manifests.parse(raw), raw, folder, scratch, 1, 0)
+    host = EngineHost(spec, heard, heard.on_tokens)
+    try:
+        await host.start()
+        yield host, heard
+    finally:
+        await host.stop()
+
+
+def submit(host: EngineHost, token: Any, prompt: str, said: m.Generation | None = None) -> None:
+    data = tensors.join_bytes([prompt.encode()])
+    head = wire.TensorHead(generation.PROMPT, "BYTES", (1,), len(data))
+    host.submit(token, [head], [data], b"" if said is None else said.SerializeToString())
+
+
+def text(**said: Any) -> m.Generation:
+    return m.Generation(prompt_kind=m.PROMPT_KIND_TEXT, **said)
+
+
+async def answered(heard: Heard, count: int) -> None:
+    await until(lambda: len(heard.done) == count, 60.0)
+
+
+async def test_many_at_once_say_what_each_says_alone(tmp_path: Path) -> None:
+    questions = list(smollm2.QUESTIONS) * 3
+    async with engine(model_folder("smollm2"), tmp_path) as (host, heard):
+        for token, question in enumerate(questions):
+            said = text(stream=True, temperature=0.0, max_tokens=16)
+            submit(host, token, smollm2.prompt(question), said)
+        await answered(heard, len(questions))
+        firsts = [token for token, piece in heard.pieces if piece.n_tokens][: len(questions)]
+        for token, question in enumerate(questions):
+            assert heard.texts(token) == [smollm2.QUESTIONS[question]]
+            pieces = heard.streamed(token)
+            assert "".join(piece.text for piece in pieces) == smollm2.QUESTIONS[question]
+            assert pieces[-1].finish_reason == "stop"
+            generated = heard.generated(token)
+            assert generated.completion_tokens == sum(piece.n_tokens for piece in pieces) + 1
+            assert generated.prompt_tokens == 16
+            assert generated.first_token_us > 0
+    assert len(set(firsts)) > 2, "they were generated one after another"
+
+
+async def test_what_a_request_says_is_done(tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
+    chat = json.dumps([{"role": "user", "content": "How old is the sun? Say it in JSON."}])
+    async with engine(model_folder("smollm2"), tmp_path) as (host, heard):
+        seeded = {"max_tokens": 6, "temperature": 1.0, "seed": 42}
+        submit(host, "a", "Once upon a time", text(**seeded, n=2))
+        submit(host, "b", "Once upon a time", text(**seeded))
+        submit(host, "stop", "1, 2, 3, 4,", text(max_tokens=20, temperature=0.0, stop=["7"]))
+        submit(host, "length", "1, 2, 3, 4,", text(max_tokens=3, temperature=0.0))
+        submit(host, "probable", "1, 2, 3, 4,", text(max_tokens=2, top_logprobs=2, stream=True))
+        submit(
+            host,
+            "json",
+            chat,
+            m.Generation(
+                prompt_kind=m.PROMPT_KIND_CHAT,
+                max_tokens=40,
+                temperature=0.0,
+                json_schema=json.dumps(schema),
+            ),
+        )
+        await answered(heard, 6)
+    assert len(heard.texts("a")) == 2
+    assert heard.texts("a")[0] == heard.texts("b")[0]
+    assert heard.texts("a")[0] != heard.texts("a")[1]
+    assert heard.generated("a").completion_tokens == 12
+    assert "5" in heard.texts("stop")[0]
+    assert "7" not in heard.texts("stop")[0]
+    assert [one.finish_reason for one in heard.generated("stop").choices] == ["stop"]
+    assert [one.finish_reason for one in heard.generated("length").choices] == ["length"]
+    probabilities = json.loads(heard.generated("probable").choices[0].logprobs)
+    assert [len(one["top_logprobs"]) for one in probabilities] == [2, 2]
+    assert heard.streamed("probable")[0].token_ids == (probabilities[0]["id"],)
+    assert isinstance(json.loads(heard.texts("json")[0])["age"], int)
+
+
+async def test_an_abort_ends_it_with_what_it_has(tmp_path: Path) -> None:
+    async with engine(model_folder("smollm2"), tmp_path) as (host, heard):
+        submit(host, "long", "Once upon a time", text(stream=True, max_tokens=1500))
+        await until(lambda: len(heard.streamed("long")) > 4)
+        host.abort("long")
+        await answered(heard, 1)
+        _, done, _ = heard.done[0]
+        assert done.aborted
+        assert heard.texts("long")[0]
+        assert heard.generated("long").choices[0].finish_reason == "cancelled"
+        submit(host, "after", smollm2.prompt("What is the capital of France?"))
+        await answered(heard, 2)
+        assert heard.texts("after") == ["The capital of France is Paris."]
+
+
+async def test_a_prompt_over_the_context_is_refused_and_costs_nothing(tmp_path: Path) -> None:
+    async with engine(model_folder("smollm2"), tmp_path) as (host, heard):
+        pid = host.pid
+        submit(host, "long", "word " * 3000)
+        await answered(heard, 1)
+        _, done, _ = heard.done[0]
+        assert done.code == "context_length_exceeded"
+        assert "2048" in done.bad_rows[0]
+        assert host.pid == pid
+
+
+async def test_a_death_gives_back_what_ran(tmp_path: Path) -> None:
+    async with engine(model_folder("smollm2"), tmp_path) as (host, heard):
+        submit(host, "one", "Once upon a time", text(stream=True, max_tokens=1500))
+        submit(host, "two", "Once upon a time", text(max_tokens=1500))
+        await until(lambda: heard.streamed("one"))
+        os.kill(host.pid, signal.SIGKILL)
+        await until(lambda: heard.down)
+        assert heard.down == [["one", "two"]]
+        await until(lambda: heard.n_up == 2)
+        submit(host, "again", smollm2.prompt("What is the capital of Italy?"))
+        await answered(heard, 1)
+        assert heard.texts("again") == ["The capital of Italy is Rome."]
+
+
+async def test_a_file_that_is_no_gguf_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    source = model_folder("smollm2")
+    (folder / "model.gguf").write_bytes(b"GGUF" + bytes(64))
+    raw = json.loads((source / manifests.MANIFEST_NAME).read_bytes())
+    (folder / manifests.MANIFEST_NAME).write_text(json.dumps(raw))
+    with pytest.raises(EngineError, match=r"refuses the file|engine process died"):
+        async with engine(folder, tmp_path):
+            await asyncio.sleep(0)
+    (folder / "model.gguf").write_bytes(b"ELF")
+    with pytest.raises(EngineError, match="not a GGUF file"):
+        async with engine(folder, tmp_path):
+            await asyncio.sleep(0)
