@@ -21,14 +21,12 @@ from typing import Any
 
 import asyncpg
 import httpx
-from aiokafka import AIOKafkaConsumer
-from aiokafka.structs import TopicPartition
 
 from inferbus_dev.stack import Stack
 from inferbus_models import samples
 from inferbus_schemas import topics
 from tests.support import traffic
-from tests.support.ledger import Ledger
+from tests.support.ledger import Ledger, end_offsets
 from tests.support.sample_models import model_folder
 
 
@@ -89,29 +87,15 @@ def sample_inputs(name: str, *, variant: int = 1) -> list[list[dict[str, Any]]]:
 async def at_rest(stack: Stack, timeout_s: float = 60.0) -> None:
     """Wait until every record of the prediction stream is behind the log's offsets."""
     until_s = time.monotonic() + timeout_s
-    behind: dict[int, tuple[int, int]] = {}
+    behind: dict[int, tuple[int | None, int]] = {}
     while time.monotonic() < until_s:
-        ends = await _ends(stack.kafka)
+        ends = await end_offsets(stack.kafka, topics.topic(topics.PREDICTIONS).name)
         logged = await _logged(stack.postgres)
-        behind = {p: (logged.get(p, 0), end) for p, end in ends.items() if logged.get(p, 0) < end}
+        behind = {p: (logged.get(p), end) for p, end in ends.items() if logged.get(p, -1) < end}
         if not behind:
             return
         await asyncio.sleep(0.2)
     raise AssertionError(f"the log does not reach the end of the stream: {behind}")
-
-
-async def _ends(bootstrap: str) -> dict[int, int]:
-    stream = topics.topic(topics.PREDICTIONS)
-    parts = [TopicPartition(stream.name, p) for p in range(stream.partitions["one-machine"])]
-    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap)
-    await consumer.start()
-    try:
-        consumer.assign(parts)
-        return {tp.partition: end for tp, end in (await consumer.end_offsets(parts)).items()}
-    finally:
-        # Without a group its own task ends by a cancellation that `stop` hands on.
-        with contextlib.suppress(asyncio.CancelledError):
-            await consumer.stop()
 
 
 async def _logged(url: str) -> dict[int, int]:

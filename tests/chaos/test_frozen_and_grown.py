@@ -1,0 +1,159 @@
+"""Kafka and a gateway stopped for seconds, and topics that grow, all under load.
+
+As with kills, the ledger of the clients and the log must agree afterwards (promises A to D).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
+
+from inferbus_dev.stack import Stack
+from inferbus_schemas import topics
+from tests.support import stacks
+from tests.support.balancer import Balancer
+from tests.support.ledger import Ledger, check_ledger
+from tests.support.traffic import Traffic
+
+pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(420)]
+
+MODEL = "breast-cancer"
+KAFKA_FROZEN_S = 8.0
+"""Longer than a lease is good for, were the broker's silence held against its owner."""
+GATEWAY_FROZEN_S = 5.0
+TIMEOUT_MS = 3_000
+"""Shorter than either, so that deadlines pass meanwhile."""
+GROWN = {topics.REQUESTS: 20, topics.PREDICTIONS: 128}
+
+
+@pytest.fixture
+async def stack() -> AsyncIterator[Stack]:
+    # A load balancer that looks ten times a second must see it go, however busy the machine is.
+    async with stacks.running(n_workers=2, n_gateways=2, env={"INFERBUS_GRACE_S": "2"}) as running:
+        await stacks.push(running, MODEL)
+        yield running
+
+
+async def test_what_stands_still_or_grows_loses_nothing(stack: Stack, tmp_path: Path) -> None:
+    """One stack for all of it, since starting it is what costs."""
+    path = tmp_path / "ledger"
+    with Ledger(path) as ledger:
+        for step in (_kafka_stands_still, _a_gateway_stands_still, _topics_grow):
+            await step(stack, ledger)
+            await stacks.at_rest(stack)
+            violations = await check_ledger(path, stack.postgres, stack.kafka)
+            assert not violations, (step.__name__, violations[:5])
+
+
+async def _frozen(stack: Stack, role: str, seconds: float) -> None:
+    pid = stack.process(role, 0).pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        await asyncio.sleep(seconds)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def _traffic(stack: Stack, ledger: Ledger, seed: int, *, timeout_ms: int = TIMEOUT_MS) -> Traffic:
+    inputs = stacks.sample_inputs(MODEL)
+    return Traffic(
+        lambda: stack.gateways,
+        ledger,
+        MODEL,
+        inputs,
+        rate_per_s=40,
+        timeout_ms=timeout_ms,
+        seed=seed,
+    )
+
+
+async def _kafka_stands_still(stack: Stack, ledger: Ledger) -> None:
+    """Refused before acceptance, or ended once by a record; no process needs a restart."""
+    before = _pids(stack)
+    async with _traffic(stack, ledger, 1) as traffic:
+        await asyncio.sleep(1.0)
+        await _frozen(stack, "kafka", KAFKA_FROZEN_S)
+        await asyncio.sleep(4.0)
+    assert set(traffic.seen.statuses) <= {200, 503, 504}, traffic.seen.failures[:3]
+    assert set(traffic.seen.unknown) <= {"outcome_unknown"}
+    assert traffic.seen.statuses[503]
+    await _serves(stack, ledger, 2)
+    assert _pids(stack) == before
+
+
+async def _a_gateway_stands_still(stack: Stack, ledger: Ledger) -> None:
+    """Its requests end once, late; those of the other one do not notice."""
+    async with _traffic(stack, ledger, 3) as traffic:
+        await asyncio.sleep(1.0)
+        await _frozen(stack, "gateway", GATEWAY_FROZEN_S)
+        await asyncio.sleep(2.0)
+    assert set(traffic.seen.statuses) <= {200, 503, 504}, traffic.seen.failures[:3]
+    assert traffic.seen.statuses[200] > traffic.seen.n_sent / 2
+    await _serves(stack, ledger, 4)
+
+
+async def _serves(stack: Stack, ledger: Ledger, seed: int) -> None:
+    """What was disturbed answers everything once it is ready again."""
+    for role, index in (("gateway", 0), ("gateway", 1), ("worker", 0), ("worker", 1)):
+        await stack.wait_ready(role, index)
+    async with _traffic(stack, ledger, seed, timeout_ms=20_000) as traffic:
+        await asyncio.sleep(1.0)
+    assert traffic.seen.statuses == {200: traffic.seen.n_sent}, traffic.seen.failures[:3]
+
+
+async def _topics_grow(stack: Stack, ledger: Ledger) -> None:
+    """More inboxes and more reply partitions; gateways that restart then take the new ones."""
+    async with (
+        Balancer(lambda: stack.gateways) as balancer,
+        Traffic(
+            balancer.ready, ledger, MODEL, stacks.sample_inputs(MODEL), rate_per_s=40, seed=5
+        ) as traffic,
+    ):
+        await asyncio.sleep(1.0)
+        await _grow(stack)
+        await asyncio.sleep(1.0)
+        for attempt in range(8):
+            await stack.restart("gateway", attempt % 2)
+            await stack.wait_ready("gateway", attempt % 2)
+            url = stack.gateways[attempt % 2]
+            inputs = stacks.sample_inputs(MODEL)[0]
+            answer = await stacks.infer(url, MODEL, inputs, ledger, f"grown-{attempt}")
+            assert answer.status_code == 200, answer.text
+            used = int(answer.headers["x-inferbus-receipt"].partition(":")[0])
+            if used >= topics.topic(topics.PREDICTIONS).partitions["one-machine"]:
+                break
+        else:
+            raise AssertionError("no gateway took a new reply partition")
+        await asyncio.sleep(2.0)
+    assert traffic.seen.statuses == {200: traffic.seen.n_sent}, traffic.seen.failures[:3]
+    assert not traffic.seen.unknown
+
+
+async def _grow(stack: Stack) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=stack.kafka)
+    await admin.start()
+    try:
+        wanted = {
+            topics.topic(name, "default").name: NewPartitions(total_count=total)
+            for name, total in GROWN.items()
+        }
+        answer = await admin.create_partitions(wanted)
+        assert [error[1] for error in answer.topic_errors] == [0] * len(wanted), answer
+    finally:
+        await admin.close()
+
+
+def _pids(stack: Stack) -> dict[str, int]:
+    roles = ("gateway", "worker", "logger", "registry", "kafka", "postgres")
+    counts = {"gateway": 2, "worker": 2}
+    return {
+        f"{role}-{index}": stack.process(role, index).pid
+        for role in roles
+        for index in range(counts.get(role, 1))
+    }
