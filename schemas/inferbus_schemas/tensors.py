@@ -5,10 +5,13 @@ In: `messages.Tensor`. Out: element counts and digests that any other program ca
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import struct
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+from inferbus_schemas import messages as m
 
 ITEM_BYTES = {
     "BOOL": 1,
@@ -130,15 +133,41 @@ def output_sha256(outputs: Iterable[TensorLike]) -> bytes:
     """
     parts: list[bytes] = []
     for tensor in outputs:
-        name, datatype, data = tensor.name.encode(), tensor.datatype.encode(), tensor.data
-        shape = tensor.shape
-        rank = len(shape)
-        parts += (
-            _LENGTH.pack(len(name)),
-            name,
-            _LENGTH.pack(len(datatype)),
-            datatype,
-            struct.pack(f"<B{rank}qQ", rank, *shape, len(data)),
-            data,
-        )
+        data = tensor.data
+        parts += (_digest_head(tensor.name, tensor.datatype, tuple(tensor.shape), len(data)), data)
     return hashlib.sha256(b"".join(parts)).digest()
+
+
+def _digest_head(name: str, datatype: str, shape: tuple[int, ...], n_bytes: int) -> bytes:
+    """Return what stands before a tensor's bytes in the digest."""
+    raw_name, raw_datatype, rank = name.encode(), datatype.encode(), len(shape)
+    return b"".join(
+        (
+            _LENGTH.pack(len(raw_name)),
+            raw_name,
+            _LENGTH.pack(len(raw_datatype)),
+            raw_datatype,
+            struct.pack(f"<B{rank}qQ", rank, *shape, n_bytes),
+        )
+    )
+
+
+class Heads(NamedTuple):
+    """What stands before the bytes of a tensor: in a serialised TensorSet, and in the digest.
+
+    Most tensors of a version differ in their bytes alone, and both forms end with these: head and
+    bytes of each tensor, one after another, are the TensorSet, since Protobuf appends what repeats.
+    """
+
+    message: bytes
+    digest: bytes
+
+
+@functools.lru_cache(maxsize=4096)
+def heads(name: str, datatype: str, shape: tuple[int, ...], n_bytes: int) -> Heads:
+    """Return the heads of all tensors of `n_bytes` bytes with this name, datatype and shape."""
+    # Fields are written in the order of their numbers, and `data` has the last one.
+    like = m.TensorSet(
+        tensors=[m.Tensor(name=name, datatype=datatype, shape=shape, data=bytes(n_bytes))]
+    ).SerializeToString()
+    return Heads(like[: len(like) - n_bytes], _digest_head(name, datatype, shape, n_bytes))

@@ -11,6 +11,7 @@ import pytest
 from aiokafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
 
 from inferbus_gateway import errors
+from inferbus_gateway.hot import publish
 from inferbus_gateway.hot.pending import Entry, Pending
 from inferbus_gateway.hot.placement import Placement
 from inferbus_gateway.hot.publish import MAX_FRAME_REQUESTS, Publisher
@@ -27,6 +28,8 @@ class Bus:
     def __init__(self) -> None:
         self.error: Exception | None = None
         self.late: Exception | None = None
+        self.slow = False
+        self.on_their_way: list[asyncio.Future[Any]] = []
         self.sent: list[tuple[str, int, bytes]] = []
 
     async def send(self, topic: str, partition: int, value: bytes, **_more: Any) -> Any:
@@ -34,7 +37,9 @@ class Bus:
             raise self.error
         self.sent.append((topic, partition, value))
         done = asyncio.get_running_loop().create_future()
-        if self.late is not None:
+        if self.slow:
+            self.on_their_way.append(done)
+        elif self.late is not None:
             done.set_exception(self.late)
         else:
             done.set_result(SimpleNamespace(offset=len(self.sent) - 1))
@@ -108,6 +113,69 @@ async def test_frames_close_at_their_count_and_at_their_bytes() -> None:
     gateway.placed(1)
     await asyncio.sleep(0.01)
     assert [len(frame.requests) for frame in gateway.bus.frames] == [2, 1, 1, 1]
+
+
+async def test_what_comes_while_a_frame_is_on_its_way_shares_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(publish, "MAX_HOLD_S", 60.0)
+    gateway = Gateway()
+    gateway.bus.slow = True
+    for n in (1, 2, 3):
+        gateway.placed(n)
+        await asyncio.sleep(0.01)
+    assert [len(frame.requests) for frame in gateway.bus.frames] == [1]
+    gateway.bus.on_their_way.pop().set_result(SimpleNamespace(offset=0))
+    await asyncio.sleep(0.01)
+    assert [len(frame.requests) for frame in gateway.bus.frames] == [1, 5]
+    gateway.placed(1)
+    gateway.bus.on_their_way.pop().set_exception(KafkaTimeoutError())
+    await asyncio.sleep(0.01)
+    assert [len(frame.requests) for frame in gateway.bus.frames] == [1, 5, 1]
+
+
+async def test_a_frame_is_held_for_a_moment_only() -> None:
+    gateway = Gateway()
+    gateway.bus.slow = True
+    for _ in range(3):
+        gateway.placed(1)
+        await asyncio.sleep(4 * publish.MAX_HOLD_S)
+    assert [len(frame.requests) for frame in gateway.bus.frames] == [1, 1, 1]
+
+
+async def test_a_held_frame_that_is_full_leaves_and_one_that_lost_its_worker_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(publish, "MAX_HOLD_S", 60.0)
+    gateway = Gateway()
+    gateway.bus.slow = True
+    gateway.placed(1)
+    await asyncio.sleep(0.01)
+    gateway.placed(MAX_FRAME_REQUESTS)
+    await asyncio.sleep(0.01)
+    (last,) = gateway.placed(1)
+    await asyncio.sleep(0.01)
+    assert [len(frame.requests) for frame in gateway.bus.frames] == [1, MAX_FRAME_REQUESTS]
+    gateway.pending.ended(last.id, 1, m.OUTCOME_DEADLINE_EXCEEDED, time.monotonic())
+    for one in gateway.bus.on_their_way:
+        one.set_result(SimpleNamespace(offset=0))
+    await asyncio.sleep(0.01)
+    assert len(gateway.bus.frames) == 2
+
+
+async def test_a_stop_sends_what_was_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish, "MAX_HOLD_S", 60.0)
+    gateway = Gateway()
+    gateway.bus.slow = True
+    for _ in range(2):
+        gateway.placed(1)
+        await asyncio.sleep(0.01)
+    stopping = asyncio.create_task(gateway.publisher.stop())
+    await asyncio.sleep(0.01)
+    assert len(gateway.bus.frames) == 2
+    for one in gateway.bus.on_their_way:
+        one.set_result(SimpleNamespace(offset=0))
+    await stopping
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,35 @@ def test_output_digest_is_the_documented_bytes() -> None:
     assert tensors.output_sha256([tensor]) == hashlib.sha256(by_hand).digest()
 
 
+@given(
+    st.lists(
+        st.tuples(
+            st.text(max_size=9),
+            st.sampled_from(sorted(tensors.DATATYPES)),
+            st.lists(st.integers(0, 2**40), max_size=3).map(tuple),
+            st.binary(max_size=300),
+        ),
+        max_size=4,
+    )
+)
+def test_heads_and_bytes_are_the_message_and_the_digest(
+    given_tensors: list[tuple[str, str, tuple[int, ...], bytes]],
+) -> None:
+    message, digest = b"", b""
+    for name, datatype, shape, data in given_tensors:
+        heads = tensors.heads(name, datatype, shape, len(data))
+        message += heads.message + data
+        digest += heads.digest + data
+    whole = m.TensorSet(
+        tensors=[
+            m.Tensor(name=name, datatype=datatype, shape=shape, data=data)
+            for name, datatype, shape, data in given_tensors
+        ]
+    )
+    assert message == whole.SerializeToString()
+    assert hashlib.sha256(digest).digest() == tensors.output_sha256(whole.tensors)
+
+
 @given(st.lists(st.binary(max_size=40), max_size=20))
 def test_bytes_elements_round_trip(elements: list[bytes]) -> None:
     assert tensors.split_bytes(tensors.join_bytes(elements)) == elements

@@ -138,8 +138,9 @@ def _read_inputs(
     inputs: Sequence[Input], body: bytes, json_length: int | None, plan: _Plan
 ) -> tuple[bytes, int]:
     """Return the serialised tensors in the signature's order and the number of rows."""
-    placed: list[m.Tensor | None] = [None] * len(plan.inputs)
+    placed: list[bytes] = [b""] * len(plan.inputs)
     rows: int | None = None
+    n_rows = 1
     at = json_length
     for item in inputs:
         place = plan.inputs.get(item.name)
@@ -148,7 +149,7 @@ def _read_inputs(
                 f"the model has no input {show(item.name)}; it takes {_list(plan.inputs)}"
             )
         index, spec = place
-        if placed[index] is not None:
+        if placed[index]:
             raise InvalidRequestError(f"input {spec.name!r} is given twice; leave one out")
         rows = _check_shape(item, spec, rows)
         try:
@@ -161,19 +162,18 @@ def _read_inputs(
                 at = (at or 0) + size
         except (numbers.NumbersError, tensors.TensorError) as error:
             raise InvalidRequestError(f"input {spec.name!r}: {error}") from None
-        placed[index] = m.Tensor(
-            name=spec.name, datatype=spec.datatype, shape=item.shape, data=data
-        )
+        head = tensors.heads(spec.name, spec.datatype, item.shape, len(data))
+        placed[index] = head.message + data
+        if index == 0 and item.shape:
+            n_rows = item.shape[0]
     if at is not None and at != len(body):
         raise InvalidRequestError(
             "the lengths in binary_data_size do not add up to the bytes after the JSON"
         )
-    missing = [name for name, (index, _) in plan.inputs.items() if placed[index] is None]
+    missing = [name for name, (index, _) in plan.inputs.items() if not placed[index]]
     if missing:
         raise InvalidRequestError(f"inputs are missing; add {_list(missing)}")
-    ready = [tensor for tensor in placed if tensor is not None]
-    first = ready[0].shape
-    return m.TensorSet(tensors=ready).SerializeToString(), first[0] if first else 1
+    return b"".join(placed), n_rows
 
 
 def _check_shape(item: Input, spec: manifest.TensorSpec, rows: int | None) -> int | None:

@@ -26,6 +26,8 @@ _log = structlog.get_logger("publish")
 
 MAX_FRAME_REQUESTS = 64
 MAX_FRAME_BYTES = 768 << 10
+MAX_HOLD_S = 0.005
+"""Kafka has one batch of an inbox in flight, so that waiting for it costs no time, up to here."""
 _REQUEST_BYTES = 200
 """What a request takes beside its tensors, about."""
 
@@ -46,7 +48,9 @@ class Publisher:
     """Places requests and publishes their frames.
 
     Invariants: a request is in one frame per attempt; a frame leaves in the tick in which its
-    first request was placed; a request is refused here only if Kafka saw none of its attempts.
+    first request was placed, or, while an earlier one to its inbox is on its way, when that is
+    acknowledged, when another has to be begun, or after `MAX_HOLD_S`; a request is refused here
+    only if Kafka saw none of its attempts.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class Publisher:
         self._placement = placement
         self._open: dict[Inbox, _Draft] = {}
         self._drafts: list[_Draft] = []
+        self._away: dict[Inbox, int] = {}
         self._topics: dict[str, topics.Topic] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._n_frames = 0
@@ -89,6 +94,8 @@ class Publisher:
         ):
             if not self._drafts:
                 asyncio.get_running_loop().call_soon(self._flush)
+            if draft is not None and draft not in self._drafts:
+                self._drafts.append(draft)
             draft = self._open[inbox] = _Draft(lease)
             self._drafts.append(draft)
         draft.entries.append(entry)
@@ -98,17 +105,31 @@ class Publisher:
         return True
 
     def _flush(self) -> None:
+        """Send the drafts of this tick; the last one to an inbox may have to wait."""
         drafts, self._drafts = self._drafts, []
-        self._open.clear()
         for draft in drafts:
-            # What ended or lost its worker within the tick is not sent.
-            entries = [
-                entry
-                for entry in draft.entries
-                if entry.inbox is not None and entry.frame is draft.frame
-            ]
-            if entries:
-                self._send(draft.lease, entries, draft.frame)
+            inbox = (draft.lease.pool, draft.lease.inbox)
+            if self._open.get(inbox) is draft and inbox in self._away:
+                asyncio.get_running_loop().call_later(MAX_HOLD_S, self._release, inbox, draft)
+            else:
+                self._close(inbox, draft)
+
+    def _release(self, inbox: Inbox, draft: _Draft | None) -> None:
+        """Send the draft that waits for an inbox, if it is still this one."""
+        if draft is not None and self._open.get(inbox) is draft and draft not in self._drafts:
+            self._close(inbox, draft)
+
+    def _close(self, inbox: Inbox, draft: _Draft) -> None:
+        if self._open.get(inbox) is draft:
+            del self._open[inbox]
+        # What ended or lost its worker meanwhile is not sent.
+        entries = [
+            entry
+            for entry in draft.entries
+            if entry.inbox is not None and entry.frame is draft.frame
+        ]
+        if entries:
+            self._send(draft.lease, entries, draft.frame)
 
     def _send(self, lease: InboxLease, entries: list[Entry], frame: Frame) -> None:
         now_s = time.monotonic()
@@ -120,6 +141,8 @@ class Publisher:
             gateway=self._instance, requests=[entry.request for entry in entries]
         ).SerializeToString()
         self._n_frames += 1
+        inbox = (lease.pool, lease.inbox)
+        self._away[inbox] = self._away.get(inbox, 0) + 1
         task = asyncio.get_running_loop().create_task(
             self._deliver(lease, entries, frame, value, self._n_frames)
         )
@@ -127,6 +150,23 @@ class Publisher:
         task.add_done_callback(self._tasks.discard)
 
     async def _deliver(
+        self, lease: InboxLease, entries: list[Entry], frame: Frame, value: bytes, number: int
+    ) -> None:
+        try:
+            await self._produce(lease, entries, frame, value, number)
+        finally:
+            self._arrived((lease.pool, lease.inbox))
+
+    def _arrived(self, inbox: Inbox) -> None:
+        """One frame less is on its way to an inbox; the next may go."""
+        left = self._away[inbox] - 1
+        if left:
+            self._away[inbox] = left
+        else:
+            del self._away[inbox]
+            self._release(inbox, self._open.get(inbox))
+
+    async def _produce(
         self, lease: InboxLease, entries: list[Entry], frame: Frame, value: bytes, number: int
     ) -> None:
         topic = self._topics.get(lease.pool)
@@ -166,7 +206,9 @@ class Publisher:
                 entry.waiter.refuse(entry, _refusal(error))
 
     async def stop(self) -> None:
-        """Wait for frames that are on their way, bounded."""
+        """Send what waits, and wait for frames that are on their way, bounded."""
+        for inbox, draft in list(self._open.items()):
+            self._release(inbox, draft)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=2.0)
 

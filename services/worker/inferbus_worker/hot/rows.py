@@ -6,9 +6,9 @@ bytes of its rows.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
-from inferbus_schemas import messages as m
 from inferbus_schemas import tensors
 from inferbus_worker.engines import wire
 
@@ -39,20 +39,17 @@ class Answer:
         `wanted` names outputs in the order in which they were asked for; empty means all.
         """
         parts = [self._by_name[name] for name in wanted] if wanted else self._parts
-        out = m.TensorSet(tensors=[self._tensor(part, row, rows) for part in parts])
-        return out.SerializeToString(), tensors.output_sha256(out.tensors)
-
-    def _tensor(
-        self, part: tuple[wire.TensorHead, memoryview, int], row: int, rows: int
-    ) -> m.Tensor:
-        head, view, row_bytes = part
-        if head.datatype == "BYTES":
-            data = self._cut_bytes(head, view, row, rows)
-        else:
-            data = bytes(view[row * row_bytes : (row + rows) * row_bytes])
-        return m.Tensor(
-            name=head.name, datatype=head.datatype, shape=(rows, *head.shape[1:]), data=data
-        )
+        message: list[bytes] = []
+        digest: list[bytes] = []
+        for head, view, row_bytes in parts:
+            if head.datatype == "BYTES":
+                data = self._cut_bytes(head, view, row, rows)
+            else:
+                data = bytes(view[row * row_bytes : (row + rows) * row_bytes])
+            before = tensors.heads(head.name, head.datatype, (rows, *head.shape[1:]), len(data))
+            message += (before.message, data)
+            digest += (before.digest, data)
+        return b"".join(message), hashlib.sha256(b"".join(digest)).digest()
 
     def _cut_bytes(self, head: wire.TensorHead, view: memoryview, row: int, rows: int) -> bytes:
         elements = self._elements.get(head.name)
