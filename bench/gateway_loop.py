@@ -29,6 +29,7 @@ from prometheus_client import CollectorRegistry
 
 from inferbus_gateway.api.v2 import make_app
 from inferbus_gateway.app import front_door, side_door
+from inferbus_gateway.hot.access import Access
 from inferbus_gateway.hot.incoming import Bodies
 from inferbus_gateway.hot.infer import Infer
 from inferbus_gateway.hot.pending import Pending
@@ -43,10 +44,11 @@ from inferbus_kit.health import Asgi, Health
 from inferbus_kit.http import HttpServer
 from inferbus_kit.metrics import gateway_metrics
 from inferbus_kit.telemetry import Tracing
+from inferbus_schemas import access, membership, tensors
 from inferbus_schemas import manifest as manifests
-from inferbus_schemas import membership, tensors
 from inferbus_schemas import messages as m
 
+KEY = access.make_key(bytes(range(40)))
 N_FEATURES = 30
 N_WORKERS = 2
 OUTPUTS = [
@@ -122,8 +124,23 @@ def gateway(bus: Any) -> tuple[Asgi, Direct]:
         tracing=Tracing("gateway", "gateway-0", ""),
         max_tensor_bytes=4 << 20,
     )
+    keys = access.Keyring()
+    keys.apply(
+        m.AccessKey(
+            id=access.key_id(KEY),
+            sha256=access.key_sha256(KEY),
+            tenant="bench",
+            scopes=["infer:m"],
+            generation=1,
+        )
+    )
+    door = Access(keys, local=False)
     infer = Infer(
-        routes=routes, requests=requests, metrics=metrics, bodies=Bodies(4 << 20, 256 << 20)
+        routes=routes,
+        requests=requests,
+        metrics=metrics,
+        bodies=Bodies(4 << 20, 256 << 20),
+        access=door,
     )
     manifest = manifests.Manifest(
         model="m",
@@ -157,8 +174,8 @@ def gateway(bus: Any) -> tuple[Asgi, Direct]:
         beat = m.Heartbeat(instance=f"w{inbox}", state=m.STATE_ACTIVE, life=1, worker=part)
         fleet.apply(membership.inbox_key("default", inbox), beat, offset=inbox, append_ms=1000)
     routes.fleet_changed()
-    control = make_app(routes, Health(), requests.new_id)
-    return front_door(infer, requests, control), side_door(infer)
+    control = make_app(routes, Health(), door, requests.new_id)
+    return front_door(infer, control), side_door(infer)
 
 
 def question(*, binary: bool) -> bytes:
@@ -175,7 +192,8 @@ def question(*, binary: bool) -> bytes:
         head = json.dumps({"inputs": [tensor | {"data": values}]}).encode()
         extra = "content-type: application/json\r\n"
     lines = (
-        f"POST /v2/models/m/infer HTTP/1.1\r\nhost: a\r\n{extra}content-length: {len(head + raw)}"
+        f"POST /v2/models/m/infer HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {KEY}\r\n"
+        f"{extra}content-length: {len(head + raw)}"
     )
     return f"{lines}\r\n\r\n".encode() + head + raw
 

@@ -128,6 +128,12 @@ class Exchange:
         self.disconnected = self.response_started = self.response_complete = False
         self.waiting_for_100_continue = False
 
+    @property
+    def peer(self) -> str:
+        """Address of the connection's other end; empty where it has none."""
+        client = self._protocol.client
+        return client[0] if client else ""
+
     def handle(self) -> None:
         """Let the body, which is whole, be answered."""
         self._handler(self)

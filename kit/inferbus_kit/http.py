@@ -1,6 +1,6 @@
 """An HTTP listener as a stage of the lifecycle: uvicorn's protocol without its server and signals.
 
-In: an ASGI app, a loopback host and a port. Out: a bound socket before anything is served, so that
+In: an ASGI app, an address and a port. Out: a bound socket before anything is served, so that
 a taken port is one clear sentence.
 """
 
@@ -10,6 +10,7 @@ import asyncio
 import socket
 from dataclasses import replace
 
+import structlog
 import uvicorn
 from uvicorn.server import ServerState
 
@@ -17,6 +18,9 @@ from inferbus_kit.errors import StartupError
 from inferbus_kit.guard import Direct, GuardedProtocol, Limits
 from inferbus_kit.health import Asgi
 from inferbus_kit.lifecycle import cancel
+from inferbus_kit.settings import is_loopback
+
+_log = structlog.get_logger("http")
 
 
 class HttpServer:
@@ -44,6 +48,7 @@ class HttpServer:
         self._limits = replace(
             limits or Limits(), connections=max_connections, body_bytes=max_body_bytes
         )
+        self._host = host
         self._socket = _bind(host, port)
         self.port = int(self._socket.getsockname()[1])
         self._drain_s = drain_s
@@ -64,6 +69,9 @@ class HttpServer:
         self._sweeper: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
+        if not is_loopback(self._host):
+            # Keys that travel in the clear are everyone's on the way.
+            _log.warning("plain_http_beyond_this_machine", host=self._host, port=self.port)
         self._listener = await asyncio.get_running_loop().create_server(
             lambda: GuardedProtocol(self._config, self._state, self._limits, self._direct),
             sock=self._socket,

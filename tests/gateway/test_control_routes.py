@@ -10,11 +10,13 @@ import httpx
 import pytest
 
 from inferbus_gateway.api.v2 import make_app
+from inferbus_gateway.hot.access import Access
 from inferbus_gateway.hot.pins import Pins
 from inferbus_gateway.hot.placement import Placement
 from inferbus_gateway.hot.route import Routes
 from inferbus_kit.health import Health
 from inferbus_schemas import ids
+from inferbus_schemas.access import Keyring
 from tests.gateway.fleet_records import Fleet, deployment, version
 
 ID = ids.uuid7(1, 1)
@@ -33,9 +35,10 @@ class Control:
         )
 
     async def ask(self, path: str, method: str = "GET") -> httpx.Response:
-        app: Any = make_app(self.routes, self.health, lambda: ID)
+        local = Access(Keyring(), local=True)
+        app: Any = make_app(self.routes, self.health, local, lambda: ID)
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
             return await http.request(method, path)
 
 

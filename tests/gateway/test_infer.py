@@ -7,19 +7,25 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
+from inferbus_gateway.hot.access import Access
 from inferbus_gateway.hot.incoming import Bodies
 from inferbus_gateway.hot.infer import Infer
 from inferbus_gateway.hot.pending import Pending
 from inferbus_gateway.hot.requests import Requests
 from inferbus_kit.metrics import gateway_metrics
 from inferbus_schemas import manifest as manifests
+from inferbus_schemas.access import Keyring
 
 
 class Exchange:
     """A request as the listener hands it over; keeps what it is answered."""
 
     def __init__(self, timeout_ms: int) -> None:
-        self.headers = [(b"x-inferbus-timeout-ms", str(timeout_ms).encode())]
+        self.headers = [
+            (b"host", b"localhost"),
+            (b"x-inferbus-timeout-ms", str(timeout_ms).encode()),
+        ]
+        self.peer = "127.0.0.1"
         self.body = b'{"inputs": [{"name": "x", "datatype": "INT8", "shape": [1], "data": [1]}]}'
         self.status = 0
 
@@ -54,7 +60,13 @@ def test_a_refused_timeout_opens_no_span() -> None:
         tracing=tracing,
         max_tensor_bytes=1 << 20,
     )
-    infer = Infer(routes=parts, requests=requests, metrics=metrics, bodies=Bodies(1 << 20, 1 << 24))
+    infer = Infer(
+        routes=parts,
+        requests=requests,
+        metrics=metrics,
+        bodies=Bodies(1 << 20, 1 << 24),
+        access=Access(Keyring(), local=True),
+    )
 
     def ask(timeout_ms: int) -> int:
         exchange: Any = Exchange(timeout_ms)

@@ -18,7 +18,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 import msgspec
@@ -33,9 +33,10 @@ from inferbus_schemas import manifest as manifests
 from inferbus_schemas import messages as m
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
 VERSION_SHA256 = bytes(range(32))
+T = TypeVar("T")
 
 
 def doubler() -> manifests.Signature:
@@ -325,17 +326,22 @@ class GatewaySide:
         await made.start()
         return made
 
-    async def gateway(self, **env: str) -> GatewayProcess:
-        """Start a gateway of this test alone and wait until it serves the model."""
-        made = spawn(self.bootstrap, self.folder, **env)
+    async def gateway(self, *, key: str = "", **env: str) -> GatewayProcess:
+        """Start a gateway of this test alone and wait until it serves the model.
+
+        Where a `key` is given, it asks everybody for one.
+        """
+        asking = {"INFERBUS_AUTH": "required"} if key else {}
+        made = spawn(self.bootstrap, self.folder, **{**asking, **env})
         self._gateways.append(made)
-        await self.serves(made)
+        await self.serves(made, key)
         return made
 
-    async def serves(self, gateway: GatewayProcess) -> None:
+    async def serves(self, gateway: GatewayProcess, key: str = "") -> None:
         """Wait until a gateway is ready and knows a worker that holds the model."""
         end_s = time.monotonic() + 40
-        async with httpx.AsyncClient() as http:
+        head = {"authorization": f"Bearer {key}"} if key else {}
+        async with httpx.AsyncClient(headers=head) as http:
             while True:
                 assert gateway.process.poll() is None, gateway.log.read_text()[-3000:]
                 with contextlib.suppress(httpx.TransportError):
@@ -351,6 +357,19 @@ class GatewaySide:
         wanted = bytes.fromhex(request_id.replace("-", ""))
         found = [(record.offset, said) for record, said in self.predictions if said.id == wanted]
         return [said for _, said in sorted(found, key=lambda one: one[0])]
+
+    async def until_async(
+        self,
+        ask: Callable[[], Awaitable[T]],
+        good: Callable[[T], bool],
+        timeout_s: float = 15.0,
+    ) -> T:
+        """Ask until the answer is good and return it."""
+        end_s = time.monotonic() + timeout_s
+        while not good(said := await ask()):
+            assert time.monotonic() < end_s, said
+            await asyncio.sleep(0.02)
+        return said
 
     async def until(self, what: Callable[[], Any], timeout_s: float = 15.0) -> Any:
         """Wait until `what()` is true and return it."""
@@ -375,6 +394,7 @@ def spawn(bootstrap: str, folder: Path, **env: str) -> GatewayProcess:
         "INFERBUS_INSTANCE": name,
         "INFERBUS_HTTP_PORT": str(port),
         "INFERBUS_METRICS_PORT": str(metrics_port),
+        "INFERBUS_AUTH": "local",
         **env,
     }
     with log.open("ab") as out:

@@ -18,7 +18,6 @@ from aiokafka.errors import KafkaError
 from inferbus_gateway import errors
 from inferbus_gateway.control.fleet import Beats, choose_reply_partition
 from inferbus_gateway.control.upkeep import Upkeep
-from inferbus_gateway.hot.answer import reject, send
 from inferbus_gateway.hot.infer import Infer
 from inferbus_gateway.hot.publish import Publisher
 from inferbus_gateway.hot.replies import Replies
@@ -33,7 +32,7 @@ from inferbus_kit.http import HttpServer
 from inferbus_kit.lifecycle import Lifecycle
 from inferbus_kit.produce import Producer
 from inferbus_kit.telemetry import Tracing
-from inferbus_schemas import ids, topics
+from inferbus_schemas import topics
 from inferbus_schemas.membership import Membership
 
 _log = structlog.get_logger("gateway")
@@ -69,20 +68,15 @@ _PLAIN_INFER = re.compile(rb"/v2/models/([\w.-]+)(?:/versions/([\w.-]+))?/infer"
 _MAX_TARGETS = 4096
 
 
-def front_door(infer: Infer, requests: Requests, control: Asgi) -> Asgi:
+def front_door(infer: Infer, control: Asgi) -> Asgi:
     """Return the ASGI app: the hot route by plain ASGI, all else by FastAPI."""
 
-    async def app(scope: Scope, receive: Receive, send_: Send) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
         found = _INFER.fullmatch(scope["path"])
-        if found is None:
-            await control(scope, receive, send_)
-        elif scope["method"] != "POST":
-            error = errors.MethodNotAllowedError("infer takes POST only")
-            answer = reject(error, ids.text(requests.new_id()))
-            answer.headers.append((b"allow", b"POST"))
-            await send(send_, answer)
+        if found is None or scope["method"] != "POST":
+            await control(scope, receive, send)
         else:
-            await infer(scope, receive, send_, found[1], found[2] or "")
+            await infer(scope, receive, send, found[1], found[2] or "")
 
     return app
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from inferbus_kit import errors as kit
 from inferbus_kit.errors import InferbusError, OverloadedError
 from inferbus_schemas import messages as m
@@ -13,6 +15,7 @@ __all__ = [
     "DeadlineExceededError",
     "ExpiredError",
     "FailedError",
+    "ForbiddenError",
     "InferbusError",
     "InvalidRequestError",
     "MethodNotAllowedError",
@@ -24,6 +27,7 @@ __all__ = [
     "OverloadedError",
     "PoisonError",
     "TooLargeError",
+    "UnauthorizedError",
     "UnknownModelError",
     "UnsupportedEncodingError",
     "too_large",
@@ -38,8 +42,24 @@ class InvalidRequestError(InferbusError):
     grpc_status = "INVALID_ARGUMENT"
 
 
+class UnauthorizedError(InferbusError):
+    """No key or token was presented, or one that is unknown, expired or revoked."""
+
+    code = "unauthorized"
+    http_status = 401
+    grpc_status = "UNAUTHENTICATED"
+
+
+class ForbiddenError(InferbusError):
+    """The key or token is good and lacks the scope."""
+
+    code = "forbidden"
+    http_status = 403
+    grpc_status = "PERMISSION_DENIED"
+
+
 class UnknownModelError(InferbusError):
-    """No such model, version or alias is known."""
+    """No such model, version or alias is known, or none that the key may know of."""
 
     code = "unknown_model"
     http_status = 404
@@ -68,6 +88,10 @@ class MethodNotAllowedError(InferbusError):
     code = "method_not_allowed"
     http_status = 405
     grpc_status = "UNIMPLEMENTED"
+
+    def __init__(self, allowed: Sequence[str]) -> None:
+        super().__init__(f"this route takes {' and '.join(allowed)} only")
+        self.allowed = allowed
 
 
 class TooLargeError(InferbusError):

@@ -11,6 +11,7 @@ from inferbus_gateway.api.v2 import make_app
 from inferbus_gateway.app import Process, add_stages, front_door, side_door
 from inferbus_gateway.control.fleet import Beats, StateFeed
 from inferbus_gateway.control.upkeep import Upkeep
+from inferbus_gateway.hot.access import Access
 from inferbus_gateway.hot.incoming import Bodies
 from inferbus_gateway.hot.infer import Infer
 from inferbus_gateway.hot.pending import Pending
@@ -31,6 +32,7 @@ from inferbus_kit.produce import Producer
 from inferbus_kit.settings import load
 from inferbus_kit.telemetry import Tracing, configure_logs
 from inferbus_schemas import topics
+from inferbus_schemas.access import Keyring
 from inferbus_schemas.membership import Membership
 
 
@@ -69,14 +71,17 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
         tracing=tracing,
         max_tensor_bytes=settings.max_body_bytes,
     )
+    keys = Keyring()
+    access = Access(keys, local=settings.auth == "local")
     infer = Infer(
+        access=access,
         routes=routes,
         requests=requests,
         metrics=metrics,
         bodies=Bodies(settings.max_body_bytes, settings.max_pending_bytes),
     )
     upkeep = Upkeep(pending, publisher, replies, fleet, metrics)
-    feed = StateFeed(routes, fleet, upkeep)
+    feed = StateFeed(routes, fleet, upkeep, keys, access)
     beats = Beats(instance, life=secrets.randbits(64), pins=pins, pending=pending, replies=replies)
 
     def reader(topic: str, apply: Callable[[Record], None]) -> StateReader:
@@ -95,7 +100,7 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
             health_app(health, registry), settings.http_host, settings.metrics_port
         ),
         http_server=HttpServer(
-            front_door(infer, requests, make_app(routes, health, requests.new_id)),
+            front_door(infer, make_app(routes, health, access, requests.new_id)),
             settings.http_host,
             settings.http_port,
             drain_s=settings.drain_timeout_s,
@@ -110,6 +115,7 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
             reader(topics.HEARTBEATS, feed.heartbeat),
             reader(topics.VERSIONS, feed.version),
             reader(topics.DEPLOYMENTS, feed.deployment),
+            reader(topics.KEYS, feed.key),
         ),
         fleet=fleet,
         replies=replies,

@@ -17,9 +17,10 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, Field
-from starlette.exceptions import HTTPException
 
 from inferbus_gateway import VERSION, errors
+from inferbus_gateway.door import Door
+from inferbus_gateway.hot.access import Access
 from inferbus_gateway.hot.route import Routes, Target
 from inferbus_kit import docs
 from inferbus_kit.errors import InferbusError
@@ -121,9 +122,9 @@ class ServerReady(BaseModel):
     ready: bool
 
 
-def make_app(routes: Routes, health: Health, new_id: Callable[[], bytes]) -> Asgi:
-    """Return the app of the control routes; each answer names a request id."""
-    inner = _make_app(routes, health)
+def make_app(routes: Routes, health: Health, access: Access, new_id: Callable[[], bytes]) -> Asgi:
+    """Return the app of the control routes behind its door; each answer names a request id."""
+    inner = Door(control_routes(routes, health), access, _refuse)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         extra = [(b"x-request-id", ids.text(new_id()).encode())]
@@ -140,7 +141,8 @@ def make_app(routes: Routes, health: Health, new_id: Callable[[], bytes]) -> Asg
     return app
 
 
-def _make_app(routes: Routes, health: Health) -> FastAPI:
+def control_routes(routes: Routes, health: Health) -> FastAPI:
+    """Return the app of the control routes without its door; its document has all routes."""
     app = FastAPIOffline(
         title="Inferbus gateway",
         version=VERSION,
@@ -149,7 +151,6 @@ def _make_app(routes: Routes, health: Health) -> FastAPI:
         **docs.PAGE,
     )
     app.add_exception_handler(InferbusError, _inferbus_error)
-    app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Exception, _unexpected)
     _add_server_routes(app, health)
@@ -244,7 +245,7 @@ def _infer_operation(name: str, parameters: list[str]) -> dict[str, Any]:
 
     failures = {
         str(status): {"description": "Refused or failed", "content": content("ErrorBody")}
-        for status in (400, 404, 405, 413, 415, 422, 431, 500, 503, 504)
+        for status in (400, 401, 403, 404, 405, 413, 415, 422, 431, 500, 503, 504)
     }
     return {
         "tags": ["infer"],
@@ -289,6 +290,8 @@ def _ready(routes: Routes, model: str, version: str) -> JSONResponse:
 
 def _head(error: InferbusError | type[InferbusError], status: int) -> dict[str, str]:
     head = {"x-inferbus-error-code": error.code}
+    if status == 401:  # noqa: PLR2004 -- RFC 9110 asks to say how
+        head["www-authenticate"] = "Bearer"
     if status == 503:  # noqa: PLR2004 -- ours, so say when to come back
         head["retry-after"] = str(random.randint(1, 3))  # noqa: S311 -- jitter
     return head
@@ -305,13 +308,11 @@ async def _inferbus_error(_request: Request, error: Exception) -> Response:
     return _body(error)
 
 
-async def _http_error(_request: Request, error: Exception) -> Response:
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    if status == 405:  # noqa: PLR2004 -- the one other that the router raises
-        answer = _body(errors.MethodNotAllowedError("this route does not take that method"))
-        answer.headers.update(getattr(error, "headers", None) or {})
-        return answer
-    return _body(errors.NotFoundError("no such route"), status)
+async def _refuse(error: InferbusError, scope: Scope, receive: Receive, send: Send) -> None:
+    answer = _body(error)
+    if isinstance(error, errors.MethodNotAllowedError):
+        answer.headers["allow"] = ", ".join(error.allowed)
+    await answer(scope, receive, send)
 
 
 async def _invalid(_request: Request, _error: Exception) -> Response:

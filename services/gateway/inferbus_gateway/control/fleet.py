@@ -1,7 +1,7 @@
 """What the gateway reads from the state topics, and what it says of itself.
 
-In: records of `models.versions`, `models.deployments` and `fleet.heartbeats`. Out: routing state,
-and this gateway's beats.
+In: records of `models.versions`, `models.deployments`, `fleet.heartbeats` and `access.keys`. Out:
+routing state, keys, and this gateway's beats.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 
 from inferbus_gateway import VERSION
 from inferbus_gateway.control.upkeep import Upkeep
+from inferbus_gateway.hot.access import Access
 from inferbus_gateway.hot.pending import Pending
 from inferbus_gateway.hot.pins import Pins
 from inferbus_gateway.hot.replies import Replies
@@ -17,16 +18,28 @@ from inferbus_gateway.hot.route import Routes
 from inferbus_kit.consume import Record
 from inferbus_schemas import membership
 from inferbus_schemas import messages as m
+from inferbus_schemas.access import Keyring
 from inferbus_schemas.membership import Membership
 
 
 class StateFeed:
-    """Applies records of the state topics to the routing state."""
+    """Applies records of the state topics to the routing state and to who may call."""
 
-    def __init__(self, routes: Routes, fleet: Membership, upkeep: Upkeep) -> None:
+    def __init__(
+        self, routes: Routes, fleet: Membership, upkeep: Upkeep, keys: Keyring, access: Access
+    ) -> None:
         self._routes = routes
         self._fleet = fleet
         self._upkeep = upkeep
+        self._keys = keys
+        self._access = access
+
+    def key(self, record: Record) -> None:
+        if record.value is None:
+            self._keys.forget((record.key or b"").decode())
+        else:
+            self._keys.apply(m.AccessKey.FromString(record.value))
+        self._access.changed()
 
     def version(self, record: Record) -> None:
         if record.value is not None:

@@ -77,6 +77,8 @@ def reject(
         headers.append((b"x-inferbus-receipt", receipt.encode()))
         headers.append((b"x-inferbus-model-version", version))
         headers.append((b"x-inferbus-served-by", served_by.encode()))
+    if error.http_status == 401:  # noqa: PLR2004 -- RFC 9110 asks to say how
+        headers.append((b"www-authenticate", b"Bearer"))
     if error.http_status == 503:  # noqa: PLR2004 -- ours, so say when to come back
         headers.append((b"retry-after", b"%d" % random.randint(1, 3)))  # noqa: S311 -- jitter
     return Answer(error.http_status, headers, body)

@@ -26,6 +26,8 @@ class Head:
     timeout_ms: int | None = None
     encoding: bytes = b""
     traceparent: str = ""
+    authorization: bytes | None = None
+    host: bytes = b""
 
 
 class Bodies:
@@ -115,6 +117,10 @@ def read_head(headers: Headers) -> Head:
             head.encoding = value.strip().lower()
         elif name == b"content-length":
             head.content_length = _whole(value, "Content-Length")
+        elif name == b"host":
+            head.host = value
+        elif name == b"authorization":
+            head.authorization = value
         elif name == b"traceparent":
             head.traceparent = value.decode("latin-1")
     return head

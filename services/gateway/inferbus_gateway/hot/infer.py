@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 
 from inferbus_gateway import errors
 from inferbus_gateway.hot import oip
+from inferbus_gateway.hot.access import Access
 from inferbus_gateway.hot.answer import Answer, ok, reject, send
 from inferbus_gateway.hot.incoming import Bodies, Head, read_head, timeout_s
 from inferbus_gateway.hot.pending import Entry
@@ -27,6 +28,7 @@ from inferbus_kit.health import Receive, Scope, Send
 from inferbus_kit.metrics import GatewayMetrics
 from inferbus_schemas import ids
 from inferbus_schemas import messages as m
+from inferbus_schemas.access import INFER, Principal
 
 _log = structlog.get_logger("infer")
 
@@ -55,7 +57,9 @@ class Infer:
         requests: Requests,
         metrics: GatewayMetrics,
         bodies: Bodies,
+        access: Access,
     ) -> None:
+        self._access = access
         self._routes = routes
         self._requests = requests
         self._metrics = metrics
@@ -78,8 +82,12 @@ class Infer:
         try:
             self._requests.admit()
             head = read_head(scope["headers"])
+            client = scope.get("client")
+            caller = self._access.check(
+                head.authorization, head.host, client[0] if client else "", INFER, model
+            )
             body = await self._bodies.read(receive, head)
-            self._start(request_id, head, body, (model, version), done)
+            self._start(request_id, head, body, (model, version), caller=caller, done=done)
         except Exception as error:  # noqa: BLE001 -- each request is answered in our own words
             done(self._refused(error, request_id))
         answer = await future
@@ -96,15 +104,23 @@ class Infer:
 
         try:
             head = read_head(exchange.headers)
+            caller = self._access.check(head.authorization, head.host, exchange.peer, INFER, model)
             body = exchange.body
             if head.encoding:
                 body = self._bodies.decompress(body, head.encoding)
-            self._start(request_id, head, body, (model, version), done)
+            self._start(request_id, head, body, (model, version), caller=caller, done=done)
         except Exception as error:  # noqa: BLE001 -- each request is answered in our own words
             done(self._refused(error, request_id))
 
     def _start(
-        self, request_id: bytes, head: Head, body: bytes, address: tuple[str, str], done: Done
+        self,
+        request_id: bytes,
+        head: Head,
+        body: bytes,
+        address: tuple[str, str],
+        *,
+        caller: Principal,
+        done: Done,
     ) -> None:
         start_s = time.monotonic()
         target = self._routes.resolve(*address)
@@ -114,6 +130,7 @@ class Infer:
             request_id,
             target,
             parsed.tensors,
+            caller=caller,
             n_rows=parsed.n_rows,
             outputs=parsed.outputs,
             client_request_id=parsed.client_request_id,

@@ -24,9 +24,8 @@ from inferbus_kit.metrics import GatewayMetrics
 from inferbus_kit.telemetry import OpenSpan, Tracing
 from inferbus_schemas import ids
 from inferbus_schemas import messages as m
+from inferbus_schemas.access import Principal
 
-TENANT = "local"
-"""The tenant of every request until there is authentication."""
 _ID_BYTES = 10
 """Of these 80 random bits an id takes 74."""
 _ENTROPY_BYTES = 400 * _ID_BYTES
@@ -128,6 +127,7 @@ class Requests:
         target: Target,
         tensors: bytes,
         *,
+        caller: Principal,
         n_rows: int,
         outputs: Sequence[str],
         client_request_id: str,
@@ -142,6 +142,7 @@ class Requests:
             request_id: from `new_id`.
             target: what the request is pinned to.
             tensors: a serialised TensorSet, checked against the target's signature.
+            caller: who asks; its tenant is the request's.
             n_rows: for the batcher and for placement.
             outputs: names wanted, empty for all.
             client_request_id: echoed to the client and kept in the record; may be empty.
@@ -160,7 +161,7 @@ class Requests:
             raise errors.too_large(self.max_tensor_bytes)
         request = m.Request(
             id=request_id,
-            tenant=TENANT,
+            tenant=caller.tenant,
             model=target.model,
             version=target.version,
             reply_partition=self._replies.partition,

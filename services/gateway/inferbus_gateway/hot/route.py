@@ -110,7 +110,7 @@ class Routes:
 
     def _look_up(self, model: str, text: str) -> Target:
         if self._pins.deployment(model) is None:
-            raise UnknownModelError(f"Request for unknown model: {_shown(model)} is not deployed")
+            raise unknown_model(model)
         number = self._number(model, text or names.DEFAULT_ALIAS)
         found = self._versions.get((model, number))
         pool = self._pins.pool_of(model, number)
@@ -164,6 +164,11 @@ class Routes:
     def ready(self, target: Target) -> bool:
         """Tell whether a live worker holds the version READY."""
         return bool(self._placement.holders(target.pool, target.model, target.version))
+
+
+def unknown_model(model: str) -> UnknownModelError:
+    """Return the error of a model that is not there, or not for this caller."""
+    return UnknownModelError(f"Request for unknown model: {_shown(model)} is not deployed")
 
 
 def _shown(text: str) -> str:

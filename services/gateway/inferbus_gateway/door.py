@@ -1,0 +1,91 @@
+"""The door of the gateway: who may call which route; what is not in the table has no route.
+
+In: a request of the control routes as it arrives. Out: the app is called with `state.principal`, or
+the request is refused before its body is read. The hot route stands in the table too, and asks
+`Access` itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from inferbus_gateway import errors
+from inferbus_gateway.hot.access import Access
+from inferbus_kit import docs
+from inferbus_kit.errors import InferbusError
+from inferbus_kit.health import Asgi, Receive, Scope, Send
+from inferbus_schemas import access
+from inferbus_schemas.policies import Match, Policies, WrongMethod
+
+_MODEL = "/v2/models/{model}"
+_VERSION = f"{_MODEL}/versions/{{version}}"
+
+POLICIES = Policies(
+    {
+        ("GET", "/livez"): access.PUBLIC,
+        ("GET", "/readyz"): access.PUBLIC,
+        ("GET", docs.PATH): access.PUBLIC,
+        ("GET", f"{docs.PATH}/static/{{file}}"): access.PUBLIC,
+        ("GET", "/openapi.json"): access.PUBLIC,
+        ("GET", "/v2"): access.AUTHENTICATED,
+        ("GET", "/v2/health/live"): access.PUBLIC,
+        ("GET", "/v2/health/ready"): access.PUBLIC,
+        ("GET", _MODEL): access.MODELS_READ,
+        ("GET", _VERSION): access.MODELS_READ,
+        ("GET", f"{_MODEL}/ready"): access.MODELS_READ,
+        ("GET", f"{_VERSION}/ready"): access.MODELS_READ,
+        ("POST", f"{_MODEL}/infer"): access.INFER,
+        ("POST", f"{_VERSION}/infer"): access.INFER,
+    }
+)
+"""Each route of the gateway. One whose model stands in its body is AUTHENTICATED here, and asks
+`Access.check` for INFER once it knows the model."""
+
+Refuse = Callable[[InferbusError, Scope, Receive, Send], Awaitable[None]]
+"""Answers a request with an error, in the dialect of its route."""
+
+
+class Door:
+    """Stands before the control routes.
+
+    Invariants: the app sees only requests of routes in `POLICIES`, each with a principal that may
+    use it in `state.principal`.
+    """
+
+    def __init__(self, app: Asgi, access_: Access, refuse: Refuse) -> None:
+        self._app = app
+        self._access = access_
+        self._refuse = refuse
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let one request in or refuse it."""
+        try:
+            principal = self._admit(scope)
+        except InferbusError as error:
+            await self._refuse(error, scope, receive, send)
+        else:
+            scope.setdefault("state", {})["principal"] = principal
+            await self._app(scope, receive, send)
+
+    def _admit(self, scope: Scope) -> access.Principal:
+        found = POLICIES.find(scope["method"], scope["path"])
+        if isinstance(found, Match):
+            if found.policy == access.PUBLIC:
+                return access.ANONYMOUS
+            headers = dict(scope["headers"])
+            return self._access.check(
+                headers.get(b"authorization"),
+                headers.get(b"host", b""),
+                peer_of(scope),
+                found.policy,
+                found.model,
+            )
+        if isinstance(found, WrongMethod):
+            raise errors.MethodNotAllowedError(found.allowed)
+        raise errors.NotFoundError("no such route")
+
+
+def peer_of(scope: Scope) -> str:
+    """Return the address of the connection's other end; empty where it has none."""
+    client = scope.get("client")
+    return client[0] if client else ""

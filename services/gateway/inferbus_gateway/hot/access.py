@@ -1,0 +1,102 @@
+"""Who calls: from a presented header to a principal that may do what it asks; a dict lookup.
+
+In: the Authorization and Host headers, the peer, a route's policy. Out: a principal, or the error
+that refuses it. Keys come by `access.keys`, so a revoked one is gone when its record is read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from inferbus_gateway import errors
+from inferbus_gateway.hot.route import unknown_model
+from inferbus_schemas import access
+from inferbus_schemas.access import Keyring, Principal, Verdict
+
+MAX_KNOWN = 4096
+"""Presented headers that are remembered; past it the oldest is forgotten."""
+
+Verify = Callable[[str, float], Principal | None]
+"""Says whom a token that is no key of ours stands for at a time (UTC, seconds), if anyone."""
+
+
+def _nobody(_token: str, _now_s: float) -> Principal | None:
+    return None
+
+
+class Access:
+    """Knows callers.
+
+    Invariants: nothing is remembered of a header that opened nothing; what is remembered is
+    forgotten at any change of keys and is not believed past its expiry; a caller without a key
+    is taken for `ANONYMOUS` only where `local`, from this machine, under a name of this machine.
+    """
+
+    def __init__(self, keys: Keyring, *, local: bool, verify: Verify = _nobody) -> None:
+        self._keys = keys
+        self._local = local
+        self._verify = verify
+        self._known: dict[bytes, Principal] = {}
+
+    def changed(self) -> None:
+        """Forget what was remembered: keys are no longer what they were."""
+        self._known.clear()
+
+    def check(
+        self, authorization: bytes | None, host: bytes, peer: str, policy: str, model: str = ""
+    ) -> Principal:
+        """Return the caller, who may use a route of this policy, on this model where it names one.
+
+        Args:
+            authorization: the header's value, None where there is none.
+            host: the Host header's value.
+            peer: address of the connection's other end.
+            policy: of `access.POLICIES`.
+            model: the model that the request names.
+
+        Raises:
+            UnauthorizedError: nobody known.
+            ForbiddenError: known, and may not.
+            UnknownModelError: known, and may not know whether there is such a model.
+        """
+        if authorization is None:
+            caller = self._anonymous(host, peer)
+        else:
+            found = self._known.get(authorization)
+            if found is None or found.expires_s <= time.time():
+                found = self._identify(authorization)
+            caller = found
+        if policy == access.INFER and caller.infers(model):
+            return caller
+        verdict = access.judge(caller, policy, model)
+        if verdict is Verdict.HIDDEN:
+            raise unknown_model(model)
+        if verdict is Verdict.FORBIDDEN:
+            raise errors.ForbiddenError(f"your key lacks the scope {_words(policy, model)}")
+        return caller
+
+    def _anonymous(self, host: bytes, peer: str) -> Principal:
+        if self._local and access.is_loopback_address(peer) and access.is_loopback_host(host):
+            return access.ANONYMOUS
+        raise errors.UnauthorizedError("a key is needed: send Authorization: Bearer <key>")
+
+    def _identify(self, authorization: bytes) -> Principal:
+        self._known.pop(authorization, None)
+        text = access.bearer(authorization)
+        if text is not None:
+            now_s = time.time()
+            # Every text takes the way of a key, so that time tells nothing of which ids there are.
+            found = self._keys.find(text, now_s)
+            if found is None and access.key_id(text) is None:
+                found = self._verify(text, now_s)
+            if found is not None:
+                if len(self._known) >= MAX_KNOWN:
+                    del self._known[next(iter(self._known))]
+                self._known[authorization] = found
+                return found
+        raise errors.UnauthorizedError("the key or token is unknown, expired or revoked")
+
+
+def _words(policy: str, model: str) -> str:
+    return f"infer:{model}" if policy == access.INFER and model.isascii() else policy

@@ -1,0 +1,227 @@
+"""Who may call the gateway: what is remembered, what is forgotten, every route by every scope."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry
+
+from inferbus_gateway import door, errors
+from inferbus_gateway.api.v2 import control_routes, make_app
+from inferbus_gateway.app import front_door
+from inferbus_gateway.hot import access as hot
+from inferbus_gateway.hot.access import Access
+from inferbus_gateway.hot.incoming import Bodies
+from inferbus_gateway.hot.infer import Infer
+from inferbus_gateway.hot.pending import Pending
+from inferbus_gateway.hot.pins import Pins
+from inferbus_gateway.hot.placement import Placement
+from inferbus_gateway.hot.requests import Requests
+from inferbus_gateway.hot.route import Routes
+from inferbus_kit.health import Health
+from inferbus_kit.metrics import gateway_metrics
+from inferbus_schemas import access, ids
+from inferbus_schemas import messages as m
+from inferbus_schemas.access import Verdict
+from tests.gateway.fleet_records import Fleet, deployment, version
+
+LOOPBACK = (b"127.0.0.1:8080", "127.0.0.1")
+
+
+def key(number: int) -> str:
+    return access.make_key(number.to_bytes(8, "big") + bytes(32))
+
+
+def bearer(number: int) -> bytes:
+    return f"Bearer {key(number)}".encode()
+
+
+def record(number: int, *scopes: str, **fields: Any) -> m.AccessKey:
+    base: dict[str, Any] = {
+        "id": access.key_id(key(number)),
+        "sha256": access.key_sha256(key(number)),
+        "tenant": "acme",
+        "scopes": scopes,
+        "generation": 1,
+    }
+    return m.AccessKey(**{**base, **fields})
+
+
+class Known:
+    """A gateway's access, and its keys."""
+
+    def __init__(self, *, local: bool = False) -> None:
+        self.keys = access.Keyring()
+        self.access = Access(self.keys, local=local)
+
+    def apply(self, said: m.AccessKey) -> None:
+        """Take a record as the state feed does."""
+        self.keys.apply(said)
+        self.access.changed()
+
+    def ask(self, presented: bytes | None, model: str = "digits") -> access.Principal:
+        return self.access.check(presented, *LOOPBACK, access.INFER, model)
+
+
+def test_a_revoked_key_is_forgotten_at_once() -> None:
+    known = Known()
+    with pytest.raises(errors.UnauthorizedError):
+        known.ask(bearer(1))
+    known.apply(record(1, "infer:*"))
+    assert known.ask(bearer(1)).tenant == "acme"
+    assert known.ask(bearer(1)) is known.ask(bearer(1)), "it is remembered"
+    known.apply(record(1, "infer:*", generation=2, revoked=True))
+    with pytest.raises(errors.UnauthorizedError):
+        known.ask(bearer(1))
+
+
+def test_a_key_is_not_remembered_past_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 1_800_000_000.0
+    monkeypatch.setattr(hot, "time", SimpleNamespace(time=lambda: now_s))
+    known = Known()
+    known.apply(record(1, "infer:*", expires_us=int((now_s + 1) * 1e6)))
+    assert known.ask(bearer(1))
+    now_s += 1.0
+    with pytest.raises(errors.UnauthorizedError):
+        known.ask(bearer(1))
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    known = Known()
+    for number in range(hot.MAX_KNOWN + 10):
+        known.keys.apply(record(number, "infer:*"))
+        known.ask(bearer(number))
+    assert len(known.access._known) == hot.MAX_KNOWN
+    for number in range(hot.MAX_KNOWN + 10):
+        with pytest.raises(errors.UnauthorizedError):
+            known.ask(bearer(number) + b"x")
+    assert len(known.access._known) == hot.MAX_KNOWN, "what opens nothing is not kept"
+
+
+def test_nobody_needs_a_key_here_alone() -> None:
+    known = Known(local=True)
+    assert known.ask(None) is access.ANONYMOUS
+    assert known.ask(None).tenant == "local"
+    for host, peer in (
+        (b"evil.example", "127.0.0.1"),
+        (b"127.0.0.1", "10.0.0.9"),
+        (b"", "127.0.0.1"),
+        (b"127.0.0.1", ""),
+    ):
+        with pytest.raises(errors.UnauthorizedError):
+            known.access.check(None, host, peer, access.INFER, "digits")
+    with pytest.raises(errors.UnauthorizedError):
+        known.ask(b"Bearer wrong")
+    with pytest.raises(errors.ForbiddenError):
+        known.access.check(None, *LOOPBACK, access.DEPLOY)
+    with pytest.raises(errors.UnauthorizedError):
+        Known().ask(None)
+
+
+def test_a_model_that_is_not_to_be_known_answers_like_one_that_is_not_there() -> None:
+    known = Known()
+    known.apply(record(1, "infer:digits"))
+    said = []
+    for model in ("secret", "there-is-no-such"):
+        with pytest.raises(errors.UnknownModelError) as refused:
+            known.ask(bearer(1), model)
+        said.append(str(refused.value).replace(model, "M"))
+    assert said[0] == said[1]
+
+
+class Gateway:
+    """Both doors of a gateway without a bus; version 1 of `digits` is deployed."""
+
+    def __init__(self) -> None:
+        self.keys = access.Keyring()
+        fleet = Fleet()
+        self.routes = Routes(Pins(), fleet.seen, Placement(fleet.seen, 1))
+        self.routes.apply_version(version("digits", 1))
+        self.routes.apply_deployment(deployment("digits", 1, {"champion": (1, 1)}, (1,)))
+        parts: Any = SimpleNamespace(partition=0)
+        metrics = gateway_metrics(CollectorRegistry())
+        requests = Requests(
+            pending=Pending(),
+            publisher=parts,
+            replies=parts,
+            metrics=metrics,
+            tracing=parts,
+            max_tensor_bytes=1 << 20,
+        )
+        known = Access(self.keys, local=False)
+        infer = Infer(
+            routes=self.routes,
+            requests=requests,
+            metrics=metrics,
+            bodies=Bodies(1 << 20, 1 << 24),
+            access=known,
+        )
+        control = make_app(self.routes, Health(), known, lambda: ids.uuid7(1, 1))
+        self.app: Any = front_door(infer, control)
+
+    async def ask(self, method: str, path: str, presented: bytes | None) -> httpx.Response:
+        head = [] if presented is None else [(b"authorization", presented)]
+        transport = httpx.ASGITransport(app=self.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+            return await http.request(method, path, headers=head)
+
+
+SCOPES = [*access.ALL_SCOPES, "infer:digits", "infer:other"]
+
+
+@pytest.mark.parametrize("model", ["digits", "foreign"])
+@pytest.mark.parametrize(("method", "path"), sorted(door.POLICIES.table))
+async def test_every_route_by_every_scope(method: str, path: str, model: str) -> None:
+    """The answer is the table's, before anything of the request is looked at."""
+    gateway = Gateway()
+    policy = door.POLICIES.table[method, path]
+    where = path.format(model=model, version="1", file="swagger-ui.css")
+    named = model if "{model}" in path else ""
+    for number, scope in enumerate(SCOPES, 1):
+        gateway.keys.apply(record(number, scope))
+        got = await gateway.ask(method, where, bearer(number))
+        verdict = access.judge(access.principal("acme", "x", [scope]), policy, named)
+        code = got.headers.get("x-inferbus-error-code", "")
+        assert (code == "forbidden") == (verdict is Verdict.FORBIDDEN), (scope, got.text)
+        assert (got.status_code == 403) == (verdict is Verdict.FORBIDDEN)
+        if verdict is Verdict.HIDDEN:
+            assert (got.status_code, code) == (404, "unknown_model")
+        assert code != "unauthorized"
+        assert got.status_code != 500
+    for presented in (None, b"", b"Bearer x", bearer(1) + b"x", bearer(999)):
+        got = await gateway.ask(method, where, presented)
+        if policy == access.PUBLIC:
+            assert got.status_code in {200, 503}
+        else:
+            assert (got.status_code, got.headers["www-authenticate"]) == (401, "Bearer")
+            assert got.headers["x-inferbus-error-code"] == "unauthorized"
+            assert "x-request-id" in got.headers
+
+
+def test_every_route_stands_in_the_table() -> None:
+    app = control_routes(Gateway().routes, Health())
+    served = {
+        (verb.upper(), path) for path, verbs in app.openapi()["paths"].items() for verb in verbs
+    }
+    described = {("GET", path) for path in ("/openapi.json", "/docs", "/docs/static/{file}")}
+    assert served | described == set(door.POLICIES.table)
+
+
+async def test_what_is_not_in_the_table_is_not_reached() -> None:
+    gateway = Gateway()
+    for path in ("/", "/v3", "/docs/oauth2-redirect", "/v2/models", "/metrics"):
+        got = await gateway.ask("GET", path, bearer(1))
+        assert (got.status_code, got.headers["x-inferbus-error-code"]) == (404, "not_found")
+    got = await gateway.ask("GET", "/v2/models/digits/infer", None)
+    assert (got.status_code, got.headers["allow"]) == (405, "POST")
+
+
+def test_a_known_header_is_looked_up_and_nothing_else() -> None:
+    known = Known()
+    known.apply(record(1, "infer:*"))
+    known.ask(bearer(1))
+    known.access._keys = None  # type: ignore[assignment]
+    assert known.ask(bearer(1)).name == f"key:{access.key_id(key(1))}"
