@@ -9,6 +9,7 @@ import uuid
 from collections.abc import AsyncIterator, Coroutine
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 from cyclopts import App, Parameter
 
 from inferbus_cli import places
@@ -61,7 +62,8 @@ def tail(
     """Follow a topic and print each record decoded, until Ctrl-C.
 
     Args:
-        topic: Name in the catalogue, such as inference.predictions, or on the broker.
+        topic: Name in the catalogue, such as inference.predictions, or on the broker; with `.dlq`
+            behind it, the topic's dead letters.
         pool: Pool of a topic that each pool has.
         as_json: One JSON object a line instead of a line for people.
         from_beginning: Start at the oldest record, not at the end.
@@ -135,11 +137,14 @@ def _pool(name: str) -> str:
 
 
 def _entry(topic: str, pool: str) -> catalogue.Topic:
-    """Return a topic by its name in the catalogue or on the broker."""
+    """Return a topic, or one of dead letters, by its name in the catalogue or on the broker."""
     for short in catalogue.catalogue():
         entry = catalogue.topic(short, _pool(pool))
         if topic in {short, entry.name}:
             return entry
+        letters = catalogue.dead_letters(entry.name)
+        if entry.dead_letters and topic in {catalogue.dead_letters(short), letters}:
+            return msgspec.structs.replace(entry, name=letters)
     known = ", ".join(catalogue.catalogue())
     raise CommandError(f"There is no topic {topic!r}; the catalogue has {known}.")
 
@@ -193,7 +198,9 @@ def _show_ids(said: Message, shown: dict[str, Any]) -> None:
 
 def _line(shown: dict[str, Any]) -> str:
     body = json.dumps(shown["value"], ensure_ascii=False)
-    return f"{shown['partition']}:{shown['offset']} {shown['key'] or '-'} {body}"
+    why = shown["headers"].get("dlq_error")
+    place = f"{shown['partition']}:{shown['offset']} {shown['key'] or '-'}"
+    return f"{place} {body}" if why is None else f"{place} {why} {body}"
 
 
 async def _records(

@@ -15,12 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from inferbus_cli.topics import _show_ids
-from inferbus_dev.topics import create_topics
-from inferbus_kit.produce import Producer
-from inferbus_schemas import ids, topics
-from inferbus_schemas import messages as m
-from tests.support import registry, servers, worker_side
+from tests.support import registry, servers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -291,34 +286,6 @@ def test_topics(running: RegistryProcess, kafka_bootstrap: str, model: str) -> N
     fewer = inferbus("topics", "add-partitions", "inference.requests", "--total", "1", env=at)
     assert failed(fewer, "they only grow")
     assert failed(inferbus("topics", "list", "--kafka", "127.0.0.1:1"), "Kafka does not answer")
-
-
-def test_tail_shows_ids_and_digests_as_people_know_them(kafka_bootstrap: str) -> None:
-    pool = f"c{secrets.token_hex(4)}"
-    wanted = topics.topic(topics.REQUESTS, pool)
-    one = worker_side.request("m", 1, b"\x00")
-    odd = m.Request(id=b"short")
-
-    async def send() -> None:
-        await create_topics(kafka_bootstrap, [(wanted.name, 1, 1, {})])
-        producer = Producer(kafka_bootstrap, client_id="cli-test")
-        await producer.start()
-        frame = m.RequestFrame(gateway="g", requests=[one, odd])
-        await (await producer.send(wanted.name, 0, frame.SerializeToString()))
-        await producer.stop()
-
-    asyncio.run(send())
-    run = inferbus(
-        "topics", "tail", wanted.name, "--pool", pool, "--json", "--from-beginning",
-        "--count", "1", "--kafka", kafka_bootstrap,
-    )  # fmt: skip
-    requests = json.loads(run.stdout)["value"]["requests"]
-    assert requests[0]["id"] == ids.text(one.id)
-    assert requests[0]["tensors"] == "AA=="
-    assert requests[1]["id"] == "c2hvcnQ="
-    shown: dict[str, Any] = {"output_sha256": ""}
-    _show_ids(m.Prediction(output_sha256=b"\xab" * 32), shown)
-    assert shown == {"output_sha256": "ab" * 32}
 
 
 def test_the_log_needs_a_database(tmp_path: Path) -> None:

@@ -1,0 +1,71 @@
+"""`inferbus topics tail` as a process: what people are shown of records and dead letters."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from typing import Any
+
+from inferbus_cli.topics import _show_ids
+from inferbus_dev.topics import create_topics
+from inferbus_kit.produce import Producer
+from inferbus_schemas import ids, topics
+from inferbus_schemas import messages as m
+from tests.cli.test_cli import failed, inferbus
+from tests.support import worker_side
+
+
+def test_tail_shows_ids_and_digests_as_people_know_them(kafka_bootstrap: str) -> None:
+    pool = f"c{secrets.token_hex(4)}"
+    wanted = topics.topic(topics.REQUESTS, pool)
+    one = worker_side.request("m", 1, b"\x00")
+    odd = m.Request(id=b"short")
+
+    async def send() -> None:
+        await create_topics(kafka_bootstrap, [(wanted.name, 1, 1, {})])
+        producer = Producer(kafka_bootstrap, client_id="cli-test")
+        await producer.start()
+        frame = m.RequestFrame(gateway="g", requests=[one, odd])
+        await (await producer.send(wanted.name, 0, frame.SerializeToString()))
+        await producer.stop()
+
+    asyncio.run(send())
+    run = inferbus(
+        "topics", "tail", wanted.name, "--pool", pool, "--json", "--from-beginning",
+        "--count", "1", "--kafka", kafka_bootstrap,
+    )  # fmt: skip
+    requests = json.loads(run.stdout)["value"]["requests"]
+    assert requests[0]["id"] == ids.text(one.id)
+    assert requests[0]["tensors"] == "AA=="
+    assert requests[1]["id"] == "c2hvcnQ="
+    shown: dict[str, Any] = {"output_sha256": ""}
+    _show_ids(m.Prediction(output_sha256=b"\xab" * 32), shown)
+    assert shown == {"output_sha256": "ab" * 32}
+
+
+def test_tail_shows_dead_letters_with_their_reason(kafka_bootstrap: str) -> None:
+    pool = f"c{secrets.token_hex(4)}"
+    letters = topics.dead_letters(topics.topic(topics.REQUESTS, pool).name)
+
+    async def send() -> None:
+        await create_topics(kafka_bootstrap, [(letters, 1, 1, {})])
+        producer = Producer(kafka_bootstrap, client_id="cli-test")
+        await producer.start()
+        head = [("dlq_error", b"UnreadableFrameError: no frame")]
+        await (await producer.send(letters, 0, b"\xff\xff", headers=head))
+        await producer.stop()
+
+    asyncio.run(send())
+    run = inferbus(
+        "topics", "tail", "inference.requests.dlq", "--pool", pool, "--from-beginning",
+        "--count", "1", "--kafka", kafka_bootstrap,
+    )  # fmt: skip
+    assert run.stdout == '0:0 - UnreadableFrameError: no frame {"undecodable_bytes": 2}\n'
+    none = inferbus("topics", "tail", "models.versions.dlq", "--kafka", kafka_bootstrap)
+    assert failed(none, "There is no topic 'models.versions.dlq'")
+    keep = inferbus(
+        "topics", "add-partitions", "inference.requests.dlq", "--total", "9",
+        "--kafka", kafka_bootstrap,
+    )  # fmt: skip
+    assert failed(keep, "must keep its partitions")
