@@ -98,6 +98,7 @@ class WorkerMetrics:
     resident: Gauge
     engine_restarts: Counter
     adopted: Counter
+    dead_letters: Counter
     tokens: Counter
     first_token_seconds: Histogram
 
@@ -145,6 +146,11 @@ def worker_metrics(registry: CollectorRegistry) -> WorkerMetrics:
         ),
         adopted=Counter(
             "inferbus_adopted_inboxes", "Inboxes of dead workers emptied.", registry=registry
+        ),
+        dead_letters=Counter(
+            "inferbus_dead_letters",
+            "Records that could not be read, and requests that kill their engine.",
+            registry=registry,
         ),
         tokens=Counter(
             "inferbus_tokens",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from aiokafka.errors import KafkaConnectionError
+from prometheus_client import CollectorRegistry, Counter
 
 from inferbus_kit.errors import BusUnavailableError
 from inferbus_kit.health import Health
@@ -76,6 +77,10 @@ class Reader:
         return
 
 
+def _counter() -> Counter:
+    return Counter("dead_letters", "Written.", registry=CollectorRegistry())
+
+
 class Side:
     """An inbox with its surroundings."""
 
@@ -90,7 +95,7 @@ class Side:
             "default",
             0,
             self.bench.desk,
-            Letters(dead, loops, "unused"),  # type: ignore[arg-type]
+            Letters(dead, loops, "unused", _counter()),  # type: ignore[arg-type]
             loops=loops,
             client_id="t",
         )

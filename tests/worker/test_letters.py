@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from prometheus_client import CollectorRegistry, Counter
 
 from inferbus_kit.errors import BusUnavailableError
 from inferbus_kit.health import Health
@@ -44,7 +45,13 @@ class Side:
         self.dead = Dead(*errors)
         self.failures: list[str] = []
         loops = Loops(Health(), self.failures.append)
-        self.letters = Letters(self.dead, loops, TOPIC.name)  # type: ignore[arg-type]
+        self.written = Counter("dead_letters", "Written.", registry=CollectorRegistry())
+        self.letters = Letters(
+            self.dead,  # type: ignore[arg-type]
+            loops,
+            TOPIC.name,
+            self.written,
+        )
         self.done: list[int] = []
         frame = Frame(self, Record(b"the whole frame", 7, 1000, partition=3), 1)
         now_s = time.monotonic()
@@ -66,9 +73,11 @@ async def test_a_frame_is_open_until_the_letter_about_its_poison_is_written() ->
     side.work.frame.member_done()
     await asyncio.sleep(0.05)
     assert (side.done, side.dead.taken) == ([], [])
+    assert side.written._value.get() == 0
     side.death.set_result(Death("signal 11", ("one", "two")))
     await asyncio.sleep(0.05)
     assert side.done == [7]
+    assert side.written._value.get() == 1
     ((record, error, said),) = side.dead.taken
     assert isinstance(error, PoisonInputError)
     assert "signal 11" in str(error)

@@ -72,7 +72,7 @@ def wire(settings: WorkerSettings, fail: Fail) -> Process:
     emitter = Emitter(records, instance, fail)
     requests = topics.topic(topics.REQUESTS, settings.pool)
     desk = Desk(emitter, metrics, lambda: beater.skew_ms, requests.ce_type)
-    letters = Letters(DeadLetters(control, instance), loops, requests.name)
+    letters = Letters(DeadLetters(control, instance), loops, requests.name, metrics.dead_letters)
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     scratch = settings.state_dir / "scratch"
     scratch.mkdir(exist_ok=True)

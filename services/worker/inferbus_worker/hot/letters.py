@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import structlog
 from aiokafka.errors import KafkaError
+from prometheus_client import Counter
 
 from inferbus_kit.consume import Record
 from inferbus_kit.dlq import DeadLetters
@@ -50,8 +51,11 @@ class Letters:
     none is lost where the worker dies; it never keeps the request's answer waiting.
     """
 
-    def __init__(self, dead: DeadLetters, loops: Loops, request_topic: str) -> None:
+    def __init__(
+        self, dead: DeadLetters, loops: Loops, request_topic: str, written: Counter
+    ) -> None:
         self._dead = dead
+        self._written = written
         self._loops = loops
         self._request_topic = request_topic
         self._tasks: set[asyncio.Task[None]] = set()
@@ -65,6 +69,7 @@ class Letters:
                 _log.warning("dead_letter_failed", offset=record.offset, error=repr(refusal))
                 await asyncio.sleep(_RETRY_S)
             else:
+                self._written.inc()
                 return
 
     def poison(self, work: Work, death: asyncio.Future[Death]) -> None:
