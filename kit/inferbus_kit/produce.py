@@ -240,6 +240,11 @@ class Producer:
             self._settle(record)
             if not outer.done():
                 outer.set_exception(again)
+        except Exception:  # noqa: BLE001 -- whatever it is, who waits for the record must hear of it
+            _log.exception("resend_crashed", topic=record.topic)
+            self._settle(record)
+            if not outer.done():
+                outer.set_exception(BusUnavailableError("Kafka did not take the record"))
         except asyncio.CancelledError:
             self._settle(record)
             outer.cancel()

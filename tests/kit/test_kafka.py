@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
-from aiokafka.errors import MessageSizeTooLargeError
+from aiokafka.errors import KafkaConnectionError, MessageSizeTooLargeError
 
 from inferbus_kit.consume import PartitionReader, Record, StateReader
 from inferbus_kit.dlq import DeadLetters
 from inferbus_kit.errors import BusUnavailableError, OverloadedError
 from inferbus_kit.heartbeat import Beater
-from inferbus_kit.produce import Message, Producer
+from inferbus_kit.produce import Delivery, Message, Producer, _Parcel
 from inferbus_kit.topics import create_topics
 from inferbus_schemas import messages as m
 from inferbus_schemas import topics
@@ -209,6 +209,24 @@ async def test_a_beater_that_cannot_go_on_says_so(producer: Producer) -> None:
     assert beater.failed
     assert reasons == ["task heartbeat failed"]
     await beater.stop()
+
+
+async def test_a_fault_while_a_record_is_sent_again_ends_its_future(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    producer = Producer("unused:1", client_id="t-0")
+
+    async def fault(_timeout_s: float) -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(producer, "_connect", fault)
+    record = _Parcel("t", 0, (Message(b"x"),), 100)
+    producer.in_flight_bytes, producer.n_in_flight = 100, 1
+    outer: Delivery = asyncio.get_running_loop().create_future()
+    producer._retry(record, outer, 0, 1, KafkaConnectionError())
+    with pytest.raises(BusUnavailableError):
+        await asyncio.wait_for(outer, 1.0)
+    assert (producer.in_flight_bytes, producer.n_in_flight) == (0, 0)
 
 
 async def test_dead_letters_say_where_they_came_from_and_have_a_limit(
