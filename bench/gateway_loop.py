@@ -32,6 +32,7 @@ from inferbus_gateway.app import front_door, side_door
 from inferbus_gateway.hot.access import Access
 from inferbus_gateway.hot.incoming import Bodies
 from inferbus_gateway.hot.infer import Infer
+from inferbus_gateway.hot.limits import Limits
 from inferbus_gateway.hot.pending import Pending
 from inferbus_gateway.hot.pins import Pins
 from inferbus_gateway.hot.placement import Placement
@@ -123,6 +124,8 @@ def gateway(bus: Any) -> tuple[Asgi, Direct]:
         metrics=metrics,
         tracing=Tracing("gateway", "gateway-0", ""),
         max_tensor_bytes=4 << 20,
+        limits=Limits(1e6, 100_000),
+        max_tenant_pending=5_000,
     )
     keys = access.Keyring()
     keys.apply(
@@ -131,6 +134,7 @@ def gateway(bus: Any) -> tuple[Asgi, Direct]:
             sha256=access.key_sha256(KEY),
             tenant="bench",
             scopes=["infer:m"],
+            limits=m.Limits(requests_per_s=1e6, burst=100_000),
             generation=1,
         )
     )

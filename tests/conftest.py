@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def infra() -> Iterator[servers.Infra]:
-    """Real Kafka and Postgres, once a session, on free ports."""
+    """Real Kafka, Postgres and Valkey, once a session, on free ports."""
     with servers.infra_process() as running:
         yield running
 
@@ -30,6 +30,12 @@ def kafka_bootstrap(infra: servers.Infra) -> str:
 def postgres_url(infra: servers.Infra) -> str:
     """The URL of the session's database; shared, so prefer `postgres_database`."""
     return infra.postgres
+
+
+@pytest.fixture(scope="session")
+def valkey_url(infra: servers.Infra) -> str:
+    """The URL of the session's Valkey; shared, so keys carry a name of the test's own."""
+    return infra.valkey
 
 
 @pytest.fixture

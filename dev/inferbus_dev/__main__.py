@@ -50,7 +50,8 @@ def up(
 
     Args:
         port_base: HTTP listens here, gRPC, metrics and control plane on the three ports above.
-        only: Parts to start, comma-separated: kafka, postgres, registry, gateway, worker, logger.
+        only: Parts to start, comma-separated: kafka, postgres, valkey, registry, gateway, worker,
+            logger.
         models: Register the sample models and send them inputs.
         java: A Java program or home folder to use instead of the one that comes along.
         state_dir: Folder of all state; .inferbus in the checkout unless given.
@@ -112,6 +113,7 @@ class _Session:
             only=frozenset(only.split(",")) if only else None,
             kafka_bootstrap=os.environ.get("INFERBUS_KAFKA_BOOTSTRAP") or None,
             postgres_url=os.environ.get("INFERBUS_POSTGRES_URL") or None,
+            valkey_url=os.environ.get("INFERBUS_VALKEY_URL") or None,
             java=java,
         )
         serving = asyncio.ensure_future(self._serve(stack))

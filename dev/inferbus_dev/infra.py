@@ -1,4 +1,4 @@
-"""The servers that Inferbus stands on: Kafka with its topics, and Postgres.
+"""The servers that Inferbus stands on: Kafka with its topics, Postgres and Valkey.
 
 In: an open state folder and a supervisor. Out: running servers and their addresses.
 """
@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from inferbus_dev import jars, java, kafka, ports, postgres, topics
+from inferbus_dev import jars, java, kafka, ports, postgres, topics, valkey
 from inferbus_dev.errors import LauncherError
 from inferbus_dev.paths import KAFKA_FILES
 from inferbus_dev.services import POOL
@@ -29,11 +29,18 @@ JARS = "Kafka's jars"
 KAFKA = "start Kafka"
 TOPICS = "topics"
 POSTGRES = "start Postgres"
+VALKEY = "start Valkey"
 
 
-def steps(*, own_kafka: bool, any_kafka: bool, own_postgres: bool) -> list[str]:
+def steps(*, own_kafka: bool, any_kafka: bool, own_postgres: bool, own_valkey: bool) -> list[str]:
     """Return the names of the steps to come, in their order."""
-    named = [(JARS, own_kafka), (POSTGRES, own_postgres), (KAFKA, own_kafka), (TOPICS, any_kafka)]
+    named = [
+        (JARS, own_kafka),
+        (POSTGRES, own_postgres),
+        (VALKEY, own_valkey),
+        (KAFKA, own_kafka),
+        (TOPICS, any_kafka),
+    ]
     return [name for name, wanted in named if wanted]
 
 
@@ -101,6 +108,17 @@ class Infra:
             step.update("waiting until it takes connections")
             await self.supervisor.start(postgres.child(server, lambda: os.environ))
         return server.url()
+
+    async def start_valkey(self) -> str:
+        """Start Valkey and return its URL."""
+        with self.report.step(VALKEY):
+            server = valkey.prepare(
+                self.state.path / "valkey",
+                self.state.log("valkey-0"),
+                ports.free_port(taken=self.taken),
+            )
+            await self.supervisor.start(valkey.child(server, lambda: os.environ))
+        return server.url
 
 
 def _jars_text(now: jars.Progress) -> str:

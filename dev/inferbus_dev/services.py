@@ -48,7 +48,7 @@ ROLES = {
     )
 }
 # Requests stop coming first, what must still be answered and logged comes after.
-STOP_ORDER = ("gateway", "worker", "logger", "registry", "kafka", "postgres")
+STOP_ORDER = ("gateway", "worker", "logger", "registry", "kafka", "postgres", "valkey")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +57,7 @@ class Place:
 
     kafka: str
     postgres_url: str
+    valkey_url: str
     objects: Path
     registry_url: str
     admin_key: str
@@ -71,6 +72,7 @@ class Place:
             "PYTHONUNBUFFERED": "1",
             "INFERBUS_KAFKA_BOOTSTRAP": self.kafka,
             "INFERBUS_POSTGRES_URL": self.postgres_url,
+            "INFERBUS_VALKEY_URL": self.valkey_url,
             "INFERBUS_OBJECT_STORE_URL": self.objects.as_uri(),
             "INFERBUS_REGISTRY_URL": self.registry_url,
             "INFERBUS_POOL": POOL,

@@ -32,7 +32,7 @@ _HTTP, _METRICS, _REGISTRY = 0, 2, 3
 
 
 class Stack:
-    """Kafka, Postgres and the services of one state folder.
+    """Kafka, Postgres, Valkey and the services of one state folder.
 
     Invariants: while started it owns its folder; `stack.json` names every process that runs;
     after `stop`, also after a failed `start`, no process is left.
@@ -50,6 +50,7 @@ class Stack:
         env: Mapping[str, str] | None = None,
         kafka_bootstrap: str | None = None,
         postgres_url: str | None = None,
+        valkey_url: str | None = None,
         java: Path | None = None,
         cache: Path | None = None,
         report: Report | None = None,
@@ -66,6 +67,7 @@ class Stack:
         self._env = dict(env or {})
         self._kafka_bootstrap = kafka_bootstrap
         self._postgres_url = postgres_url
+        self._valkey_url = valkey_url
         self._java = java
         self._cache = cache or cache_dir(os.environ)
         self.report: Report = report or Silent()
@@ -75,6 +77,7 @@ class Stack:
         self.supervisor = Supervisor(self._record)
         self.kafka = kafka_bootstrap or ""
         self.postgres = postgres_url or ""
+        self.valkey = valkey_url or ""
 
     @property
     def http(self) -> str:
@@ -111,7 +114,7 @@ class Stack:
         return [seat.metrics_port for seat in self._seats.values()]
 
     def addresses(self) -> dict[str, str]:
-        """Return where things are, for people; Postgres without its password."""
+        """Return where things are, for people; servers without their passwords."""
         said = {}
         if "gateway-0" in self._seats:
             said["HTTP"] = self.http
@@ -123,6 +126,8 @@ class Stack:
             said["Kafka"] = self.kafka
         if self.postgres:
             said["Postgres"] = self.postgres.rpartition("@")[2]
+        if self.valkey:
+            said["Valkey"] = self.valkey.rpartition("@")[2]
         return said
 
     @property
@@ -147,7 +152,7 @@ class Stack:
             raise
 
     async def start_infra(self) -> None:
-        """Start Kafka and Postgres and make the topics, and no service."""
+        """Start the servers and make the topics, and no service."""
         self.roles &= frozenset(state.SERVERS)
         await self.start()
 
@@ -216,6 +221,10 @@ class Stack:
     def _own_postgres(self) -> bool:
         return "postgres" in self.roles and self._postgres_url is None
 
+    @property
+    def _own_valkey(self) -> bool:
+        return "valkey" in self.roles and self._valkey_url is None
+
     def _preparing(self) -> list[services.Role]:
         return [role for role in self._wanted() if role.prepare]
 
@@ -261,6 +270,7 @@ class Stack:
                 own_kafka=self._own_kafka,
                 any_kafka=self._own_kafka or self._kafka_bootstrap is not None,
                 own_postgres=self._own_postgres,
+                own_valkey=self._own_valkey,
             ),
             *(f"{role.name} tables" for role in self._preparing()),
             *(_start_step(name) for name in self._seats),
@@ -275,7 +285,9 @@ class Stack:
             java=self._java,
             taken=self._taken,
         )
-        await infra.together(self._bring_kafka(builder), self._bring_postgres(builder))
+        await infra.together(
+            self._bring_kafka(builder), self._bring_postgres(builder), self._bring_valkey(builder)
+        )
 
     async def _bring_kafka(self, builder: infra.Infra) -> None:
         if self._own_kafka:
@@ -289,6 +301,11 @@ class Stack:
             self.postgres = await builder.start_postgres()
             self._record()
         await infra.together(*(self._prepare(role) for role in self._preparing()))
+
+    async def _bring_valkey(self, builder: infra.Infra) -> None:
+        if self._own_valkey:
+            self.valkey = await builder.start_valkey()
+            self._record()
 
     async def _prepare(self, role: services.Role) -> None:
         with self.report.step(f"{role.name} tables"):
@@ -324,6 +341,7 @@ class Stack:
         return services.Place(
             kafka=self.kafka,
             postgres_url=self.postgres,
+            valkey_url=self.valkey,
             objects=self._folder.objects,
             registry_url=self.registry if "registry-0" in self._seats else "",
             admin_key=self.api_key,
@@ -347,7 +365,8 @@ class Stack:
                 spec = member.spec
                 url = self.metrics.get(spec.name, "")
                 running.append(state.Running(spec.role, spec.index, child.pid, child.started, url))
-        self._state.write({**addresses, "kafka": self.kafka, "postgres": self.postgres}, running)
+        servers = {"kafka": self.kafka, "postgres": self.postgres, "valkey": self.valkey}
+        self._state.write({**addresses, **servers}, running)
 
 
 def _start_step(name: str) -> str:

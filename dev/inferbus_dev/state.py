@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 FORMAT = "1"
 # Clock adjustments move the start times that the kernel reports; a pid does not come back so soon.
 START_TOLERANCE_S = 1.0
-SERVERS = ("kafka", "postgres")
+SERVERS = ("kafka", "postgres", "valkey")
 _END_SERVICES_S = 10.0
 _END_SERVERS_S = 20.0
 
@@ -102,7 +102,7 @@ class StateDir:
         place = self.path / "admin-key"
         if not place.exists():
             fresh = self.path / "admin-key.new"
-            _write_private(fresh, access.make_key(os.urandom(access.KEY_ENTROPY_BYTES)))
+            write_private(fresh, access.make_key(os.urandom(access.KEY_ENTROPY_BYTES)))
             fresh.replace(place)
         return place.read_text("utf-8").strip()
 
@@ -112,7 +112,7 @@ class StateDir:
             {name: value for name, value in asdict(one).items() if value != ""} for one in running
         ]
         fresh = self.path / "stack.json.new"
-        _write_private(fresh, json.dumps({**addresses, "processes": processes}, indent=2))
+        write_private(fresh, json.dumps({**addresses, "processes": processes}, indent=2))
         fresh.replace(self.path / "stack.json")
 
     def end_leftovers(self) -> list[Running]:
@@ -137,7 +137,7 @@ class StateDir:
         self._lock.close()
 
 
-def _write_private(path: Path, text: str) -> None:
+def write_private(path: Path, text: str) -> None:
     """Write a file that its owner alone can read, from its first byte on."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as out:

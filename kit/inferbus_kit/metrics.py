@@ -45,6 +45,7 @@ class GatewayMetrics:
     in_flight: Gauge
     resends: Counter
     rejected: Counter
+    limits_shared: Gauge
 
 
 def gateway_metrics(registry: CollectorRegistry) -> GatewayMetrics:
@@ -81,6 +82,11 @@ def gateway_metrics(registry: CollectorRegistry) -> GatewayMetrics:
         ),
         rejected=Counter(
             "inferbus_rejected", "Refused before acceptance, by code.", ("code",), registry=registry
+        ),
+        limits_shared=Gauge(
+            "inferbus_limits_shared",
+            "1 where limits are counted with the other gateways, 0 where each counts its share.",
+            registry=registry,
         ),
     )
 

@@ -16,6 +16,7 @@ from inferbus_gateway.hot import access as hot
 from inferbus_gateway.hot.access import Access
 from inferbus_gateway.hot.incoming import Bodies
 from inferbus_gateway.hot.infer import Infer
+from inferbus_gateway.hot.limits import Limits
 from inferbus_gateway.hot.pending import Pending
 from inferbus_gateway.hot.pins import Pins
 from inferbus_gateway.hot.placement import Placement
@@ -150,6 +151,8 @@ class Gateway:
             metrics=metrics,
             tracing=parts,
             max_tensor_bytes=1 << 20,
+            limits=Limits(),
+            max_tenant_pending=1000,
         )
         known = Access(self.keys, local=False)
         infer = Infer(

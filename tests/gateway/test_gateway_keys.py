@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -27,16 +28,16 @@ async def side(kafka_bootstrap: str, tmp_path: Path) -> AsyncIterator[GatewaySid
     await made.stop()
 
 
-async def put_key(side: GatewaySide, key: str, *scopes: str, **fields: object) -> None:
+async def put_key(side: GatewaySide, key: str, *scopes: str, **fields: Any) -> None:
     """Write a key's record as the registry does."""
-    said = m.AccessKey(
-        id=access.key_id(key),
-        sha256=access.key_sha256(key),
-        tenant="acme",
-        scopes=scopes,
-        generation=int(time.time() * 1e6),
-        **fields,  # type: ignore[arg-type]
-    )
+    base: dict[str, Any] = {
+        "id": access.key_id(key),
+        "sha256": access.key_sha256(key),
+        "tenant": "acme",
+        "scopes": scopes,
+        "generation": int(time.time() * 1e6),
+    }
+    said = m.AccessKey(**{**base, **fields})
     await side.write(topics.KEYS, 0, said.id, said.SerializeToString())
 
 
@@ -85,3 +86,46 @@ async def test_on_this_machine_alone_and_under_its_name_nobody_needs_a_key(
     assert rebound.status_code == 401
     assert rebound.headers["www-authenticate"] == "Bearer"
     assert (await ask(side, gateway, "mlk_wrong")).status_code == 401
+
+
+async def test_a_limit_is_a_429_that_says_when_to_come_back(
+    side: GatewaySide, valkey_url: str
+) -> None:
+    key, free = (access.make_key(os.urandom(access.KEY_ENTROPY_BYTES)) for _ in range(2))
+    await put_key(side, key, f"infer:{side.model}", limits=m.Limits(requests_per_s=0.5, burst=3))
+    await put_key(side, free, f"infer:{side.model}")
+    worker = await side.worker(lambda request: [prediction(request)])
+    gateway = await side.gateway(key=free, INFERBUS_VALKEY_URL=valkey_url)
+    got = [await ask(side, gateway, key) for _ in range(12)]
+    assert [one.status_code for one in got[:3]] == [200, 200, 200]
+    refused = [one for one in got if one.status_code == 429]
+    assert len(refused) >= 12 - 3 - 5
+    assert {one.headers["x-inferbus-error-code"] for one in refused} == {"rate_limited"}
+    assert all(1 <= int(one.headers["retry-after"]) <= 5 for one in refused)
+    assert (await ask(side, gateway, free)).status_code == 200, "others are not held up"
+    assert len(worker.requests) <= 3 + 5 + 1 + 1
+
+
+async def test_a_tenant_has_so_many_unanswered_requests_and_no_more(side: GatewaySide) -> None:
+    key, other = (access.make_key(os.urandom(access.KEY_ENTROPY_BYTES)) for _ in range(2))
+    await put_key(side, key, f"infer:{side.model}")
+    await put_key(side, other, f"infer:{side.model}", tenant="globex")
+    silent = True
+
+    def script(request: m.Request) -> list[m.Prediction]:
+        return [] if silent and request.tenant == "acme" else [prediction(request)]
+
+    worker = await side.worker(script)
+    gateway = await side.gateway(key=key, INFERBUS_TENANT_MAX_PENDING="2")
+    head = {"x-inferbus-timeout-ms": "4000"}
+    waiting = [asyncio.create_task(ask(side, gateway, key, **head)) for _ in range(2)]
+    await side.until(lambda: len(worker.requests) == 2)
+    got = await ask(side, gateway, key)
+    assert (got.status_code, got.headers["x-inferbus-error-code"]) == (429, "too_many_in_flight")
+    assert "retry-after" in got.headers
+    assert (await ask(side, gateway, other)).status_code == 200
+    for request in worker.requests[:2]:
+        await worker.answer(prediction(request), partition=request.reply_partition)
+    assert [one.status_code for one in await asyncio.gather(*waiting)] == [200, 200]
+    silent = False
+    assert (await ask(side, gateway, key)).status_code == 200

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
+from pydantic import SecretStr
 
 from inferbus_gateway import errors
 from inferbus_gateway.settings import GatewaySettings
@@ -41,11 +42,16 @@ def _settings() -> list[str]:
         if name not in Settings.model_fields
     }
     return [
-        f"| `INFERBUS_{name.upper()}` | {field.default:,} | {field.description} |".replace(
-            "8,080", "8080"
-        )
+        f"| `INFERBUS_{name.upper()}` | {_default(field.default)} | {field.description} |"
         for name, field in own.items()
     ]
+
+
+def _default(value: object) -> str:
+    """Return a default as the table writes it; that of a port has no comma."""
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    return f"{value:,}".replace("8,080", "8080")
 
 
 def _metrics() -> list[str]:

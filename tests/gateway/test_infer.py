@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from inferbus_gateway.hot.access import Access
 from inferbus_gateway.hot.incoming import Bodies
 from inferbus_gateway.hot.infer import Infer
+from inferbus_gateway.hot.limits import Limits
 from inferbus_gateway.hot.pending import Pending
 from inferbus_gateway.hot.requests import Requests
 from inferbus_kit.metrics import gateway_metrics
@@ -59,6 +60,8 @@ def test_a_refused_timeout_opens_no_span() -> None:
         metrics=metrics,
         tracing=tracing,
         max_tensor_bytes=1 << 20,
+        limits=Limits(),
+        max_tenant_pending=1000,
     )
     infer = Infer(
         routes=parts,

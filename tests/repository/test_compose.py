@@ -15,7 +15,7 @@ from inferbus_dev import services
 from inferbus_dev.stack import DEFAULT_PORT_BASE
 
 ROOT = Path(__file__).resolve().parents[2]
-SERVERS = {"kafka", "postgres"}
+SERVERS = {"kafka", "postgres", "valkey"}
 ONE_SHOTS = {"topics", "migrate-registry", "migrate-logger"}
 OFFSETS = {("gateway", "HTTP"): 0, ("gateway", "METRICS"): 2, ("registry", "HTTP"): 3}
 
@@ -29,7 +29,13 @@ def compose() -> dict[str, Any]:
 def _told(role: str, tmp_path: Path) -> dict[str, str]:
     """Return what the dev stack tells a service, as environment."""
     place = services.Place(
-        kafka="k", postgres_url="p", objects=tmp_path, registry_url="r", admin_key="", extra={}
+        kafka="k",
+        postgres_url="p",
+        valkey_url="v",
+        objects=tmp_path,
+        registry_url="r",
+        admin_key="",
+        extra={},
     )
     seat = services.Seat(
         role=services.ROLES[role],
@@ -90,7 +96,7 @@ def test_no_two_listeners_share_a_port(compose: dict[str, Any]) -> None:
         if name.endswith("_PORT")
     ]
     assert len(set(taken)) == len(taken)
-    assert not {5432, 9092, 9093} & set(taken)
+    assert not {5432, 6379, 9092, 9093} & set(taken)
 
 
 def test_everything_has_a_health_check_or_ends(compose: dict[str, Any]) -> None:

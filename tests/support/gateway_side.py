@@ -385,7 +385,7 @@ class GatewaySide:
 def spawn(bootstrap: str, folder: Path, **env: str) -> GatewayProcess:
     """Start a gateway in a process of its own."""
     name = f"gateway-{secrets.token_hex(3)}"
-    port, metrics_port = _free_port(), _free_port()
+    port, metrics_port = free_port(), free_port()
     log = folder / f"{name}.log"
     told = {
         **os.environ,
@@ -404,7 +404,7 @@ def spawn(bootstrap: str, folder: Path, **env: str) -> GatewayProcess:
     return GatewayProcess(process, name, port, metrics_port, log)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])

@@ -1,4 +1,4 @@
-"""Real Kafka and Postgres for a test session, and what a test needs on them.
+"""Real Kafka, Postgres and Valkey for a test session, and what a test needs on them.
 
 In: nothing. Out: `Infra` addresses of servers that a child process of the session owns: they end
 when the session ends, however it ends.
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,20 +36,21 @@ STOP_TIMEOUT_S = 60
 
 @dataclass(frozen=True, slots=True)
 class Infra:
-    """Addresses of running servers: bootstrap address, URL of an empty database."""
+    """Addresses of running servers: bootstrap address, URL of an empty database, Valkey's URL."""
 
     kafka: str
     postgres: str
+    valkey: str
 
 
 @contextlib.asynccontextmanager
 async def infra() -> AsyncIterator[Infra]:
-    """Run Kafka and Postgres on free ports in a temporary folder, in this event loop."""
+    """Run the servers on free ports in a temporary folder, in this event loop."""
     folder = Path(tempfile.mkdtemp(prefix="inferbus-test-"))
-    stack = Stack(folder / ".inferbus", free_ports=True, only={"kafka", "postgres"})
+    stack = Stack(folder / ".inferbus", free_ports=True, only={"kafka", "postgres", "valkey"})
     try:
         await stack.start_infra()
-        yield Infra(stack.kafka, stack.postgres)
+        yield Infra(stack.kafka, stack.postgres, stack.valkey)
     finally:
         await stack.stop()
         shutil.rmtree(folder, ignore_errors=True)
@@ -68,7 +69,7 @@ def infra_process() -> Iterator[Infra]:
     try:
         line = server.stdout.readline() if server.stdout else b""
         if not line:
-            raise RuntimeError("Kafka and Postgres did not start for the tests; see above.")
+            raise RuntimeError("The servers did not start for the tests; see above.")
         yield Infra(**json.loads(line))
     finally:
         server.communicate(timeout=STOP_TIMEOUT_S)
@@ -119,7 +120,7 @@ async def _serve_until_input_ends() -> None:
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, ended.set)
     async with infra() as running:
-        sys.stdout.write(json.dumps({"kafka": running.kafka, "postgres": running.postgres}) + "\n")
+        sys.stdout.write(json.dumps(asdict(running)) + "\n")
         sys.stdout.flush()
         # A thread that nobody waits for: it may still be reading when a signal ends the rest.
         threading.Thread(target=_read_input, args=(loop, ended), daemon=True).start()

@@ -17,6 +17,7 @@ from aiokafka.errors import KafkaError
 
 from inferbus_gateway import errors
 from inferbus_gateway.control.fleet import Beats, choose_reply_partition
+from inferbus_gateway.control.leases import Leases
 from inferbus_gateway.control.upkeep import Upkeep
 from inferbus_gateway.hot.infer import Infer
 from inferbus_gateway.hot.publish import Publisher
@@ -59,6 +60,7 @@ class Process:
     requests: Requests
     infer: Infer
     upkeep: Upkeep
+    leases: Leases
     beats: Beats
     beater: Beater
 
@@ -105,7 +107,7 @@ def add_stages(process: Process, lifecycle: Lifecycle) -> None:
     lifecycle.add("replies", start=gateway.take_reply_partition, stop=process.replies.stop)
     lifecycle.add("beat", start=gateway.say_hello, stop=gateway.say_goodbye)
     lifecycle.add("publisher", stop=process.publisher.stop)
-    lifecycle.add("loops", start=gateway.start_loops)
+    lifecycle.add("loops", start=gateway.start_loops, stop=process.leases.stop)
     drain_s = process.settings.drain_timeout_s + process.settings.grace_s
     lifecycle.add("http", start=gateway.open, stop=gateway.close, stop_timeout_s=drain_s + 5.0)
 
@@ -142,6 +144,7 @@ class _Gateway:
 
     async def start_loops(self) -> None:
         self._lifecycle.spawn("upkeep", self._process.upkeep.run(self._process.health))
+        self._lifecycle.spawn("leases", self._process.leases.run(self._process.health))
         self._lifecycle.spawn("judge", self._judge())
 
     async def open(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Sequence
 
 from inferbus_kit import errors as kit
@@ -26,6 +28,8 @@ __all__ = [
     "OutputTooLargeError",
     "OverloadedError",
     "PoisonError",
+    "RateLimitedError",
+    "TenantBusyError",
     "TooLargeError",
     "UnauthorizedError",
     "UnknownModelError",
@@ -115,6 +119,32 @@ class UnsupportedEncodingError(InferbusError):
     grpc_status = "UNIMPLEMENTED"
 
 
+class RateLimitedError(InferbusError):
+    """The key or the tenant sent more than its limit; the request was not accepted."""
+
+    code = "rate_limited"
+    http_status = 429
+    grpc_status = "RESOURCE_EXHAUSTED"
+    retryable = True
+
+    def __init__(self, retry_after_s: float) -> None:
+        super().__init__("more requests than your limit allows; send fewer, or later")
+        self.retry_after_s = retry_after_s
+
+
+class TenantBusyError(InferbusError):
+    """The tenant has as many unanswered requests as it may; this one was not accepted."""
+
+    code = "too_many_in_flight"
+    http_status = 429
+    grpc_status = "RESOURCE_EXHAUSTED"
+    retryable = True
+
+    def __init__(self) -> None:
+        super().__init__("your tenant has too many unanswered requests; wait for some of them")
+        self.retry_after_s = 0.0
+
+
 class NoWorkerError(InferbusError):
     """No live worker holds the version; the request was not accepted."""
 
@@ -184,6 +214,16 @@ class FailedError(InferbusError):
     code = "failed"
     http_status = 500
     grpc_status = "INTERNAL"
+
+
+def retry_after_s(error: InferbusError) -> int | None:
+    """Return the seconds that `retry-after` says, jittered; None where none is to be said."""
+    if error.http_status == 503:  # noqa: PLR2004 -- ours: the whole fleet comes back
+        return random.randint(1, 3)  # noqa: S311 -- jitter
+    if error.http_status == 429:  # noqa: PLR2004 -- the caller's limit
+        wait_s = getattr(error, "retry_after_s", 0.0)
+        return max(1, math.ceil(wait_s + random.random() * (1.0 + wait_s / 4)))  # noqa: S311 -- jitter
+    return None
 
 
 BY_OUTCOME: dict[int, type[InferbusError]] = {

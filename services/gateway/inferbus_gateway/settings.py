@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
 from inferbus_kit.settings import Port, Settings
 
@@ -24,6 +24,24 @@ class GatewaySettings(Settings):
     )
     max_connections: int = Field(
         default=4096, gt=0, description="Open connections and requests past which new ones get 503."
+    )
+    valkey_url: SecretStr = Field(
+        default=SecretStr(""),
+        description="Where all gateways count requests together, as redis://:password@host:port/0; "
+        "empty: each counts its share alone.",
+    )
+    tenant_requests_per_s: float = Field(
+        default=0.0, ge=0, description="Requests a second that one tenant may start; 0: no limit."
+    )
+    tenant_burst: int = Field(
+        default=0,
+        ge=0,
+        description="Requests that a tenant may start at once after a pause; 0: a second's worth.",
+    )
+    tenant_max_pending: int = Field(
+        default=5_000,
+        gt=0,
+        description="Unanswered requests of one tenant on this gateway past which it gets 429.",
     )
     drain_timeout_s: float = Field(
         default=25.0, gt=0, description="Longest time to finish what is in flight at a stop."

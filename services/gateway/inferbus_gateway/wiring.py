@@ -10,10 +10,12 @@ from prometheus_client import CollectorRegistry
 from inferbus_gateway.api.v2 import make_app
 from inferbus_gateway.app import Process, add_stages, front_door, side_door
 from inferbus_gateway.control.fleet import Beats, StateFeed
+from inferbus_gateway.control.leases import Leases
 from inferbus_gateway.control.upkeep import Upkeep
 from inferbus_gateway.hot.access import Access
 from inferbus_gateway.hot.incoming import Bodies
 from inferbus_gateway.hot.infer import Infer
+from inferbus_gateway.hot.limits import Limits
 from inferbus_gateway.hot.pending import Pending
 from inferbus_gateway.hot.pins import Pins
 from inferbus_gateway.hot.placement import Placement
@@ -63,7 +65,12 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
     pending = Pending(max_requests=settings.max_pending, max_bytes=settings.max_pending_bytes)
     replies = Replies(bootstrap, instance, pending, producer, lambda: health.beat("replies"))
     publisher = Publisher(instance, producer, pending, placement)
+    rate, burst = settings.tenant_requests_per_s, settings.tenant_burst
+    limits = Limits(rate, burst or max(1, round(rate)))
+    leases = Leases(settings.valkey_url.get_secret_value(), limits, fleet, metrics.limits_shared)
     requests = Requests(
+        limits=limits,
+        max_tenant_pending=settings.tenant_max_pending,
         pending=pending,
         publisher=publisher,
         replies=replies,
@@ -123,6 +130,7 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
         requests=requests,
         infer=infer,
         upkeep=upkeep,
+        leases=leases,
         beats=beats,
         beater=Beater(control, instance, "gateway", beats.make, on_failure=fail),
     )

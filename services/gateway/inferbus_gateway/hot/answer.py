@@ -6,11 +6,11 @@ or a stack.
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 
 import msgspec
 
+from inferbus_gateway.errors import retry_after_s
 from inferbus_gateway.hot.oip import Rendered
 from inferbus_kit.errors import InferbusError
 from inferbus_kit.health import Send
@@ -79,8 +79,8 @@ def reject(
         headers.append((b"x-inferbus-served-by", served_by.encode()))
     if error.http_status == 401:  # noqa: PLR2004 -- RFC 9110 asks to say how
         headers.append((b"www-authenticate", b"Bearer"))
-    if error.http_status == 503:  # noqa: PLR2004 -- ours, so say when to come back
-        headers.append((b"retry-after", b"%d" % random.randint(1, 3)))  # noqa: S311 -- jitter
+    if (wait_s := retry_after_s(error)) is not None:
+        headers.append((b"retry-after", b"%d" % wait_s))
     return Answer(error.http_status, headers, body)
 
 

@@ -111,8 +111,9 @@ class Pending:
     or `no_worker` before any hand-over, or by `unknown` after its deadline; after a hand-over it is
     never `no_worker`; an attempt that failed, was released or never acknowledged, or whose owner is
     gone, is placed again with the next number; rows per inbox equal the sum over open attempts
-    there. `_waiting` holds exactly those that may be placed; each entry has one alarm, in a bucket
-    not yet swept; a call costs what it changes, never a walk over the map.
+    there, `by_tenant` counts the entries of each tenant. `_waiting` holds exactly those that may be
+    placed; each entry has one alarm, in a bucket not yet swept; a call costs what it changes, never
+    a walk over the map.
     """
 
     def __init__(self, *, max_requests: int = 20_000, max_bytes: int = 256 << 20) -> None:
@@ -126,6 +127,7 @@ class Pending:
         self._exhausted: list[Entry] = []
         self.n_attempts_failed = 0
         self.rows: dict[Inbox, int] = {}
+        self.by_tenant: dict[str, int] = {}
         self.n_bytes = 0
 
     def __len__(self) -> int:
@@ -147,6 +149,8 @@ class Pending:
     def add(self, entry: Entry, now_s: float) -> None:
         """Take a request; it waits for a worker until `placed` is called."""
         self._entries[entry.id] = entry
+        tenant = entry.request.tenant
+        self.by_tenant[tenant] = self.by_tenant.get(tenant, 0) + 1
         self.n_bytes += entry.size_bytes
         self._waiting[entry.id] = entry
         self._set_alarm(entry, min(entry.deadline_s, now_s + HOLD_S))
@@ -299,6 +303,12 @@ class Pending:
 
     def _remove(self, entry: Entry) -> None:
         del self._entries[entry.id]
+        tenant = entry.request.tenant
+        left = self.by_tenant[tenant] - 1
+        if left:
+            self.by_tenant[tenant] = left
+        else:
+            del self.by_tenant[tenant]
         self.n_bytes -= entry.size_bytes
         self._waiting.pop(entry.id, None)
         self._leave_inbox(entry)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from prometheus_client import Counter, Histogram
 
 from inferbus_gateway import errors
+from inferbus_gateway.hot.limits import Limits
 from inferbus_gateway.hot.pending import Entry, Pending
 from inferbus_gateway.hot.publish import Publisher
 from inferbus_gateway.hot.replies import Replies
@@ -88,13 +89,17 @@ class Requests:
         replies: Replies,
         metrics: GatewayMetrics,
         tracing: Tracing,
+        limits: Limits,
         max_tensor_bytes: int,
+        max_tenant_pending: int,
     ) -> None:
         self._pending = pending
         self._publisher = publisher
         self._replies = replies
         self._metrics = metrics
         self._tracing = tracing
+        self._limits = limits
+        self._max_tenant_pending = max_tenant_pending
         self.max_tensor_bytes = max_tensor_bytes
         self._entropy, self._entropy_at = b"", _ENTROPY_BYTES
         self._counters: dict[tuple[str, int, str], tuple[Counter, Histogram]] = {}
@@ -142,7 +147,7 @@ class Requests:
             request_id: from `new_id`.
             target: what the request is pinned to.
             tensors: a serialised TensorSet, checked against the target's signature.
-            caller: who asks; its tenant is the request's.
+            caller: who asks; its tenant is the request's, and its limits are spent.
             n_rows: for the batcher and for placement.
             outputs: names wanted, empty for all.
             client_request_id: echoed to the client and kept in the record; may be empty.
@@ -153,12 +158,16 @@ class Requests:
 
         Raises:
             BusUnavailableError, OverloadedError: as `admit`.
+            RateLimitedError, TenantBusyError: the caller is at a limit of its own.
             TooLargeError: the tensors are over `max_tensor_bytes`.
         """
         self.admit()
         if len(tensors) > self.max_tensor_bytes:
             # A short JSON text may hold many numbers.
             raise errors.too_large(self.max_tensor_bytes)
+        if self._pending.by_tenant.get(caller.tenant, 0) >= self._max_tenant_pending:
+            raise errors.TenantBusyError
+        self._limits.take(caller, waiter.start_s)
         request = m.Request(
             id=request_id,
             tenant=caller.tenant,

@@ -1,0 +1,222 @@
+"""How many requests a key and a tenant may start: counted here, settled with the fleet; pure.
+
+In: callers, the time, and what the shared count answers. Out: leave to go on, or how long to wait.
+Nothing here waits: a request spends what was leased, or goes ahead within this gateway's share of
+what the shared count had left, and is debited there within milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from inferbus_gateway.errors import RateLimitedError
+from inferbus_schemas.access import Principal
+
+BLOCK_S = 0.1
+MAX_BLOCK = 64
+"""A lease is at most this many requests, and at most `BLOCK_S` of the rate."""
+LEASE_S = 1.0
+"""How long a lease is good: what a quiet gateway holds is not added to a later burst."""
+ASK_AGAIN_S = 0.05
+IDLE_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What to ask the shared count: `owed` was spent already, `want` is to be leased."""
+
+    owed: int
+    want: int
+
+
+@dataclass(slots=True)
+class Part:
+    """This gateway's part of the fleet: `share` of it, and whether the count is shared now."""
+
+    share: float = 1.0
+    shared: bool = False
+
+
+class Quota:
+    """One rate, as this gateway sees it.
+
+    Invariants: `owed` is what was spent and not debited in the shared count; what is spent between
+    two answers is at most what was leased and this gateway's share of the room that the last one
+    told, or 1 where that is less; the room grows with time as the shared one does. With one
+    gateway, what is spent by any time is therefore at most `burst` and the rate times that time.
+    While nobody answers it is a bucket of its own, of this gateway's share.
+    """
+
+    __slots__ = (
+        "_asked",
+        "_asked_s",
+        "_denied",
+        "_leased_s",
+        "_room",
+        "_room_s",
+        "_tokens",
+        "block",
+        "burst",
+        "owed",
+        "queued",
+        "rate_per_s",
+        "used_s",
+    )
+
+    def __init__(self, rate_per_s: float, burst: int, part: Part, now_s: float) -> None:
+        self.rate_per_s = rate_per_s
+        self.burst = burst
+        self.block = min(int(rate_per_s * BLOCK_S), MAX_BLOCK, burst)
+        self.owed = 0
+        self.queued = False
+        self.used_s = now_s
+        self._tokens = 0
+        self._leased_s = now_s
+        self._room = max(1.0, burst * part.share)
+        self._room_s = now_s
+        self._asked: Ask | None = None
+        self._asked_s = now_s - ASK_AGAIN_S
+        self._denied = False
+
+    def take(self, part: Part, now_s: float) -> float:
+        """Spend one request; return 0, or the seconds after which it may be tried again."""
+        self.used_s = now_s
+        if self._tokens and now_s - self._leased_s <= LEASE_S:
+            self._tokens -= 1
+            return 0.0
+        self._tokens = 0
+        self._grow(part, now_s)
+        if self._room >= 1.0:
+            self._room -= 1.0
+            self.owed += 1
+            return 0.0
+        self._denied = True
+        return (1.0 - self._room) / (self.rate_per_s * (1.0 if part.shared else part.share))
+
+    def give_back(self) -> None:
+        """Undo the last `take`: another limit refused the request."""
+        if self.owed:
+            self.owed -= 1
+            self._room += 1.0
+        else:
+            self._tokens += 1
+
+    def _grow(self, part: Part, now_s: float) -> None:
+        grown = (now_s - self._room_s) * self.rate_per_s
+        room = min(max(1.0, self.burst * part.share), self._room + grown * part.share)
+        if part.shared:
+            # A single request is settled before it does harm, so it need not wait for its share.
+            room = max(room, min(1.0, self._room + grown))
+        self._room, self._room_s = max(self._room, room), now_s
+
+    def due(self, now_s: float) -> bool:
+        """Tell whether the shared count is to be asked."""
+        if self._asked is not None:
+            return False
+        again = self._denied and now_s - self._asked_s >= ASK_AGAIN_S
+        low = self.block > 1 and self._tokens * 2 < self.block
+        return self.owed > 0 or again or low
+
+    def ask(self, now_s: float) -> Ask:
+        """Return what to ask now; one question is open at a time."""
+        # A slow rate leases nothing ahead: a request of it is worth more than a round trip.
+        want = max(0, self.block - self._tokens) if self.block > 1 else 0
+        self._asked, self._asked_s, self._denied = Ask(self.owed, want), now_s, False
+        return self._asked
+
+    def answered(self, granted: int, room: int, part: Part, now_s: float) -> None:
+        """Take the answer to the open question.
+
+        Args:
+            granted: of what was wanted.
+            room: what the whole fleet may still spend at once; below 0 where it spent too much.
+            part: this gateway's part of the fleet.
+            now_s: monotonic.
+        """
+        asked = self._asked or Ask(0, 0)
+        self._asked = None
+        # What was given back in the meantime was debited: it counts as leased.
+        paid_back = max(0, asked.owed - self.owed)
+        self.owed = max(0, self.owed - asked.owed)
+        self._tokens += granted + paid_back
+        self._leased_s = now_s
+        self._room = max(room * part.share, min(1.0, room)) if room > 0 else float(room)
+        self._room -= self.owed
+        self._room_s = now_s
+
+    def unanswered(self) -> None:
+        """The question found nobody; what is owed stays so, within a burst."""
+        self._asked = None
+        self.owed = min(self.owed, self.burst)
+
+
+def _nothing() -> None:
+    return None
+
+
+class Limits:
+    """The quotas of all callers of this gateway.
+
+    Invariants: a caller without limits costs nothing; one that was not seen for a minute is
+    forgotten by `forget_idle`; `wake` is called when a quota is to be asked for.
+    """
+
+    def __init__(self, tenant_rate_per_s: float = 0.0, tenant_burst: int = 1) -> None:
+        self._tenant_rate_per_s = tenant_rate_per_s
+        self._tenant_burst = tenant_burst
+        self.wake: Callable[[], None] = _nothing
+        self._quotas: dict[str, Quota] = {}
+        self._due: dict[str, Quota] = {}
+        self.part = Part()
+
+    def take(self, caller: Principal, now_s: float) -> None:
+        """Spend one request of a caller's key and of its tenant.
+
+        Raises:
+            RateLimitedError: one of the two has none left; nothing was spent.
+        """
+        key: Quota | None = None
+        if caller.requests_per_s > 0:
+            # Two tokens of one subject are one caller; two keys never are.
+            name = f"{{{caller.who}}}"
+            key = self._spend(name, caller.requests_per_s, caller.burst, now_s)
+        if self._tenant_rate_per_s > 0:
+            try:
+                self._spend(
+                    f"{{{caller.tenant}}}", self._tenant_rate_per_s, self._tenant_burst, now_s
+                )
+            except RateLimitedError:
+                if key is not None:
+                    key.give_back()
+                raise
+
+    def _spend(self, name: str, rate_per_s: float, burst: int, now_s: float) -> Quota:
+        quota = self._quotas.get(name)
+        if quota is None or quota.rate_per_s != rate_per_s or quota.burst != burst:
+            quota = self._quotas[name] = Quota(rate_per_s, burst, self.part, now_s)
+        wait_s = quota.take(self.part, now_s)
+        if not quota.queued and quota.due(now_s):
+            self.queue(name, quota)
+        if wait_s > 0:
+            raise RateLimitedError(wait_s)
+        return quota
+
+    def queue(self, name: str, quota: Quota) -> None:
+        """Have a quota asked for."""
+        quota.queued = True
+        self._due[name] = quota
+        self.wake()
+
+    def due(self) -> dict[str, Quota]:
+        """Return, and forget, the quotas to ask for, by the name of their shared count."""
+        found, self._due = self._due, {}
+        for quota in found.values():
+            quota.queued = False
+        return found
+
+    def forget_idle(self, now_s: float) -> None:
+        """Drop what nobody used for a while; by then the shared count has paid it back."""
+        for name in [n for n, one in self._quotas.items() if now_s - one.used_s > IDLE_S]:
+            del self._quotas[name]
+            self._due.pop(name, None)
