@@ -42,6 +42,10 @@ from inferbus_schemas.gen.inferbus.inference.v1.predictions_pb2 import (
     Prediction,
 )
 from inferbus_schemas.gen.inferbus.inference.v1.requests_pb2 import Request, RequestFrame
+from inferbus_schemas.gen.inferbus.inference.v1.submissions_pb2 import (
+    Submission,
+    SubmittedRequest,
+)
 from inferbus_schemas.gen.inferbus.inference.v1.tensors_pb2 import Tensor, TensorSet
 from inferbus_schemas.gen.inferbus.models.v1.deployments_pb2 import (
     Alias,
@@ -91,6 +95,8 @@ __all__ = [
     "RequestFrame",
     "Resident",
     "State",
+    "Submission",
+    "SubmittedRequest",
     "Tensor",
     "TensorSet",
     "TokenChunk",

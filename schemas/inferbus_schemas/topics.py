@@ -13,13 +13,16 @@ from typing import Literal
 import msgspec
 
 from inferbus_schemas import names
+from inferbus_schemas.access import LOCAL_TENANT
 
 Profile = Literal["one-machine", "production"]
-Role = Literal["gateway", "worker", "registry", "logger"]
+Role = Literal["gateway", "worker", "registry", "logger", "user"]
+"""A service, or `user`: programs of the operator or of a tenant."""
 
 DLQ_RETENTION_MS = 14 * 24 * 3600 * 1000
 
 REQUESTS = "inference.requests"
+SUBMISSIONS = "inference.submissions"
 PREDICTIONS = "inference.predictions"
 TOKENS = "inference.tokens"
 CANCELLATIONS = "inference.cancellations"
@@ -30,7 +33,10 @@ KEYS = "access.keys"
 
 
 class Topic(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"name": "topic"}):
-    """One topic of the catalogue. `name` may hold `{pool}`; `for_pool` fills it in."""
+    """One topic of the catalogue.
+
+    `name` may hold `{pool}` or `{tenant}`; `for_pool` and `for_tenant` fill it in.
+    """
 
     name: str
     description: str
@@ -55,6 +61,17 @@ class Topic(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"na
         """Return this topic with the pool's name in place."""
         return msgspec.structs.replace(
             self, name=self.name.replace("{pool}", names.check_pool(pool))
+        )
+
+    @property
+    def per_tenant(self) -> bool:
+        """Whether each tenant has a topic of its own."""
+        return "{tenant}" in self.name
+
+    def for_tenant(self, tenant: str) -> Topic:
+        """Return this topic with the tenant's name in place."""
+        return msgspec.structs.replace(
+            self, name=self.name.replace("{tenant}", names.check_tenant(tenant))
         )
 
 
@@ -96,14 +113,23 @@ def dead_letters(name: str) -> str:
     return f"{name}.dlq"
 
 
-def to_create(pools: tuple[str, ...], profile: Profile = "one-machine") -> list[NewTopic]:
-    """Return every topic that a stack with these pools needs, dead letters included."""
+def to_create(
+    pools: tuple[str, ...],
+    profile: Profile = "one-machine",
+    tenants: tuple[str, ...] = (LOCAL_TENANT,),
+) -> list[NewTopic]:
+    """Return every topic that a stack with these pools and tenants needs, dead letters included."""
     production = profile == "production"
     replication = 3 if production else 1
     extra = {"min.insync.replicas": "2"} if production else {}
     out: list[NewTopic] = []
     for entry in catalogue().values():
-        for each in [entry.for_pool(pool) for pool in pools] if entry.per_pool else [entry]:
+        each_of = [entry]
+        if entry.per_pool:
+            each_of = [entry.for_pool(pool) for pool in pools]
+        elif entry.per_tenant:
+            each_of = [entry.for_tenant(tenant) for tenant in tenants]
+        for each in each_of:
             config = {key: str(value) for key, value in each.config.items()} | extra
             out.append(NewTopic(each.name, each.partitions[profile], replication, config))
             if each.dead_letters:

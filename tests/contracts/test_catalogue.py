@@ -15,7 +15,7 @@ from inferbus_schemas import topics
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "schemas" / "examples"
-NAME = re.compile(r"inferbus\.[a-z]+\.[a-z]+(\.\{pool\})?\.v[1-9]")
+NAME = re.compile(r"inferbus\.[a-z]+\.[a-z]+(\.\{(pool|tenant)\})?\.v[1-9]")
 COMPACTED = {
     "segment.ms",
     "min.cleanable.dirty.ratio",
@@ -56,7 +56,7 @@ def test_types_are_unique_and_roles_exist() -> None:
     found = [topic.ce_type for _, topic in _all()]
     assert len(set(found)) == len(found)
     for _, topic in _all():
-        for role in (*topic.producers, *topic.consumers):
+        for role in {*topic.producers, *topic.consumers} - {"user"}:
             assert (ROOT / "services" / role).is_dir()
             import_module(f"inferbus_{role}")
 
@@ -65,6 +65,7 @@ def test_short_names_match_the_files() -> None:
     files = {path.stem for path in (ROOT / "schemas" / "topics").glob("*.yaml")}
     constants = {topics.REQUESTS, topics.PREDICTIONS, topics.VERSIONS, topics.DEPLOYMENTS}
     constants |= {topics.HEARTBEATS, topics.KEYS, topics.TOKENS, topics.CANCELLATIONS}
+    constants |= {topics.SUBMISSIONS}
     assert files == constants == set(topics.catalogue())
 
 

@@ -66,6 +66,7 @@ def prediction(
         model=request.model,
         version=request.version,
         served_by="scripted",
+        client_request_id=request.client_request_id,
         **fields,
     )
     if outcome == m.OUTCOME_OK:
@@ -95,6 +96,7 @@ class ScriptedWorker:
         self.epoch = 1
         self.state = m.STATE_ACTIVE
         self.end_offset = 0
+        self.backlog_rows = 0
         self._life = secrets.randbits(60)
         self._tasks: list[asyncio.Task[None]] = []
         self._reader: PartitionReader | None = None
@@ -135,6 +137,7 @@ class ScriptedWorker:
                 inbox=self.inbox,
                 epoch=self.epoch,
                 end_offset=self.end_offset,
+                backlog_rows=self.backlog_rows,
                 residents=[resident],
             ),
         )
@@ -202,6 +205,7 @@ class GatewaySide:
     model: str = field(default_factory=lambda: f"m-{secrets.token_hex(4)}")
     version: int = 1
     predictions: list[tuple[Record, m.Prediction]] = field(default_factory=list)
+    all_predictions: list[tuple[Record, m.Prediction]] = field(default_factory=list)
     fleet: membership.Membership = field(default_factory=membership.Membership)
     _producer: Producer | None = None
     _beats: PartitionReader | None = None
@@ -282,6 +286,7 @@ class GatewaySide:
 
     def _apply_prediction(self, record: Record) -> None:
         said = m.Prediction.FromString(record.value or b"")
+        self.all_predictions.append((record, said))
         if said.model == self.model:
             self.predictions.append((record, said))
 
@@ -395,6 +400,7 @@ def spawn(bootstrap: str, folder: Path, **env: str) -> GatewayProcess:
         "INFERBUS_HTTP_PORT": str(port),
         "INFERBUS_METRICS_PORT": str(metrics_port),
         "INFERBUS_AUTH": "local",
+        "INFERBUS_SUBMISSION_TENANTS": "",
         **env,
     }
     with log.open("ab") as out:

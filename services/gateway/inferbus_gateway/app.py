@@ -23,6 +23,7 @@ from inferbus_gateway.hot.infer import Infer
 from inferbus_gateway.hot.publish import Publisher
 from inferbus_gateway.hot.replies import Replies
 from inferbus_gateway.hot.requests import Requests
+from inferbus_gateway.hot.submissions import Submissions
 from inferbus_gateway.settings import GatewaySettings
 from inferbus_kit.consume import StateReader
 from inferbus_kit.errors import InferbusError
@@ -59,6 +60,7 @@ class Process:
     publisher: Publisher
     requests: Requests
     infer: Infer
+    submissions: Submissions | None
     upkeep: Upkeep
     leases: Leases
     beats: Beats
@@ -108,6 +110,10 @@ def add_stages(process: Process, lifecycle: Lifecycle) -> None:
     lifecycle.add("beat", start=gateway.say_hello, stop=gateway.say_goodbye)
     lifecycle.add("publisher", stop=process.publisher.stop)
     lifecycle.add("loops", start=gateway.start_loops, stop=process.leases.stop)
+    if (submissions := process.submissions) is not None:
+        lifecycle.add(
+            "submissions", start=lambda: submissions.start(lifecycle.spawn), stop=submissions.stop
+        )
     drain_s = process.settings.drain_timeout_s + process.settings.grace_s
     lifecycle.add("http", start=gateway.open, stop=gateway.close, stop_timeout_s=drain_s + 5.0)
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import Field, SecretStr
+from typing import Annotated
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import NoDecode
 
 from inferbus_kit.settings import Port, Settings
+from inferbus_schemas import access, names
 
 
 class GatewaySettings(Settings):
@@ -51,3 +55,14 @@ class GatewaySettings(Settings):
         ge=0,
         description="At a stop, time between not ready and closing the listener.",
     )
+    submission_tenants: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(access.LOCAL_TENANT,),
+        description="Tenants whose topics of submissions are read, with commas; empty: none.",
+    )
+
+    @field_validator("submission_tenants", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return tuple(names.check_tenant(one.strip()) for one in value.split(",") if one.strip())

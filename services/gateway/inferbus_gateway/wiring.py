@@ -23,6 +23,7 @@ from inferbus_gateway.hot.publish import Publisher
 from inferbus_gateway.hot.replies import Replies
 from inferbus_gateway.hot.requests import Requests
 from inferbus_gateway.hot.route import Routes
+from inferbus_gateway.hot.submissions import Submissions
 from inferbus_gateway.settings import GatewaySettings
 from inferbus_kit.consume import Record, StateReader
 from inferbus_kit.health import Health, health_app
@@ -87,6 +88,17 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
         metrics=metrics,
         bodies=Bodies(settings.max_body_bytes, settings.max_pending_bytes),
     )
+    submissions = Submissions(
+        bootstrap,
+        instance,
+        settings.submission_tenants,
+        producer=producer,
+        placement=placement,
+        routes=routes,
+        health=health,
+        fail=fail,
+        max_tensor_bytes=settings.max_body_bytes,
+    )
     upkeep = Upkeep(pending, publisher, replies, fleet, metrics)
     feed = StateFeed(routes, fleet, upkeep, keys, access)
     beats = Beats(instance, life=secrets.randbits(64), pins=pins, pending=pending, replies=replies)
@@ -129,6 +141,7 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
         publisher=publisher,
         requests=requests,
         infer=infer,
+        submissions=submissions if settings.submission_tenants else None,
         upkeep=upkeep,
         leases=leases,
         beats=beats,

@@ -128,23 +128,7 @@ class Replies:
 
     def end(self, entry: Entry, outcome: m.Outcome, code: str, message: str) -> None:
         """Write a record that ends a request, unless another one comes first."""
-        request = entry.request
-        tensors = request.tensors
-        prediction = m.Prediction(
-            id=request.id,
-            attempt=entry.attempt,
-            outcome=outcome,
-            tenant=request.tenant,
-            model=request.model,
-            version=request.version,
-            inputs=tensors if len(tensors) <= CAPTURE_BYTES else b"",
-            input_sha256=hashlib.sha256(tensors).digest(),
-            error_code=code,
-            error_message=message,
-            served_by=self._instance,
-            client_request_id=request.client_request_id,
-            traceparent=request.traceparent,
-        )
+        prediction = terminal(entry.request, entry.attempt, outcome, code, message, self._instance)
         task = asyncio.create_task(self._write(prediction))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -168,3 +152,25 @@ class Replies:
                 await asyncio.sleep(_AGAIN_S)
             else:
                 return
+
+
+def terminal(  # noqa: PLR0917 -- the fields of a record
+    request: m.Request, attempt: int, outcome: m.Outcome, code: str, message: str, instance: str
+) -> m.Prediction:
+    """Return the record with which a gateway ends a request that no worker answers."""
+    tensors = request.tensors
+    return m.Prediction(
+        id=request.id,
+        attempt=attempt,
+        outcome=outcome,
+        tenant=request.tenant,
+        model=request.model,
+        version=request.version,
+        inputs=tensors if len(tensors) <= CAPTURE_BYTES else b"",
+        input_sha256=hashlib.sha256(tensors).digest(),
+        error_code=code,
+        error_message=message,
+        served_by=instance,
+        client_request_id=request.client_request_id,
+        traceparent=request.traceparent,
+    )

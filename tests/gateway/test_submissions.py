@@ -1,0 +1,242 @@
+"""Submissions on a real broker, written by another library: placed once, refused in words, kept."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import struct
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiokafka.structs import TopicPartition
+from confluent_kafka import Consumer, Producer
+from google.protobuf import json_format
+
+from inferbus_dev.topics import create_topics
+from inferbus_gateway.hot import submissions
+from inferbus_kit.consume import PartitionReader
+from inferbus_schemas import ids, topics
+from inferbus_schemas import messages as m
+from tests.support.gateway_side import GatewayProcess, GatewaySide, prediction
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
+
+
+def echo(request: m.Request) -> list[m.Prediction]:
+    return [prediction(request)]
+
+
+class Program:
+    """A tenant's program: writes with librdkafka to a topic of this test alone."""
+
+    def __init__(self, side: GatewaySide) -> None:
+        self.tenant = f"t{secrets.token_hex(4)}"
+        self.side = side
+        self.topic = topics.topic(topics.SUBMISSIONS).for_tenant(self.tenant).name
+        self._producer = Producer({"bootstrap.servers": side.bootstrap})
+
+    async def start(self) -> None:
+        wanted = topics.to_create((), tenants=(self.tenant,))
+        await create_topics(
+            self.side.bootstrap,
+            [
+                (one.name, one.partitions, one.replication, one.config)
+                for one in wanted
+                if self.tenant in one.name
+            ],
+        )
+
+    def one(self, name: str, **fields: Any) -> m.SubmittedRequest:
+        row = m.Tensor(name="x", datatype="FP32", shape=[1, 3], data=struct.pack("<3f", 1, 2, 3))
+        said = {"model": self.side.model, "inputs": m.TensorSet(tensors=[row]), **fields}
+        return m.SubmittedRequest(client_request_id=name, **said)
+
+    def write(self, value: bytes, *, partition: int = 0, **headers: str) -> None:
+        head: list[tuple[str, str | bytes | None]] = [
+            (key.replace("_", "-"), said) for key, said in headers.items()
+        ]
+        self._producer.produce(self.topic, value, partition=partition, headers=head)
+        assert self._producer.flush(10) == 0
+
+    def submit(self, *requests: m.SubmittedRequest, partition: int = 0) -> None:
+        self.write(m.Submission(requests=requests).SerializeToString(), partition=partition)
+
+    async def gateway(self) -> GatewayProcess:
+        return await self.side.gateway(INFERBUS_SUBMISSION_TENANTS=self.tenant)
+
+    async def ended(self, *names: str) -> dict[str, m.Prediction]:
+        """Wait for terminal records and return them by the program's own ids."""
+
+        def found() -> dict[str, m.Prediction]:
+            said = {one.client_request_id: one for _, one in self.side.all_predictions}
+            return {name: said[name] for name in names if name in said}
+
+        await self.side.until(lambda: len(found()) == len(names), 30.0)
+        return found()
+
+    def committed(self) -> int:
+        """Return the sum of the group's committed offsets, as librdkafka reads them."""
+        consumer = Consumer(
+            {"bootstrap.servers": self.side.bootstrap, "group.id": submissions.GROUP}
+        )
+        try:
+            from confluent_kafka import TopicPartition as Place  # noqa: PLC0415 -- two of one name
+
+            places = consumer.committed([Place(self.topic, number) for number in range(4)], 10)
+            return sum(max(0, place.offset) for place in places)
+        finally:
+            consumer.close()
+
+
+@pytest.fixture
+async def program(kafka_bootstrap: str, tmp_path: Path) -> AsyncIterator[Program]:
+    side = GatewaySide(kafka_bootstrap, tmp_path)
+    await side.start()
+    made = Program(side)
+    await made.start()
+    try:
+        yield made
+    finally:
+        await side.stop()
+
+
+async def test_each_request_has_one_record_under_the_tenant_of_its_topic(program: Program) -> None:
+    worker = await program.side.worker(echo)
+    await program.gateway()
+    program.submit(program.one("a"), program.one("b"))
+    program.submit(program.one("c"), partition=3)
+    as_json = json_format.MessageToJson(m.Submission(requests=[program.one("d")]))
+    program.write(as_json.encode(), content_type="application/json; charset=utf-8")
+    found = await program.ended("a", "b", "c", "d")
+    assert {one.outcome for one in found.values()} == {m.OUTCOME_OK}
+    assert {one.tenant for one in found.values()} == {program.tenant}
+    assert {one.id for one in found.values()} == {one.id for one in worker.requests}
+    assert not any(one.may_retry for one in worker.requests)
+    assert all(ids.is_uuid7(one.id) for one in found.values())
+    await program.side.until(lambda: program.committed() == 3)
+
+
+async def test_a_record_that_is_read_again_makes_the_same_ids(program: Program) -> None:
+    worker = await program.side.worker(echo)
+    first = await program.gateway()
+    program.submit(program.one("a"), program.one("b"))
+    before = await program.ended("a", "b")
+    await program.side.until(lambda: program.committed() == 1)
+    first.stop()
+    reader = PartitionReader(
+        program.side.bootstrap, program.topic, 0, client_id="again", group=submissions.GROUP
+    )
+    await reader.start()
+    assert reader.tp == TopicPartition(program.topic, 0)
+    assert await reader.commit(0)
+    await reader.stop()
+    n_before = len(worker.requests)
+    await program.gateway()
+    await program.side.until(lambda: len(worker.requests) == n_before + 2, 30.0)
+    again = worker.requests[n_before:]
+    assert {one.id for one in again} == {one.id for one in before.values()}
+    known = {one.id: one.reply_partition for one in worker.requests[:n_before]}
+    assert {one.id: one.reply_partition for one in again} == known
+
+
+async def test_what_cannot_run_is_answered_in_words_and_what_cannot_be_read_is_a_dead_letter(
+    program: Program,
+) -> None:
+    await program.side.worker(echo)
+    await program.gateway()
+    program.submit(
+        program.one("unknown", model="no-such-model"),
+        program.one("hostile", model="../x\r\n"),
+        program.one("version", version="99"),
+        program.one("fine"),
+    )
+    program.write(b"\xff\xff\xff")
+    program.write(b"")
+    program.write(b"<x/>", content_type="text/xml")
+    program.write(b'{"requests": [{"model": 1}]}', content_type="application/json")
+    found = await program.ended("unknown", "hostile", "version", "fine")
+    assert found["fine"].outcome == m.OUTCOME_OK
+    for name, code in (
+        ("unknown", "unknown_model"),
+        ("hostile", "invalid_request"),
+        ("version", "unknown_model"),
+    ):
+        assert found[name].outcome == m.OUTCOME_INVALID_INPUT
+        assert found[name].error_code == code
+    assert found["hostile"].model == ""
+    letters = PartitionReader(
+        program.side.bootstrap, topics.dead_letters(program.topic), 0, client_id="letters"
+    )
+    await letters.start()
+    said: list[str] = []
+    async with asyncio.timeout(30):
+        while len(said) < 4:
+            said += [
+                dict(record.headers)["dlq_error"].decode()
+                for record in await letters.read(timeout_ms=200)
+            ]
+    await letters.stop()
+    assert all("UnreadableSubmissionError" in one for one in said)
+    await program.side.until(lambda: program.committed() == 5)
+
+
+async def test_a_record_waits_for_a_worker_and_holds_up_no_other(program: Program) -> None:
+    gateway = program.side.gateway(INFERBUS_SUBMISSION_TENANTS=program.tenant)
+    starting = asyncio.create_task(gateway)
+    program.submit(program.one("early"))
+    await asyncio.sleep(1.0)
+    program.submit(program.one("no such", model="no-such-model"))
+    assert (await program.ended("no such"))["no such"].error_code == "unknown_model"
+    assert program.committed() == 0
+    await program.side.worker(echo)
+    await starting
+    assert (await program.ended("early"))["early"].outcome == m.OUTCOME_OK
+    await program.side.until(lambda: program.committed() == 2)
+
+
+async def test_a_full_worker_leaves_submissions_where_they_are(program: Program) -> None:
+    worker = await program.side.worker(echo)
+    worker.backlog_rows = submissions.MAX_BACKLOG_ROWS
+    await worker.beat()
+    await program.gateway()
+    program.submit(program.one("later"))
+    await asyncio.sleep(1.0)
+    assert not worker.requests
+    assert program.committed() == 0
+    worker.backlog_rows = 0
+    assert (await program.ended("later"))["later"].outcome == m.OUTCOME_OK
+
+
+async def test_a_request_that_waited_too_long_is_expired(program: Program) -> None:
+    await program.side.worker(echo)
+    gateway = await program.gateway()
+    gateway.stop()
+    program.submit(program.one("late", timeout_ms=1), program.one("in time"))
+    await asyncio.sleep(0.05)
+    await program.gateway()
+    found = await program.ended("late", "in time")
+    assert found["late"].outcome == m.OUTCOME_EXPIRED
+    assert found["in time"].outcome == m.OUTCOME_OK
+
+
+async def test_a_gateway_killed_in_the_middle_loses_nothing(program: Program) -> None:
+    await program.side.worker(echo)
+    first = await program.gateway()
+    names = [f"r{number}" for number in range(400)]
+    for at in range(0, 200, 4):
+        program.submit(*map(program.one, names[at : at + 4]), partition=at % 3)
+    await program.side.until(lambda: len(program.side.all_predictions) >= 20)
+    first.kill()
+    for at in range(200, 400, 4):
+        program.submit(*map(program.one, names[at : at + 4]), partition=at % 3)
+    await program.gateway()
+    found = await program.ended(*names)
+    assert {one.outcome for one in found.values()} == {m.OUTCOME_OK}
+    by_name: dict[str, set[str]] = {}
+    for _, one in program.side.all_predictions:
+        by_name.setdefault(one.client_request_id, set()).add(str(uuid.UUID(bytes=one.id)))
+    assert all(len(by_name[name]) == 1 for name in names), "a name has one id, however often"
+    await program.side.until(lambda: program.committed() == 100)
