@@ -37,6 +37,7 @@ bench: setup ## measure; results go to bench/results
 
 docs: setup ## rewrite the tables that are made from code
 	@$(BIN)/python -m tests.gateway.test_gateway_readme
+	@$(BIN)/python -c "from inferbus_schemas import asyncapi; print(asyncapi.text(), end='')" > schemas/asyncapi.yaml
 
 clean: ## remove the environment and all state
 	rm -rf .venv .inferbus .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -7,7 +7,7 @@ import contextlib
 import json
 import uuid
 from collections.abc import AsyncIterator, Coroutine
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from cyclopts import App, Parameter
@@ -16,6 +16,7 @@ from inferbus_cli import places
 from inferbus_cli.errors import CommandError
 from inferbus_schemas import names
 from inferbus_schemas import topics as catalogue
+from inferbus_schemas.access import LOCAL_TENANT
 
 if TYPE_CHECKING:
     from aiokafka import AIOKafkaConsumer, ConsumerRecord
@@ -24,19 +25,26 @@ if TYPE_CHECKING:
 
 app = App(name="topics", help="Look into the topics of the bus.")
 
+_TOPIC_EXISTS = 36
+"""Kafka's error code."""
 _GROWING = {catalogue.REQUESTS}
 """Only inboxes may grow: other topics' keys would move to other partitions."""
 
 
 @app.command(name="list")
-def list_topics(*, pool: str = "default", kafka: str | None = None) -> None:
+def list_topics(
+    *, pool: str = "default", tenant: str = LOCAL_TENANT, kafka: str | None = None
+) -> None:
     """List the topics of the catalogue with their partitions on the broker.
 
     Args:
         pool: Pool whose topics to show.
+        tenant: Tenant whose topics to show.
         kafka: Brokers as host:port, comma-separated.
     """
-    entries = [catalogue.topic(name, _pool(pool)) for name in catalogue.catalogue()]
+    entries = [
+        catalogue.topic(name, _pool(pool), _tenant(tenant)) for name in catalogue.catalogue()
+    ]
 
     async def counts(admin: AIOKafkaAdminClient) -> dict[str, int]:
         found = await admin.describe_topics([entry.name for entry in entries])
@@ -54,6 +62,7 @@ def tail(
     topic: str,
     *,
     pool: str = "default",
+    tenant: str = LOCAL_TENANT,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
     from_beginning: Annotated[bool, Parameter(negative="")] = False,
     count: int | None = None,
@@ -65,12 +74,13 @@ def tail(
         topic: Name in the catalogue, such as inference.predictions, or on the broker; with `.dlq`
             behind it, the topic's dead letters.
         pool: Pool of a topic that each pool has.
+        tenant: Tenant of a topic that each tenant has.
         as_json: One JSON object a line instead of a line for people.
         from_beginning: Start at the oldest record, not at the end.
         count: Stop after so many records.
         kafka: Brokers as host:port, comma-separated.
     """
-    entry = _entry(topic, pool)
+    entry = _entry(topic, pool, tenant)
 
     async def follow() -> None:
         left = count
@@ -129,6 +139,41 @@ def add_partitions(
     print(f"{entry.name}: {have} -> {total} partitions")
 
 
+@app.command
+def add_tenant(
+    tenant: str,
+    *,
+    profile: Literal["one-machine", "production"] = "one-machine",
+    kafka: str | None = None,
+) -> None:
+    """Make the topics that a tenant's programs write to; gateways read those they are told of.
+
+    Args:
+        tenant: The tenant; name it in INFERBUS_SUBMISSION_TENANTS of the gateways too.
+        profile: Partitions and replicas for one machine or for a cluster of three brokers.
+        kafka: Brokers as host:port, comma-separated.
+    """
+    wanted = {one.name: one for one in catalogue.to_create((), profile, (_tenant(tenant),))}
+    own = [one for name, one in wanted.items() if f".{tenant}." in name]
+
+    async def make(admin: AIOKafkaAdminClient) -> None:
+        from aiokafka.admin import NewTopic  # noqa: PLC0415 -- only here
+
+        found = await admin.create_topics(
+            [
+                NewTopic(one.name, one.partitions, one.replication, topic_configs=one.config)
+                for one in own
+            ]
+        )
+        for name, code, said in (each[:3] for each in found.topic_errors):
+            if code not in {0, _TOPIC_EXISTS}:
+                raise CommandError(f"Kafka refuses the topic {name}: {said or f'error {code}'}")
+
+    _run(_with_admin(places.kafka(kafka), make))
+    for one in own:
+        print(f"{one.name}: {one.partitions} partitions")
+
+
 def _pool(name: str) -> str:
     try:
         return names.check_pool(name)
@@ -136,10 +181,17 @@ def _pool(name: str) -> str:
         raise CommandError(f"{name!r} is {error}") from error
 
 
-def _entry(topic: str, pool: str) -> catalogue.Topic:
+def _tenant(name: str) -> str:
+    try:
+        return names.check_tenant(name)
+    except names.InvalidNameError as error:
+        raise CommandError(f"{name!r} is {error}") from error
+
+
+def _entry(topic: str, pool: str, tenant: str = LOCAL_TENANT) -> catalogue.Topic:
     """Return a topic, or one of dead letters, by its name in the catalogue or on the broker."""
     for short in catalogue.catalogue():
-        entry = catalogue.topic(short, _pool(pool))
+        entry = catalogue.topic(short, _pool(pool), _tenant(tenant))
         if topic in {short, entry.name}:
             return entry
         letters = catalogue.dead_letters(entry.name)

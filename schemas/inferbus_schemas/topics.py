@@ -98,13 +98,15 @@ def catalogue() -> dict[str, Topic]:
     return found
 
 
-def topic(short_name: str, pool: str | None = None) -> Topic:
-    """Return one topic; topics of a pool need its name.
+def topic(short_name: str, pool: str | None = None, tenant: str | None = None) -> Topic:
+    """Return one topic; topics of a pool or of a tenant need its name.
 
     Raises:
         KeyError: there is no such topic.
     """
     found = catalogue()[short_name]
+    if tenant is not None and found.per_tenant:
+        return found.for_tenant(tenant)
     return found.for_pool(pool) if pool is not None and found.per_pool else found
 
 

@@ -281,6 +281,13 @@ def test_topics(running: RegistryProcess, kafka_bootstrap: str, model: str) -> N
     assert record["headers"]["ce_type"] == "inferbus.models.deployment-changed.v1"
     assert record["value"]["model"] == record["key"]
     assert failed(inferbus("topics", "tail", "none", env=at), "There is no topic 'none'")
+    for _ in range(2):
+        made = inferbus("topics", "add-tenant", "acme", env=at).stdout
+        assert "inferbus.inference.submissions.acme.v1: 4 partitions" in made
+        assert "inferbus.inference.submissions.acme.v1.dlq: 1 partitions" in made
+    theirs = inferbus("topics", "list", "--tenant", "acme", env=at).stdout
+    assert "inferbus.inference.submissions.acme.v1     4 partitions" in theirs
+    assert failed(inferbus("topics", "add-tenant", "../x", env=at), "not a valid tenant name")
     keep = inferbus("topics", "add-partitions", "inference.predictions", "--total", "99", env=at)
     assert failed(keep, "must keep its partitions")
     fewer = inferbus("topics", "add-partitions", "inference.requests", "--total", "1", env=at)

@@ -51,6 +51,8 @@ def _default(value: object) -> str:
     """Return a default as the table writes it; that of a port has no comma."""
     if isinstance(value, SecretStr):
         return value.get_secret_value()
+    if isinstance(value, tuple):
+        return ",".join(value)
     return f"{value:,}".replace("8,080", "8080")
 
 

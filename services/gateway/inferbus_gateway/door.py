@@ -25,6 +25,7 @@ POLICIES = Policies(
         ("GET", "/livez"): access.PUBLIC,
         ("GET", "/readyz"): access.PUBLIC,
         ("GET", docs.PATH): access.PUBLIC,
+        ("GET", "/asyncapi.json"): access.PUBLIC,
         ("GET", f"{docs.PATH}/static/{{file}}"): access.PUBLIC,
         ("GET", "/openapi.json"): access.PUBLIC,
         ("GET", "/v2"): access.AUTHENTICATED,

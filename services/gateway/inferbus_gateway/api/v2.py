@@ -25,7 +25,7 @@ from inferbus_gateway.hot.route import Routes, Target
 from inferbus_kit import docs
 from inferbus_kit.errors import InferbusError
 from inferbus_kit.health import Asgi, Health, Receive, Scope, Send, health_answer
-from inferbus_schemas import ids
+from inferbus_schemas import asyncapi, ids
 from inferbus_schemas import manifest as manifests
 
 _log = structlog.get_logger("api")
@@ -188,6 +188,11 @@ def _add_server_routes(app: FastAPI, health: Health) -> None:
         """Tell whether this gateway can take requests."""
         fit = not health.reasons()
         return JSONResponse({"ready": fit}, 200 if fit else 503)
+
+    @app.get("/asyncapi.json", tags=["operations"])
+    async def topics() -> JSONResponse:
+        """Describe the topics: who writes what, who reads it (AsyncAPI 3.0)."""
+        return JSONResponse(asyncapi.document())
 
     @app.get("/livez", tags=["operations"], responses={503: {"description": "A loop is silent"}})
     @app.get("/readyz", tags=["operations"], responses={503: {"description": "Not ready"}})

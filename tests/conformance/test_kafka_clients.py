@@ -1,0 +1,181 @@
+"""Programs on Kafka: the docs' snippets, kcat and the CloudEvents SDK, on a running stack."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import re
+import shutil
+import sys
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import httpx
+import numpy as np
+import pytest
+import pytest_asyncio
+from cloudevents.core.bindings.kafka import KafkaMessage, from_binary_event
+from confluent_kafka import Consumer
+
+from inferbus_dev.stack import Stack
+from inferbus_schemas import messages as m
+from inferbus_schemas import topics
+from tests.support import stacks
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(240),
+    pytest.mark.asyncio(loop_scope="module"),
+]
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "operations" / "kafka-clients.md"
+PREDICTIONS = topics.topic(topics.PREDICTIONS)
+SUBMISSIONS = topics.topic(topics.SUBMISSIONS, tenant="local")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stack() -> AsyncIterator[Stack]:
+    async with stacks.running() as made:
+        await stacks.push(made, "breast-cancer")
+        yield made
+
+
+async def _run(*argv: str, given: bytes = b"") -> str:
+    process = await asyncio.create_subprocess_exec(
+        *argv,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(90):
+        out, err = await process.communicate(given)
+    assert process.returncode == 0, (out + err).decode()
+    return out.decode()
+
+
+def _features() -> np.ndarray[Any, np.dtype[np.float32]]:
+    (inputs,) = stacks.sample_inputs("breast-cancer")[:1]
+    return np.asarray(inputs[0]["data"], dtype="<f4")[:30]
+
+
+def _tensor() -> dict[str, Any]:
+    return {"name": "features", "datatype": "FP32", "shape": [1, 30]}
+
+
+def _submission(name: str) -> str:
+    tensor = {**_tensor(), "data": base64.b64encode(_features().tobytes()).decode()}
+    request = {
+        "model": "breast-cancer",
+        "client_request_id": name,
+        "inputs": {"tensors": [tensor]},
+    }
+    return json.dumps({"requests": [request]})
+
+
+async def _produce(stack: Stack, name: str) -> None:
+    """Submit from a process of its own."""
+    program = (
+        "import sys; from confluent_kafka import Producer; "
+        "p = Producer({'bootstrap.servers': sys.argv[1]}); "
+        "p.produce(sys.argv[2], sys.stdin.read(), headers={'content-type': 'application/json'}); "
+        "sys.exit(p.flush(10))"
+    )
+    given = _submission(name).encode()
+    await _run(sys.executable, "-c", program, stack.kafka, SUBMISSIONS.name, given=given)
+
+
+async def _record_of(stack: Stack, name: str) -> tuple[Any, m.Prediction]:
+    """Wait for a prediction, read with librdkafka."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": stack.kafka,
+            "group.id": f"test-{name}",
+            "auto.offset.reset": "earliest",
+            "enable.auto.commit": False,
+        }
+    )
+    consumer.subscribe([PREDICTIONS.name])
+    try:
+        async with asyncio.timeout(60):
+            while True:
+                record = await asyncio.to_thread(consumer.poll, 1.0)
+                if record is not None and not record.error():
+                    said = m.Prediction.FromString(record.value() or b"")
+                    if said.client_request_id == name:
+                        return record, said
+    finally:
+        await asyncio.to_thread(consumer.close)
+
+
+def _snippets() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+
+
+async def test_the_snippets_of_the_docs_run(stack: Stack, tmp_path: Path) -> None:
+    submit, read = _snippets()
+    for name, text in (("submit.py", submit), ("read.py", read)):
+        (tmp_path / name).write_text(text)
+    assert "0 records left" in await _run(sys.executable, str(tmp_path / "submit.py"), stack.kafka)
+    _, said = await _record_of(stack, "row-0")
+    assert said.outcome == m.OUTCOME_OK, said
+    shown = await _run(sys.executable, str(tmp_path / "read.py"), stack.kafka)
+    assert " breast-cancer 1 row-0 OUTCOME_OK\n" in shown
+    assert "probabilities FP32 [1, 2]" in shown
+
+
+async def test_a_submission_gets_the_answer_that_http_gets(stack: Stack) -> None:
+    await _produce(stack, "as-http")
+    _, said = await _record_of(stack, "as-http")
+    body = {"inputs": [{**_tensor(), "data": _features().tolist()}]}
+    async with httpx.AsyncClient(trust_env=False) as http:
+        answer = await http.post(f"{stack.http}/v2/models/breast-cancer/infer", json=body)
+    assert answer.headers["x-inferbus-output-sha256"] == said.output_sha256.hex()
+    await stacks.at_rest(stack)
+    log = await asyncpg.connect(stack.postgres, ssl=False)
+    rows = await log.fetch(
+        "SELECT request_id, tenant, outcome FROM log.predictions WHERE client_request_id = $1",
+        "as-http",
+    )
+    await log.close()
+    assert [(row["request_id"].bytes, row["tenant"]) for row in rows] == [(said.id, "local")]
+
+
+async def test_a_prediction_is_a_cloudevent_for_its_sdk(stack: Stack) -> None:
+    await _produce(stack, "as-event")
+    record, said = await _record_of(stack, "as-event")
+    message = KafkaMessage(dict(record.headers()), record.key(), record.value())
+    event = from_binary_event(message)
+    assert event.get_type() == PREDICTIONS.ce_type
+    assert event.get_source().startswith("/inferbus/worker/")
+    assert event.get_id() == f"{uuid.UUID(bytes=said.id)}/1"
+    assert event.get_datacontenttype() == "application/protobuf"
+    assert event.get_data() == record.value()
+
+
+async def test_kcat_submits_and_reads(stack: Stack, tmp_path: Path) -> None:
+    kcat = shutil.which("kcat")
+    if kcat is None:
+        pytest.skip("kcat is not installed: apt install kcat")
+    lines = tmp_path / "submissions.jsonl"
+    lines.write_text("".join(_submission(f"kcat-{n}") + "\n" for n in range(3)))
+    head = ("-b", stack.kafka, "-t", SUBMISSIONS.name, "-H", "content-type=application/json")
+    await _run(kcat, "-P", *head, "-l", str(lines))
+    for number in range(3):
+        _, said = await _record_of(stack, f"kcat-{number}")
+        assert said.outcome == m.OUTCOME_OK
+    seen = await _run(
+        kcat, "-C", "-b", stack.kafka, "-t", PREDICTIONS.name, "-e", "-q", "-f", "%h\n"
+    )
+    assert f"ce_type={PREDICTIONS.ce_type}" in seen
+
+
+async def test_topics_tail_shows_submissions_as_json(stack: Stack) -> None:
+    await _produce(stack, "tailed")
+    said = ("topics", "tail", "inference.submissions", "--json", "--from-beginning")
+    shown = await stacks.cli(*said, "--count", "1", "--kafka", stack.kafka)
+    assert SUBMISSIONS.name in shown
+    assert json.loads(shown.splitlines()[0])

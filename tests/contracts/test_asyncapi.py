@@ -1,0 +1,73 @@
+"""The AsyncAPI document is what catalogue and messages say, and examples fit its schemas."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from google.protobuf import descriptor_pool, json_format, message_factory
+
+from inferbus_schemas import asyncapi, topics
+
+ROOT = Path(__file__).resolve().parents[2] / "schemas"
+EXAMPLES = sorted((ROOT / "examples").glob("*/v1/*.json"))
+
+
+def _references(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        if "$ref" in value:
+            yield value["$ref"]
+        value = list(value.values())
+    if isinstance(value, list):
+        for one in value:
+            yield from _references(one)
+
+
+def test_the_stored_form_is_current() -> None:
+    stored = (ROOT / "asyncapi.yaml").read_text()
+    assert stored == asyncapi.text(), "run `make docs`"
+    assert yaml.safe_load(stored) == asyncapi.document()
+
+
+def test_each_topic_stands_in_it_once_with_its_settings() -> None:
+    said = asyncapi.document()
+    assert list(said["channels"]) == list(topics.catalogue())
+    for short, topic in topics.catalogue().items():
+        channel = said["channels"][short]
+        assert channel["address"] == topic.name
+        assert channel["x-visibility"] == topic.visibility
+        assert set(channel.get("parameters", {})) == {
+            one for one in ("pool", "tenant") if f"{{{one}}}" in topic.name
+        }
+        assert said["operations"][f"{short}.send"]["x-roles"] == list(topic.producers)
+
+
+def test_every_reference_leads_somewhere() -> None:
+    said = asyncapi.document()
+    found = set(_references(said))
+    assert len(found) > 20
+    for reference in found:
+        at: Any = said
+        for part in reference.removeprefix("#/").split("/"):
+            at = at[part]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=[f"{p.parts[-3]}/{p.stem}" for p in EXAMPLES])
+def test_examples_fit_and_others_do_not(path: Path) -> None:
+    said = asyncapi.document()
+    name = topics.topic(path.parts[-3]).message
+    schema = {"$ref": f"#/components/schemas/{name}", "components": said["components"]}
+    validator = jsonschema.Draft202012Validator(schema)
+    kind = message_factory.GetMessageClass(descriptor_pool.Default().FindMessageTypeByName(name))
+    message = json_format.Parse(path.read_text(), kind())
+    # As `inferbus topics tail --json` and any Protobuf library write it.
+    written = json_format.MessageToDict(message, preserving_proto_field_name=True)
+    validator.validate(written)
+    assert not validator.is_valid({**written, "no_such_field": 1})
+    first = next(iter(json.loads(path.read_text())))
+    assert not validator.is_valid({**written, first: {"no_such_field": 1}})
