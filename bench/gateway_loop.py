@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import cProfile
-import gc
 import json
 import pstats
 import resource
@@ -43,6 +42,7 @@ from inferbus_gateway.hot.route import Routes
 from inferbus_kit.guard import Direct
 from inferbus_kit.health import Asgi, Health
 from inferbus_kit.http import HttpServer
+from inferbus_kit.lifecycle import quiet_collector
 from inferbus_kit.metrics import gateway_metrics
 from inferbus_kit.telemetry import Tracing
 from inferbus_schemas import access, membership, tensors
@@ -268,8 +268,7 @@ async def measure(args: argparse.Namespace) -> None:
 
     await answers()
     await asyncio.sleep(1.0)
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
+    quiet_collector()
     before, cpu_s, played_s, start_s = await answers(), _cpu_s(), bus.played_s, time.monotonic()
     frames = bus.n_frames
     # CPU time: on a busy machine the wall clock charges whoever was interrupted.
@@ -319,6 +318,7 @@ async def measure_direct(args: argparse.Namespace) -> None:
     calling = [asyncio.create_task(call()) for _ in range(args.connections)]
     profile = cProfile.Profile(time.thread_time)
     await asyncio.sleep(0.5)
+    quiet_collector()
     if args.profile:
         profile.enable()
     spans_us = []

@@ -15,7 +15,7 @@ from inferbus_models import samples
 
 CONNECTIONS = (1, 16, 64, 256)
 SECONDS = 8.0
-WARM_S = 15.0
+WARM_S = 60.0
 
 
 def rows(count: int, folder: object) -> list[list[float]]:
@@ -34,7 +34,7 @@ async def measure() -> dict[str, object]:
         body = folder / "body.json"
         body.write_text(json.dumps(oip_body(rows(1, folder))))
         url = f"{stack.http}/v2/models/breast-cancer/infer"
-        # A cold JVM is three times slower for its first seconds.
+        # Kafka takes twice the CPU per request until its JVM has compiled what runs often.
         await load(url, body, 64, 1.0, WARM_S)
         for connections in CONNECTIONS:
             figures[str(connections)] = found = await load(url, body, connections, SECONDS, 2.0)

@@ -91,10 +91,7 @@ class Lifecycle:
                     break
             else:
                 _log.info("started", process=self.name)
-                # What was built by now stays: the collector need not walk it again and again.
-                gc.collect()
-                gc.freeze()
-                gc.set_threshold(_YOUNG_OBJECTS, 20, 20)
+                quiet_collector()
                 await self.stopping.wait()
         finally:
             await self._stop(started)
@@ -138,6 +135,13 @@ class Lifecycle:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=2.0)
+
+
+def quiet_collector() -> None:
+    """Let the collector of cycles run seldom and leave out what stands: that stays for good."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_YOUNG_OBJECTS, 20, 20)
 
 
 def watched(task: asyncio.Task[Any], fail: Fail | None) -> asyncio.Task[Any]:
