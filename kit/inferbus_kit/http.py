@@ -17,7 +17,7 @@ from uvicorn.server import ServerState
 from inferbus_kit.errors import StartupError
 from inferbus_kit.guard import Direct, GuardedProtocol, Limits
 from inferbus_kit.health import Asgi
-from inferbus_kit.lifecycle import cancel
+from inferbus_kit.lifecycle import cancel, watched
 from inferbus_kit.settings import is_loopback
 
 _log = structlog.get_logger("http")
@@ -77,7 +77,8 @@ class HttpServer:
             sock=self._socket,
             backlog=2048,
         )
-        self._sweeper = asyncio.create_task(self._sweep(), name=f"http:{self.port}")
+        sweeping = asyncio.create_task(self._sweep(), name=f"http:{self.port}")
+        self._sweeper = watched(sweeping, None)
 
     async def stop(self) -> None:
         if self._listener is not None:

@@ -218,6 +218,18 @@ async def test_what_kafka_may_have_seen_stays_and_is_placed_again(late: Exceptio
     assert [[r.attempt for r in frame.requests] for frame in gateway.bus.frames] == [[1, 1], [2]]
 
 
+async def test_a_fault_of_ours_leaves_nobody_waiting() -> None:
+    gateway = Gateway()
+    gateway.bus.error = ZeroDivisionError()
+    (one,) = gateway.placed(1)
+    await asyncio.sleep(0.01)
+    gateway.bus.error = None
+    assert gateway.pending.to_place(time.monotonic() + 1) == [one]
+    assert gateway.publisher.place(one)
+    await asyncio.sleep(0.01)
+    assert [frame.requests[0].attempt for frame in gateway.bus.frames] == [2]
+
+
 async def test_a_second_attempt_that_never_left_waits_for_a_third() -> None:
     gateway = Gateway()
     (one,) = gateway.placed(1)

@@ -183,20 +183,30 @@ class Publisher:
         except (InferbusError, KafkaError) as error:
             self._not_handed_over(entries, frame, error)
             return
+        except Exception:  # noqa: BLE001 -- whatever it is, nobody waits for it until his deadline
+            _log.exception("frame_failed", inbox=lease.inbox)
+            self._unacknowledged(entries, frame)
+            return
         try:
             meta = await delivery
         except (InferbusError, KafkaError) as error:
-            # It may still be written: only a terminal record ends these requests now, but it may
-            # also never be, so they are placed again; their ids make twice as good as once.
             _log.warning("frame_unacknowledged", inbox=lease.inbox, error=repr(error))
-            now_s = time.monotonic()
-            for entry in entries:
-                if entry.frame is frame:
-                    self._pending.unacknowledged(entry, now_s)
+            self._unacknowledged(entries, frame)
             return
         frame.acked_s = time.monotonic()
         if meta.offset >= 0:
             frame.offset = meta.offset
+
+    def _unacknowledged(self, entries: list[Entry], frame: Frame) -> None:
+        """Place again what may never be written.
+
+        It may still be: only a terminal record ends these requests now, and their ids make twice
+        as good as once.
+        """
+        now_s = time.monotonic()
+        for entry in entries:
+            if entry.frame is frame:
+                self._pending.unacknowledged(entry, now_s)
 
     def _not_handed_over(self, entries: list[Entry], frame: Frame, error: Exception) -> None:
         _log.warning("frame_not_handed_over", n_requests=len(entries), error=repr(error))

@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 from inferbus_gateway.hot.pending import Entry, Pending
 from inferbus_kit.consume import PartitionReader, Record
 from inferbus_kit.errors import InferbusError
-from inferbus_kit.lifecycle import cancel
+from inferbus_kit.lifecycle import cancel, watched
 from inferbus_kit.produce import Producer
 from inferbus_schemas import envelope, ids, topics
 from inferbus_schemas import messages as m
@@ -129,7 +129,7 @@ class Replies:
     def end(self, entry: Entry, outcome: m.Outcome, code: str, message: str) -> None:
         """Write a record that ends a request, unless another one comes first."""
         prediction = terminal(entry.request, entry.attempt, outcome, code, message, self._instance)
-        task = asyncio.create_task(self._write(prediction))
+        task = watched(asyncio.create_task(self._write(prediction), name="end"), None)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
