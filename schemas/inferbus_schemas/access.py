@@ -11,15 +11,17 @@ import hashlib
 import hmac
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from inferbus_schemas import messages as m
 from inferbus_schemas import names
 
 KEY_ENTROPY_BYTES = 40
 _ID_BYTES = 8
+_MAX_SUBJECT = 128
 _KEY = re.compile(r"mlk_([0-9a-f]{16})_[A-Za-z0-9_-]{43}")
 
 INFER = "infer"
@@ -119,23 +121,19 @@ class Principal:
     """Who calls: a tenant, and what it may do there.
 
     Invariants: `models` are the models of its `infer:` scopes, and `all_models` says whether one
-    of them is `infer:*`; `name` tells it from every other principal of its tenant, and is no
-    secret.
+    of them is `infer:*`; `name` tells it from every other principal of its tenant, `who`, which is
+    `<tenant>/<name>`, from every other; neither is a secret.
     """
 
     tenant: str
     name: str
+    who: str
     scopes: frozenset[str]
     models: frozenset[str]
     all_models: bool
     expires_s: float = math.inf
     requests_per_s: float = 0.0
     burst: int = 0
-
-    @property
-    def who(self) -> str:
-        """Its name in histories."""
-        return f"{self.tenant}/{self.name}"
 
     def infers(self, model: str) -> bool:
         """Tell whether it may ask `model`."""
@@ -163,6 +161,7 @@ def principal(
     return Principal(
         tenant,
         name,
+        f"{tenant}/{name}",
         held,
         frozenset(models - {"*"}),
         INFER_ALL in held,
@@ -170,6 +169,41 @@ def principal(
         rate,
         max(1, limits.burst) if limits is not None and rate > 0 else 0,
     )
+
+
+def of_claims(
+    claims: Mapping[str, Any], tenant_claim: str, scope_claim: str, leeway_s: float
+) -> Principal | None:
+    """Return whom the claims of a good token stand for; None where they name no tenant.
+
+    Args:
+        claims: `sub` and `exp`, and those that the next two name.
+        tenant_claim: names the tenant.
+        scope_claim: lists scopes, as a list or separated by spaces; others' are left out.
+        leeway_s: how long past `exp` a token is believed.
+    """
+    tenant, listed = claims.get(tenant_claim), claims.get(scope_claim, ())
+    subject, expires_s = claims.get("sub"), claims.get("exp")
+    words = listed.split() if isinstance(listed, str) else listed
+    if not isinstance(tenant, str) or not isinstance(subject, str) or not subject.isprintable():
+        return None
+    if not isinstance(expires_s, int | float) or not isinstance(words, list | tuple):
+        return None
+    try:
+        names.check_tenant(tenant)
+    except names.InvalidNameError:
+        return None
+    scopes = [word for word in words if isinstance(word, str) and _is_scope(word)]
+    name = f"token:{subject[:_MAX_SUBJECT]}"
+    return principal(tenant, name, scopes, expires_s=expires_s + leeway_s)
+
+
+def _is_scope(word: str) -> bool:
+    try:
+        check_scope(word)
+    except InvalidScopeError:
+        return False
+    return True
 
 
 LOCAL_TENANT = "local"

@@ -14,6 +14,7 @@ import pytest
 from inferbus_schemas import access, topics
 from inferbus_schemas import messages as m
 from tests.support.gateway_side import GatewayProcess, GatewaySide, prediction, rows
+from tests.support.provider import provider
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -86,6 +87,24 @@ async def test_on_this_machine_alone_and_under_its_name_nobody_needs_a_key(
     assert rebound.status_code == 401
     assert rebound.headers["www-authenticate"] == "Bearer"
     assert (await ask(side, gateway, "mlk_wrong")).status_code == 401
+
+
+async def test_a_token_of_a_provider_names_the_tenant(side: GatewaySide) -> None:
+    worker = await side.worker(lambda request: [prediction(request)])
+    with provider() as idp:
+        kid = idp.add()
+        token = idp.token(kid, scope=f"infer:{side.model}")
+        gateway = await side.gateway(key=token, **idp.environment)
+        got = await ask(side, gateway, token)
+        assert got.status_code == 200, got.text
+        assert worker.requests[-1].tenant == "acme"
+        for bad in (
+            idp.token(kid, aud="another"),
+            idp.token(kid, tenant=None),
+            idp.token(idp.add(published=False)),
+        ):
+            assert (await ask(side, gateway, bad)).status_code == 401
+        assert (await ask(side, gateway, idp.token(kid, scope="openid"))).status_code == 403
 
 
 async def test_a_limit_is_a_429_that_says_when_to_come_back(

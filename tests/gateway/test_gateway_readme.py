@@ -53,7 +53,7 @@ def _default(value: object) -> str:
         return value.get_secret_value()
     if isinstance(value, tuple):
         return ",".join(value)
-    return f"{value:,}".replace("8,080", "8080")
+    return value if isinstance(value, str) else f"{value:,}".replace("8,080", "8080")
 
 
 def _metrics() -> list[str]:

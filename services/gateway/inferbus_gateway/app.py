@@ -11,6 +11,7 @@ import functools
 import re
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import structlog
 from aiokafka.errors import KafkaError
@@ -36,6 +37,9 @@ from inferbus_kit.produce import Producer
 from inferbus_kit.telemetry import Tracing
 from inferbus_schemas import topics
 from inferbus_schemas.membership import Membership
+
+if TYPE_CHECKING:
+    from inferbus_gateway.control.tokens import Tokens
 
 _log = structlog.get_logger("gateway")
 
@@ -63,6 +67,7 @@ class Process:
     submissions: Submissions | None
     upkeep: Upkeep
     leases: Leases
+    tokens: Tokens | None
     beats: Beats
     beater: Beater
 
@@ -151,6 +156,8 @@ class _Gateway:
     async def start_loops(self) -> None:
         self._lifecycle.spawn("upkeep", self._process.upkeep.run(self._process.health))
         self._lifecycle.spawn("leases", self._process.leases.run(self._process.health))
+        if self._process.tokens is not None:
+            self._lifecycle.spawn("tokens", self._process.tokens.run())
         self._lifecycle.spawn("judge", self._judge())
 
     async def open(self) -> None:

@@ -47,6 +47,18 @@ class GatewaySettings(Settings):
         gt=0,
         description="Unanswered requests of one tenant on this gateway past which it gets 429.",
     )
+    oidc_issuer: str = Field(
+        default="", description="Issuer of tokens that are taken beside keys; empty: none are."
+    )
+    oidc_audience: str = Field(default="", description="Audience that tokens must name.")
+    oidc_jwks_url: str = Field(default="", description="Where the issuer's public keys are.")
+    oidc_tenant_claim: str = Field(
+        default="tenant", description="Claim of a token that names its tenant."
+    )
+    oidc_scope_claim: str = Field(
+        default="scope",
+        description="Claim of a token that lists its scopes, as a list or separated by spaces.",
+    )
     drain_timeout_s: float = Field(
         default=25.0, gt=0, description="Longest time to finish what is in flight at a stop."
     )
@@ -66,3 +78,8 @@ class GatewaySettings(Settings):
         if not isinstance(value, str):
             return value
         return tuple(names.check_tenant(one.strip()) for one in value.split(",") if one.strip())
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether a provider of tokens is set, be it in part."""
+        return bool(self.oidc_issuer or self.oidc_audience or self.oidc_jwks_url)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
@@ -37,6 +38,9 @@ from inferbus_kit.telemetry import Tracing, configure_logs
 from inferbus_schemas import topics
 from inferbus_schemas.access import Keyring
 from inferbus_schemas.membership import Membership
+
+if TYPE_CHECKING:
+    from inferbus_gateway.control.tokens import Tokens
 
 
 async def build(lifecycle: Lifecycle) -> None:
@@ -81,6 +85,12 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
     )
     keys = Keyring()
     access = Access(keys, local=settings.auth == "local")
+    tokens: Tokens | None = None
+    if settings.takes_tokens:
+        from inferbus_gateway.control import tokens as provider  # noqa: PLC0415 -- cryptography, not for all
+
+        tokens = provider.Tokens(settings, access.changed)
+        access.verify = tokens.principal
     infer = Infer(
         access=access,
         routes=routes,
@@ -144,6 +154,7 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
         submissions=submissions if settings.submission_tenants else None,
         upkeep=upkeep,
         leases=leases,
+        tokens=tokens,
         beats=beats,
         beater=Beater(control, instance, "gateway", beats.make, on_failure=fail),
     )

@@ -65,7 +65,8 @@ def client(url: str) -> Redis:
 def arguments(name: str, quota: Quota, owed: int, want: int) -> tuple[str, ...]:
     """Return what the script is called with."""
     interval_us = 1e6 / quota.rate_per_s
-    return (f"{PREFIX}{name}", f"{interval_us:.6f}", str(quota.burst), str(owed), str(want))
+    # In braces, so that a cluster keeps each count in one place.
+    return (f"{PREFIX}{{{name}}}", f"{interval_us:.6f}", str(quota.burst), str(owed), str(want))
 
 
 class Leases:

@@ -1,7 +1,8 @@
 """Who calls: from a presented header to a principal that may do what it asks; a dict lookup.
 
 In: the Authorization and Host headers, the peer, a route's policy. Out: a principal, or the error
-that refuses it. Keys come by `access.keys`, so a revoked one is gone when its record is read.
+that refuses it. Keys come by `access.keys`, so a revoked one is gone when its record is read; what
+is no key is asked for as a provider's token.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from inferbus_schemas.access import Keyring, Principal, Verdict
 MAX_KNOWN = 4096
 """Presented headers that are remembered; past it the oldest is forgotten."""
 
-Verify = Callable[[str, float], Principal | None]
-"""Says whom a token that is no key of ours stands for at a time (UTC, seconds), if anyone."""
+Verify = Callable[[str], Principal | None]
+"""Says whom a token that is no key of ours stands for now, if anyone."""
 
 
-def _nobody(_token: str, _now_s: float) -> Principal | None:
+def _nobody(_token: str) -> Principal | None:
     return None
 
 
@@ -33,11 +34,12 @@ class Access:
     is taken for `ANONYMOUS` only where `local`, from this machine, under a name of this machine.
     """
 
-    def __init__(self, keys: Keyring, *, local: bool, verify: Verify = _nobody) -> None:
+    def __init__(self, keys: Keyring, *, local: bool) -> None:
         self._keys = keys
         self._local = local
-        self._verify = verify
+        self.verify: Verify = _nobody
         self._known: dict[bytes, Principal] = {}
+        self._hosts: set[bytes] = set()
 
     def changed(self) -> None:
         """Forget what was remembered: keys are no longer what they were."""
@@ -77,19 +79,21 @@ class Access:
         return caller
 
     def _anonymous(self, host: bytes, peer: str) -> Principal:
-        if self._local and access.is_loopback_address(peer) and access.is_loopback_host(host):
-            return access.ANONYMOUS
+        if self._local and access.is_loopback_address(peer):
+            if host in self._hosts:
+                return access.ANONYMOUS
+            if access.is_loopback_host(host):
+                if len(self._hosts) < MAX_KNOWN:
+                    self._hosts.add(host)
+                return access.ANONYMOUS
         raise errors.UnauthorizedError("a key is needed: send Authorization: Bearer <key>")
 
     def _identify(self, authorization: bytes) -> Principal:
         self._known.pop(authorization, None)
         text = access.bearer(authorization)
         if text is not None:
-            now_s = time.time()
-            # Every text takes the way of a key, so that time tells nothing of which ids there are.
-            found = self._keys.find(text, now_s)
-            if found is None and access.key_id(text) is None:
-                found = self._verify(text, now_s)
+            is_key = access.key_id(text) is not None
+            found = self._keys.find(text, time.time()) if is_key else self.verify(text)
             if found is not None:
                 if len(self._known) >= MAX_KNOWN:
                     del self._known[next(iter(self._known))]

@@ -82,17 +82,19 @@ class Quota:
     def take(self, part: Part, now_s: float) -> float:
         """Spend one request; return 0, or the seconds after which it may be tried again."""
         self.used_s = now_s
-        if self._tokens and now_s - self._leased_s <= LEASE_S:
-            self._tokens -= 1
-            return 0.0
-        self._tokens = 0
-        self._grow(part, now_s)
-        if self._room >= 1.0:
-            self._room -= 1.0
+        if self._tokens:
+            if now_s - self._leased_s <= LEASE_S:
+                self._tokens -= 1
+                return 0.0
+            self._tokens = 0
+        room = self._grown(part, now_s)
+        if room >= 1.0:
+            self._room = room - 1.0
             self.owed += 1
             return 0.0
+        self._room = room
         self._denied = True
-        return (1.0 - self._room) / (self.rate_per_s * (1.0 if part.shared else part.share))
+        return (1.0 - room) / (self.rate_per_s * (1.0 if part.shared else part.share))
 
     def give_back(self) -> None:
         """Undo the last `take`: another limit refused the request."""
@@ -102,13 +104,17 @@ class Quota:
         else:
             self._tokens += 1
 
-    def _grow(self, part: Part, now_s: float) -> None:
-        grown = (now_s - self._room_s) * self.rate_per_s
-        room = min(max(1.0, self.burst * part.share), self._room + grown * part.share)
-        if part.shared:
+    def _grown(self, part: Part, now_s: float) -> float:
+        """Return the room that there is by now."""
+        grown, share = (now_s - self._room_s) * self.rate_per_s, part.share
+        self._room_s = now_s
+        room, most = self._room + grown * share, self.burst * share
+        if room > most:
+            room = max(1.0, most)
+        if room < 1.0 and part.shared:
             # A single request is settled before it does harm, so it need not wait for its share.
-            room = max(room, min(1.0, self._room + grown))
-        self._room, self._room_s = max(self._room, room), now_s
+            room = min(1.0, self._room + grown)
+        return room
 
     def due(self, now_s: float) -> bool:
         """Tell whether the shared count is to be asked."""
@@ -178,14 +184,10 @@ class Limits:
         """
         key: Quota | None = None
         if caller.requests_per_s > 0:
-            # Two tokens of one subject are one caller; two keys never are.
-            name = f"{{{caller.who}}}"
-            key = self._spend(name, caller.requests_per_s, caller.burst, now_s)
+            key = self._spend(caller.who, caller.requests_per_s, caller.burst, now_s)
         if self._tenant_rate_per_s > 0:
             try:
-                self._spend(
-                    f"{{{caller.tenant}}}", self._tenant_rate_per_s, self._tenant_burst, now_s
-                )
+                self._spend(caller.tenant, self._tenant_rate_per_s, self._tenant_burst, now_s)
             except RateLimitedError:
                 if key is not None:
                     key.give_back()
@@ -209,7 +211,7 @@ class Limits:
         self.wake()
 
     def due(self) -> dict[str, Quota]:
-        """Return, and forget, the quotas to ask for, by the name of their shared count."""
+        """Return, and forget, the quotas to ask for: `<tenant>`, or `<tenant>/<principal>`."""
         found, self._due = self._due, {}
         for quota in found.values():
             quota.queued = False

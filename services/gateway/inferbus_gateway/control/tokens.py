@@ -1,0 +1,126 @@
+"""Tokens of an OpenID provider: its published keys (JWKS), fetched in the background.
+
+In: an address, and tokens. Out: whom a token stands for, told without a call; what makes it good is
+in `inferbus_schemas.tokens`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+import urllib.request
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+import structlog
+
+from inferbus_gateway.settings import GatewaySettings
+from inferbus_kit.errors import StartupError
+from inferbus_kit.settings import is_loopback
+from inferbus_schemas import access, tokens
+
+_log = structlog.get_logger("tokens")
+
+REFRESH_S = 300.0
+_MAX_JWKS_BYTES = 256 << 10
+_FETCH_TIMEOUT_S = 5.0
+
+
+class Tokens:
+    """Knows one provider's tokens.
+
+    Invariants: keys are fetched every `REFRESH_S` and, where a token names an unknown one, at most
+    every `again_s`; keys that are there stay where a fetch fails; `on_change` is called when they
+    are others.
+    """
+
+    def __init__(
+        self, settings: GatewaySettings, on_change: Callable[[], None], *, again_s: float = 30.0
+    ) -> None:
+        """Check the settings; nothing is fetched yet.
+
+        Raises:
+            StartupError: a part is missing, or the keys would come in the clear.
+        """
+        self._settings = settings
+        self._on_change = on_change
+        self._again_s = again_s
+        self._raw = b""
+        self._keys: tokens.Keys = {}
+        self._unknown = asyncio.Event()
+        self.n_fetches = 0
+        if not (settings.oidc_issuer and settings.oidc_audience and settings.oidc_jwks_url):
+            raise StartupError(
+                "INFERBUS_OIDC_ISSUER, INFERBUS_OIDC_AUDIENCE and INFERBUS_OIDC_JWKS_URL belong "
+                "together: set all three or none"
+            )
+        if not _safe(settings.oidc_jwks_url):
+            raise StartupError("INFERBUS_OIDC_JWKS_URL: it must be an https address")
+
+    def principal(self, token: str) -> access.Principal | None:
+        """Return whom a token stands for now, or None."""
+        told = self._settings
+        issuer, audience = told.oidc_issuer, told.oidc_audience
+        try:
+            found = tokens.claims(
+                token, self._keys, issuer=issuer, audience=audience, now_s=time.time()
+            )
+        except tokens.UnknownKeyError:
+            self._unknown.set()
+            return None
+        if found is None:
+            return None
+        return access.of_claims(
+            found, told.oidc_tenant_claim, told.oidc_scope_claim, tokens.LEEWAY_S
+        )
+
+    async def run(self) -> None:
+        """Fetch the keys, and again when it is time, until cancelled."""
+        while True:
+            await self._fetch()
+            self._unknown.clear()
+            await asyncio.sleep(self._again_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, REFRESH_S - self._again_s)):
+                    await self._unknown.wait()
+
+    async def _fetch(self) -> None:
+        self.n_fetches += 1
+        try:
+            raw = await asyncio.to_thread(_get, self._settings.oidc_jwks_url)
+            keys = tokens.usable_keys(json.loads(raw))
+        except (OSError, ValueError, RecursionError) as error:
+            _log.warning("jwks_not_fetched", error=type(error).__name__)
+            return
+        if raw != self._raw:
+            _log.info("jwks", n_keys=len(keys))
+            self._raw, self._keys = raw, keys
+            self._on_change()
+
+
+def _safe(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        inside = parts.scheme == "http" and is_loopback(parts.hostname or "")
+    except ValueError:
+        return False
+    return parts.scheme == "https" or inside
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A provider's keys are where its operator says, and nowhere else."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        """Follow nothing."""
+
+
+def _get(url: str) -> bytes:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirects())
+    with opener.open(url, timeout=_FETCH_TIMEOUT_S) as answer:
+        raw: bytes = answer.read(_MAX_JWKS_BYTES + 1)
+    if len(raw) > _MAX_JWKS_BYTES:
+        raise ValueError("the JWKS is too large")
+    return raw
