@@ -23,12 +23,16 @@ lint: setup ## style, import rules, contracts
 type: setup ## static types
 	@$(BIN)/mypy
 
-proto: setup ## regenerate the messages from schemas/proto
+proto: setup ## regenerate the messages of the bus and of the gRPC listener
 	@$(BIN)/python schemas/generate.py
+	@$(BIN)/python services/gateway/generate_grpc.py
 
 lock: setup ## resolve the locks anew from locks/*.in
 	@cd locks && for name in gateway control worker-cpu dev; do \
 	  ../$(BIN)/uv pip compile $$name.in --config-file uv.toml --universal --generate-hashes \
+	    --no-emit-index-url --no-header --no-annotate --python-version 3.11 --quiet -o $$name.txt || exit 1; done
+	@cd tests/conformance/clients && for name in triton kserve perf schemathesis; do \
+	  ../../../$(BIN)/uv pip compile $$name.in --config-file uv.toml --universal --generate-hashes \
 	    --no-emit-index-url --no-header --no-annotate --python-version 3.11 --quiet -o $$name.txt || exit 1; done
 	@$(BIN)/python -m inferbus_dev lock-jars
 

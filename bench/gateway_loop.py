@@ -27,7 +27,9 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from inferbus_gateway.api.v2 import make_app
+from inferbus_gateway.api.views import Views
 from inferbus_gateway.app import front_door, side_door
+from inferbus_gateway.control.repository import ModelRepository
 from inferbus_gateway.hot.access import Access
 from inferbus_gateway.hot.incoming import Bodies
 from inferbus_gateway.hot.infer import Infer
@@ -178,7 +180,8 @@ def gateway(bus: Any) -> tuple[Asgi, Direct]:
         beat = m.Heartbeat(instance=f"w{inbox}", state=m.STATE_ACTIVE, life=1, worker=part)
         fleet.apply(membership.inbox_key("default", inbox), beat, offset=inbox, append_ms=1000)
     routes.fleet_changed()
-    control = make_app(routes, Health(), door, requests.new_id)
+    views = Views(routes, requests.statistics)
+    control = make_app(views, ModelRepository(routes, ""), Health(), door, requests.new_id)
     return front_door(infer, control), side_door(infer)
 
 

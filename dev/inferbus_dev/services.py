@@ -30,6 +30,7 @@ class Role:
     name: str
     prepare: tuple[str, ...] = ()
     serves_http: bool = False
+    serves_grpc: bool = False
     stop_timeout_s: float = 15.0
 
     @property
@@ -44,7 +45,7 @@ ROLES = {
         Role(name="registry", prepare=("migrate", "admin-key"), serves_http=True),
         Role(name="logger", prepare=("migrate",)),
         Role(name="worker", stop_timeout_s=30.0),
-        Role(name="gateway", serves_http=True, stop_timeout_s=30.0),
+        Role(name="gateway", serves_http=True, serves_grpc=True, stop_timeout_s=30.0),
     )
 }
 # Requests stop coming first, what must still be answered and logged comes after.
@@ -82,12 +83,13 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seat:
-    """The ports and folder of one service process; `http_port` is None where it serves none."""
+    """The ports and folder of one service process; None is the port of what it does not serve."""
 
     role: Role
     index: int
     metrics_port: int
     http_port: int | None
+    grpc_port: int | None
     private: Path
     log: Path
 
@@ -95,6 +97,11 @@ class Seat:
     def metrics_url(self) -> str:
         """Where /livez, /readyz and /metrics are."""
         return f"http://{LOOPBACK}:{self.metrics_port}"
+
+    @property
+    def grpc(self) -> str:
+        """Where the service answers gRPC, as host:port."""
+        return f"{LOOPBACK}:{self.grpc_port}"
 
     @property
     def http_url(self) -> str:
@@ -118,6 +125,8 @@ def child(seat: Seat, place: Place) -> process.ChildSpec:
         }
         if seat.http_port is not None:
             told["INFERBUS_HTTP_PORT"] = str(seat.http_port)
+        if seat.grpc_port is not None:
+            told["INFERBUS_GRPC_PORT"] = str(seat.grpc_port)
         return told
 
     async def ready() -> bool:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 DEFAULT_PORT_BASE = 8080
 EVERYTHING = frozenset({*state.SERVERS, *services.ROLES})
-# From the base: 0 HTTP, 1 gRPC (reserved), 2 metrics of the first gateway, 3 control plane.
-_HTTP, _METRICS, _REGISTRY = 0, 2, 3
+# From the base: 0 HTTP, 1 gRPC, 2 metrics of the first gateway, 3 control plane.
+_HTTP, _GRPC, _METRICS, _REGISTRY = range(4)
 
 
 class Stack:
@@ -90,6 +90,11 @@ class Stack:
         return tuple(seat.http_url for seat in self._seats.values() if seat.role.name == "gateway")
 
     @property
+    def grpc(self) -> str:
+        """The first gateway's address for gRPC, host:port."""
+        return self._seats["gateway-0"].grpc
+
+    @property
     def registry(self) -> str:
         """The address of the control plane."""
         return self._seats["registry-0"].http_url
@@ -118,6 +123,7 @@ class Stack:
         said = {}
         if "gateway-0" in self._seats:
             said["HTTP"] = self.http
+            said["gRPC"] = self.grpc
             said["metrics"] = self._seats["gateway-0"].metrics_url + "/metrics"
         if "registry-0" in self._seats:
             said["control plane"] = self.registry
@@ -251,6 +257,7 @@ class Stack:
             return
         if "gateway" in self.roles:
             ports.demand_free(self._port_base + _HTTP, "the gateway (HTTP)")
+            ports.demand_free(self._port_base + _GRPC, "the gateway (gRPC)")
             ports.demand_free(self._port_base + _METRICS, "the gateway (metrics)")
         if "registry" in self.roles:
             ports.demand_free(self._port_base + _REGISTRY, "the registry")
@@ -332,6 +339,7 @@ class Stack:
             index=index,
             metrics_port=port(_METRICS if is_gateway else None),
             http_port=port(_HTTP if is_gateway else _REGISTRY) if role.serves_http else None,
+            grpc_port=port(_GRPC) if role.serves_grpc else None,
             private=self._folder.private(name),
             log=self._folder.log(name),
         )
@@ -355,6 +363,7 @@ class Stack:
         addresses: dict[str, str] = {}
         if "gateway-0" in self._seats:
             addresses["http"] = self.http
+            addresses["grpc"] = self.grpc
             addresses["metrics"] = self._seats["gateway-0"].metrics_url
         if "registry-0" in self._seats:
             addresses["registry"] = self.registry

@@ -111,11 +111,14 @@ async def test_services_are_told_where_everything_is(
         assert (
             stack.http == f"http://127.0.0.1:{_told(tmp_path, 'gateway-0')['INFERBUS_HTTP_PORT']}"
         )
+        assert stack.grpc.endswith(f":{_told(tmp_path, 'gateway-0')['INFERBUS_GRPC_PORT']}")
         assert "INFERBUS_HTTP_PORT" not in _told(tmp_path, "worker-0")
+        assert "INFERBUS_GRPC_PORT" not in _told(tmp_path, "registry-0")
         for owner in ("registry", "logger"):
             assert (tmp_path / ".inferbus" / "logs" / f"{owner}-migrate.log").read_text()
         recorded = _recorded(tmp_path)
         assert recorded["http"] == stack.http
+        assert recorded["grpc"] == stack.grpc
         assert recorded["registry"] == stack.registry
         assert recorded["metrics"] == stack.metrics["gateway-0"]
         assert recorded["api_key"] == stack.api_key

@@ -11,7 +11,9 @@ from prometheus_client import CollectorRegistry
 
 from inferbus_gateway import door, errors
 from inferbus_gateway.api.v2 import control_routes, make_app
+from inferbus_gateway.api.views import Views
 from inferbus_gateway.app import front_door
+from inferbus_gateway.control.repository import ModelRepository
 from inferbus_gateway.hot import access as hot
 from inferbus_gateway.hot.access import Access
 from inferbus_gateway.hot.incoming import Bodies
@@ -22,6 +24,7 @@ from inferbus_gateway.hot.pins import Pins
 from inferbus_gateway.hot.placement import Placement
 from inferbus_gateway.hot.requests import Requests
 from inferbus_gateway.hot.route import Routes
+from inferbus_gateway.hot.statistics import Statistics
 from inferbus_kit.health import Health
 from inferbus_kit.metrics import gateway_metrics
 from inferbus_schemas import access, ids
@@ -162,7 +165,9 @@ class Gateway:
             bodies=Bodies(1 << 20, 1 << 24),
             access=known,
         )
-        control = make_app(self.routes, Health(), known, lambda: ids.uuid7(1, 1))
+        views = Views(self.routes, requests.statistics)
+        repository = ModelRepository(self.routes, "http://127.0.0.1:9")
+        control = make_app(views, repository, Health(), known, lambda: ids.uuid7(1, 1))
         self.app: Any = front_door(infer, control)
 
     async def ask(self, method: str, path: str, presented: bytes | None) -> httpx.Response:
@@ -205,7 +210,9 @@ async def test_every_route_by_every_scope(method: str, path: str, model: str) ->
 
 
 def test_every_route_stands_in_the_table() -> None:
-    app = control_routes(Gateway().routes, Health())
+    routes = Gateway().routes
+    views = Views(routes, Statistics())
+    app = control_routes(views, ModelRepository(routes, ""), Health())
     served = {
         (verb.upper(), path) for path, verbs in app.openapi()["paths"].items() for verb in verbs
     }

@@ -10,14 +10,19 @@ import httpx
 import pytest
 
 from inferbus_gateway.api.v2 import make_app
+from inferbus_gateway.api.views import Views
+from inferbus_gateway.control.repository import ModelRepository
 from inferbus_gateway.hot.access import Access
 from inferbus_gateway.hot.pins import Pins
 from inferbus_gateway.hot.placement import Placement
 from inferbus_gateway.hot.route import Routes
+from inferbus_gateway.hot.statistics import Statistics
 from inferbus_kit.health import Health
 from inferbus_schemas import ids
+from inferbus_schemas import messages as m
 from inferbus_schemas.access import Keyring
 from tests.gateway.fleet_records import Fleet, deployment, version
+from tests.gateway.test_access import bearer, record
 
 ID = ids.uuid7(1, 1)
 
@@ -28,18 +33,27 @@ class Control:
     def __init__(self) -> None:
         self.fleet = Fleet()
         self.health = Health()
+        self.statistics = Statistics()
         self.routes = Routes(Pins(), self.fleet.seen, Placement(self.fleet.seen, 1))
         self.routes.apply_version(version("m", 1))
         self.routes.apply_deployment(
             deployment("m", 1, {"champion": (1, 0), "next": (1, 0)}, (1,), min_ready=2)
         )
 
-    async def ask(self, path: str, method: str = "GET") -> httpx.Response:
-        local = Access(Keyring(), local=True)
-        app: Any = make_app(self.routes, self.health, local, lambda: ID)
+        self.repository = ModelRepository(self.routes, "http://127.0.0.1:9")
+        keys = Keyring()
+        keys.apply(record(1, "deploy"))
+        self.access = Access(keys, local=True)
+
+    async def ask(
+        self, path: str, method: str = "GET", body: bytes = b"", *, key: bytes | None = None
+    ) -> httpx.Response:
+        views = Views(self.routes, self.statistics)
+        app: Any = make_app(views, self.repository, self.health, self.access, lambda: ID)
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
-            return await http.request(method, path)
+            head = [] if key is None else [(b"authorization", key)]
+            return await http.request(method, path, content=body, headers=head)
 
 
 @pytest.fixture
@@ -76,7 +90,14 @@ async def test_probes_tell_what_the_loops_say(control: Control) -> None:
 async def test_what_is_advertised_is_what_works(control: Control) -> None:
     said = (await control.ask("/v2")).json()
     assert said["name"] == "inferbus"
-    assert said["extensions"] == ["binary_tensor_data", "parameters"]
+    assert said["extensions"] == [
+        "binary_tensor_data",
+        "classification",
+        "model_configuration",
+        "model_repository",
+        "parameters",
+        "statistics",
+    ]
 
 
 async def test_a_fault_of_ours_says_nothing_of_itself(
@@ -118,3 +139,67 @@ async def test_the_openapi_document_is_whole(control: Control) -> None:
     error = infer["responses"]["503"]["content"]["application/json"]["schema"]["$ref"]
     assert error.endswith("/ErrorBody")
     assert set(schemas["InferRequest"]["required"]) == {"inputs"}
+
+
+async def test_the_configuration_leaves_the_rows_out(control: Control) -> None:
+    got = (await control.ask("/v2/models/m/versions/1/config")).json()
+    meta = (await control.ask("/v2/models/m/versions/1")).json()
+    assert got["max_batch_size"] > 0
+    assert got["dynamic_batching"]["max_queue_delay_microseconds"] >= 0
+    for one, other in zip(got["input"], meta["inputs"], strict=True):
+        assert one["dims"] == other["shape"][1:]
+        assert one["data_type"] == f"TYPE_{other['datatype']}"
+    assert got["model_transaction_policy"] == {"decoupled": False}
+    check_error(await control.ask("/v2/models/no/config"), 404, "unknown_model")
+
+
+async def test_statistics_of_one_version_and_of_all(control: Control) -> None:
+    for path in ("/v2/models/m/stats", "/v2/models/m/versions/next/stats"):
+        check_error(await control.ask(path), 503, "no_worker")
+    got = (await control.ask("/v2/models/m/versions/1/stats")).json()["model_stats"][0]
+    assert (got["name"], got["version"], got["inference_count"]) == ("m", "1", 0)
+    assert (await control.ask("/v2/models/stats")).json() == {"model_stats": []}
+    said = m.Prediction(outcome=m.OUTCOME_OK, engine_us=2, batch_size=1)
+    control.statistics.of("m", 1).ended(said, 4, 5e-6, 0.006)
+    got = (await control.ask("/v2/models/stats")).json()["model_stats"][0]
+    assert (got["inference_count"], got["execution_count"], got["last_inference"]) == (4, 1, 6)
+    assert got["inference_stats"]["success"] == {"count": 1, "ns": 5000}
+    assert got["inference_stats"]["cache_hit"] == {"count": 0, "ns": 0}
+    assert got["batch_stats"][0]["compute_infer"] == {"count": 1, "ns": 2000}
+
+
+async def test_the_index_says_how_far_each_version_is(control: Control) -> None:
+    control.routes.apply_version(version("m", 2))
+    control.fleet.worker(0, ("m", 1))
+    control.routes.fleet_changed()
+    loaded = {"name": "m", "version": "1", "state": "READY", "reason": ""}
+    unloaded = {"name": "m", "version": "2", "state": "UNAVAILABLE", "reason": "unloaded"}
+    assert (await control.ask("/v2/repository/index", "POST")).json() == [loaded, unloaded]
+    got = await control.ask("/v2/repository/index", "POST", b'{"ready": true}')
+    assert got.json() == [loaded]
+    control.routes.apply_deployment(deployment("m", 2, {"champion": (2, 1)}, (1, 2)))
+    got = await control.ask("/v2/repository/index", "POST")
+    assert got.json() == [loaded, unloaded | {"state": "LOADING", "reason": ""}]
+    failed = m.Resident(
+        model="m", version=2, readiness=m.READINESS_FAILED, reason="no such operator"
+    )
+    control.fleet.worker(0, ("m", 1), others=[failed])
+    control.routes.fleet_changed()
+    got = await control.ask("/v2/repository/index", "POST")
+    assert got.json() == [loaded, unloaded | {"reason": "no such operator"}]
+    for body in (b"[]", b"{", b'{"ready": "x"}', b'{"ready": true'):
+        check_error(await control.ask("/v2/repository/index", "POST", body), 400, "invalid_request")
+
+
+async def test_load_and_unload_need_the_registry(control: Control) -> None:
+    for verb in ("load", "unload"):
+        got = await control.ask(f"/v2/repository/models/m/{verb}", "POST")
+        check_error(got, 403, "forbidden")
+        got = await control.ask(f"/v2/repository/models/m/{verb}", "POST", key=bearer(1))
+        check_error(got, 503, "registry_unavailable")
+        got = await control.ask(f"/v2/repository/models/No%20name/{verb}", "POST", key=bearer(1))
+        check_error(got, 400, "invalid_request")
+    body = b'{"parameters": {"config": "{}"}}'
+    got = await control.ask("/v2/repository/models/m/load", "POST", body, key=bearer(1))
+    check_error(got, 400, "invalid_request")
+    assert "failed to load 'm'" in got.json()["error"]

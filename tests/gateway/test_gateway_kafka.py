@@ -131,7 +131,7 @@ async def test_what_is_accepted_in_one_tick_shares_a_frame(
     worker = await side.worker(echo)
     await side.serves(gateway)
     body = json.dumps(ONE).encode()
-    head = f"POST {side.path} HTTP/1.1\r\nhost: a\r\ncontent-length: {len(body)}\r\n\r\n"
+    head = f"POST {side.path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {len(body)}\r\n\r\n"
     connections = [await asyncio.open_connection("127.0.0.1", gateway.port) for _ in range(40)]
     for _, writer in connections:
         writer.write(head.encode() + body)

@@ -42,18 +42,18 @@ def _settings() -> list[str]:
         if name not in Settings.model_fields
     }
     return [
-        f"| `INFERBUS_{name.upper()}` | {_default(field.default)} | {field.description} |"
+        f"| `INFERBUS_{name.upper()}` | {_shown(name, field.default)} | {field.description} |"
         for name, field in own.items()
     ]
 
 
-def _default(value: object) -> str:
+def _shown(name: str, default: object) -> str:
     """Return a default as the table writes it; that of a port has no comma."""
-    if isinstance(value, SecretStr):
-        return value.get_secret_value()
-    if isinstance(value, tuple):
-        return ",".join(value)
-    return value if isinstance(value, str) else f"{value:,}".replace("8,080", "8080")
+    if isinstance(default, SecretStr):
+        return default.get_secret_value()
+    if isinstance(default, tuple):
+        return ",".join(default)
+    return str(default) if isinstance(default, str) or name.endswith("_port") else f"{default:,}"
 
 
 def _metrics() -> list[str]:

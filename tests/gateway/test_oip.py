@@ -276,12 +276,12 @@ def test_missing_data_name_and_inputs_are_named() -> None:
         ({"outputs": [{"name": "label"}, {"name": "label"}]}, "asked for twice"),
         ({"outputs": [{"name": "label", "parameters": {"binary_data": 1}}]}, "binary_data"),
         (
-            {"outputs": [{"name": "label", "parameters": {"classification": 3}}]},
-            "classification and shared memory are not offered",
+            {"outputs": [{"name": "label", "parameters": {"classification": 0}}]},
+            "classification",
         ),
         (
             {"outputs": [{"name": "label", "parameters": {"shared_memory_region": "r"}}]},
-            "classification and shared memory are not offered",
+            "shared memory is not offered",
         ),
     ],
 )

@@ -17,7 +17,12 @@ from inferbus_dev.stack import DEFAULT_PORT_BASE
 ROOT = Path(__file__).resolve().parents[2]
 SERVERS = {"kafka", "postgres", "valkey"}
 ONE_SHOTS = {"topics", "migrate-registry", "migrate-logger"}
-OFFSETS = {("gateway", "HTTP"): 0, ("gateway", "METRICS"): 2, ("registry", "HTTP"): 3}
+OFFSETS = {
+    ("gateway", "HTTP"): 0,
+    ("gateway", "GRPC"): 1,
+    ("gateway", "METRICS"): 2,
+    ("registry", "HTTP"): 3,
+}
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +47,7 @@ def _told(role: str, tmp_path: Path) -> dict[str, str]:
         index=0,
         metrics_port=1,
         http_port=2 if services.ROLES[role].serves_http else None,
+        grpc_port=3 if services.ROLES[role].serves_grpc else None,
         private=tmp_path / "run",
         log=tmp_path / "log",
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-GENERATED = "schemas/inferbus_schemas/gen/"
+GENERATED = re.compile("inferbus_(schemas|gateway)/gen/")
 HOSTS = re.compile(
     r"(files\.pythonhosted|pypi|repo1?\.maven|repo\.maven\.apache|registry\.npmjs|deb\.debian)"
     r"\.(org|com|net)|(?<!no-emit-)index-url|extra-index|find-links"
@@ -36,7 +36,7 @@ def _tracked(*patterns: str) -> list[Path]:
 
 
 def _sources() -> list[Path]:
-    return [path for path in _tracked("*.py") if GENERATED not in path.as_posix()]
+    return [path for path in _tracked("*.py") if not GENERATED.search(path.as_posix())]
 
 
 def _shipped() -> list[Path]:
@@ -82,10 +82,12 @@ def test_the_patterns_find_what_they_look_for() -> None:
 def test_locks_have_hashes_and_no_addresses() -> None:
     locks = sorted((ROOT / "locks").glob("*.txt"))
     assert {path.stem for path in locks} == {"gateway", "control", "worker-cpu", "dev"}
-    for path in locks:
+    clients = sorted((ROOT / "tests" / "conformance" / "clients").glob("*.txt"))
+    assert {path.with_suffix(".in") for path in clients} == set(clients[0].parent.glob("*.in"))
+    for path in [*locks, *clients]:
         text = path.read_text()
         assert "://" not in text
-        assert text.count("--hash=sha256:") > text.count("==") > 10
+        assert text.count("--hash=sha256:") > text.count("==") >= (2 if path in clients else 11)
 
 
 @pytest.mark.parametrize("name", ["torch", "onnxruntime", "vllm", "nvidia", "river", "numpy"])

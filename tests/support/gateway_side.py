@@ -176,6 +176,7 @@ class GatewayProcess:
     instance: str
     port: int
     metrics_port: int
+    grpc_port: int
     log: Path
 
     @property
@@ -390,7 +391,7 @@ class GatewaySide:
 def spawn(bootstrap: str, folder: Path, **env: str) -> GatewayProcess:
     """Start a gateway in a process of its own."""
     name = f"gateway-{secrets.token_hex(3)}"
-    port, metrics_port = free_port(), free_port()
+    port, metrics_port, grpc_port = free_port(), free_port(), free_port()
     log = folder / f"{name}.log"
     told = {
         **os.environ,
@@ -401,13 +402,14 @@ def spawn(bootstrap: str, folder: Path, **env: str) -> GatewayProcess:
         "INFERBUS_METRICS_PORT": str(metrics_port),
         "INFERBUS_AUTH": "local",
         "INFERBUS_SUBMISSION_TENANTS": "",
+        "INFERBUS_GRPC_PORT": str(grpc_port),
         **env,
     }
     with log.open("ab") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "inferbus_gateway"], env=told, stdout=out, stderr=out
         )
-    return GatewayProcess(process, name, port, metrics_port, log)
+    return GatewayProcess(process, name, port, metrics_port, grpc_port, log)
 
 
 def free_port() -> int:

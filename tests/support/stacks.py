@@ -71,7 +71,11 @@ async def cli(*argv: str, timeout_s: float = 120.0, api_key: str = "") -> str:
 
 async def push(stack: Stack, name: str, *, variant: int = 1) -> None:
     """Push a sample model, move `champion` to it, wait until every gateway pins it."""
-    folder = await asyncio.to_thread(model_folder, name, variant=variant)
+    await push_folder(stack, await asyncio.to_thread(model_folder, name, variant=variant))
+
+
+async def push_folder(stack: Stack, folder: Path) -> None:
+    """Push a model folder, as `push` does."""
     argv = ("models", "push", str(folder), "--alias", "champion", "--wait")
     await cli(*argv, "--registry", stack.registry, api_key=stack.api_key)
 

@@ -17,6 +17,7 @@ import structlog
 from aiokafka.errors import KafkaError
 
 from inferbus_gateway import errors
+from inferbus_gateway.api.rpc import RpcServer
 from inferbus_gateway.control.fleet import Beats, choose_reply_partition
 from inferbus_gateway.control.leases import Leases
 from inferbus_gateway.control.upkeep import Upkeep
@@ -55,6 +56,7 @@ class Process:
     health: Health
     metrics_server: HttpServer
     http_server: HttpServer
+    rpc_server: RpcServer
     tracing: Tracing
     producer: Producer
     control: Producer
@@ -105,7 +107,7 @@ def side_door(infer: Infer) -> Direct:
 
 
 def add_stages(process: Process, lifecycle: Lifecycle) -> None:
-    """Add the gateway's stages: the HTTP listener last, so that it closes first."""
+    """Add the gateway's stages: the listeners last, so that they close first."""
     gateway = _Gateway(process, lifecycle)
     lifecycle.add("metrics", start=process.metrics_server.start, stop=process.metrics_server.stop)
     lifecycle.add("tracing", stop=process.tracing.stop)
@@ -120,7 +122,7 @@ def add_stages(process: Process, lifecycle: Lifecycle) -> None:
             "submissions", start=lambda: submissions.start(lifecycle.spawn), stop=submissions.stop
         )
     drain_s = process.settings.drain_timeout_s + process.settings.grace_s
-    lifecycle.add("http", start=gateway.open, stop=gateway.close, stop_timeout_s=drain_s + 5.0)
+    lifecycle.add("listeners", start=gateway.open, stop=gateway.close, stop_timeout_s=drain_s + 5.0)
 
 
 class _Gateway:
@@ -162,17 +164,20 @@ class _Gateway:
 
     async def open(self) -> None:
         await self._process.http_server.start()
+        await self._process.rpc_server.start()
         self._process.health.ready("start")
+        await self._process.rpc_server.report()
 
     async def close(self) -> None:
-        """Not ready, a short grace, close the listener, finish what is in flight."""
+        """Not ready, a short grace, close the listeners, finish what is in flight."""
         process = self._process
         process.health.not_ready("stop", "draining")
+        await process.rpc_server.report()
         process.beats.draining = True
         process.infer.draining = True
         await self._beat()
         await asyncio.sleep(process.settings.grace_s)
-        await process.http_server.stop()
+        await asyncio.gather(process.http_server.stop(), process.rpc_server.stop())
 
     async def say_goodbye(self) -> None:
         """Leave the fleet: nobody need wait for this gateway's pins."""

@@ -2,7 +2,7 @@
 
 In: a request of the control routes as it arrives. Out: the app is called with `state.principal`, or
 the request is refused before its body is read. The hot route stands in the table too, and asks
-`Access` itself.
+`Access` itself, as do the methods of the gRPC service.
 """
 
 from __future__ import annotations
@@ -31,16 +31,40 @@ POLICIES = Policies(
         ("GET", "/v2"): access.AUTHENTICATED,
         ("GET", "/v2/health/live"): access.PUBLIC,
         ("GET", "/v2/health/ready"): access.PUBLIC,
+        ("GET", "/v2/models/stats"): access.MODELS_READ,
+        ("POST", "/v2/repository/index"): access.MODELS_READ,
+        ("POST", "/v2/repository/models/{model}/load"): access.DEPLOY,
+        ("POST", "/v2/repository/models/{model}/unload"): access.DEPLOY,
         ("GET", _MODEL): access.MODELS_READ,
         ("GET", _VERSION): access.MODELS_READ,
         ("GET", f"{_MODEL}/ready"): access.MODELS_READ,
         ("GET", f"{_VERSION}/ready"): access.MODELS_READ,
+        ("GET", f"{_MODEL}/config"): access.MODELS_READ,
+        ("GET", f"{_VERSION}/config"): access.MODELS_READ,
+        ("GET", f"{_MODEL}/stats"): access.MODELS_READ,
+        ("GET", f"{_VERSION}/stats"): access.MODELS_READ,
         ("POST", f"{_MODEL}/infer"): access.INFER,
         ("POST", f"{_VERSION}/infer"): access.INFER,
     }
 )
 """Each route of the gateway. One whose model stands in its body is AUTHENTICATED here, and asks
 `Access.check` for INFER once it knows the model."""
+
+METHODS = {
+    "ServerLive": access.PUBLIC,
+    "ServerReady": access.PUBLIC,
+    "ServerMetadata": access.AUTHENTICATED,
+    "ModelReady": access.MODELS_READ,
+    "ModelMetadata": access.MODELS_READ,
+    "ModelConfig": access.MODELS_READ,
+    "ModelStatistics": access.MODELS_READ,
+    "RepositoryIndex": access.MODELS_READ,
+    "RepositoryModelLoad": access.DEPLOY,
+    "RepositoryModelUnload": access.DEPLOY,
+    "ModelInfer": access.INFER,
+    "ModelStreamInfer": access.INFER,
+}
+"""Each method of the gRPC service; health and reflection are for anyone."""
 
 Refuse = Callable[[InferbusError, Scope, Receive, Send], Awaitable[None]]
 """Answers a request with an error, in the dialect of its route."""

@@ -20,6 +20,7 @@ __all__ = [
     "ForbiddenError",
     "InferbusError",
     "InvalidRequestError",
+    "LoadFailedError",
     "MethodNotAllowedError",
     "NoWorkerError",
     "NotDeployedError",
@@ -29,6 +30,7 @@ __all__ = [
     "OverloadedError",
     "PoisonError",
     "RateLimitedError",
+    "RegistryUnavailableError",
     "TenantBusyError",
     "TooLargeError",
     "UnauthorizedError",
@@ -60,6 +62,14 @@ class ForbiddenError(InferbusError):
     code = "forbidden"
     http_status = 403
     grpc_status = "PERMISSION_DENIED"
+
+
+class LoadFailedError(InferbusError):
+    """No worker could load the model."""
+
+    code = "load_failed"
+    http_status = 400
+    grpc_status = "FAILED_PRECONDITION"
 
 
 class UnknownModelError(InferbusError):
@@ -156,6 +166,15 @@ class NoWorkerError(InferbusError):
 
 class BusUnavailableError(kit.BusUnavailableError):
     """Kafka takes nothing at present; the request was not accepted."""
+
+
+class RegistryUnavailableError(InferbusError):
+    """The registry, which alone changes what is loaded, does not do so now."""
+
+    code = "registry_unavailable"
+    http_status = 503
+    grpc_status = "UNAVAILABLE"
+    retryable = True
 
 
 class OutcomeUnknownError(InferbusError):

@@ -17,6 +17,13 @@ class GatewaySettings(Settings):
     http_port: Port = Field(
         default=8080, description="Port of the HTTP listener; 0 takes a free one."
     )
+    grpc_port: Port = Field(
+        default=8081, description="Port of the gRPC listener; 0 takes a free one."
+    )
+    registry_url: str = Field(
+        default="http://127.0.0.1:8083",
+        description="Where load and unload are handed on to; nothing else asks the registry.",
+    )
     max_body_bytes: int = Field(
         default=4 << 20, gt=0, le=7 << 20, description="Largest request body, also uncompressed."
     )

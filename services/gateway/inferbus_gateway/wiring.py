@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
+from inferbus_gateway.api.rpc import RpcServer
 from inferbus_gateway.api.v2 import make_app
+from inferbus_gateway.api.views import Views
 from inferbus_gateway.app import Process, add_stages, front_door, side_door
 from inferbus_gateway.control.fleet import Beats, StateFeed
 from inferbus_gateway.control.leases import Leases
+from inferbus_gateway.control.repository import ModelRepository
 from inferbus_gateway.control.upkeep import Upkeep
 from inferbus_gateway.hot.access import Access
 from inferbus_gateway.hot.incoming import Bodies
@@ -24,6 +27,7 @@ from inferbus_gateway.hot.publish import Publisher
 from inferbus_gateway.hot.replies import Replies
 from inferbus_gateway.hot.requests import Requests
 from inferbus_gateway.hot.route import Routes
+from inferbus_gateway.hot.rpc_infer import RpcInfer
 from inferbus_gateway.hot.submissions import Submissions
 from inferbus_gateway.settings import GatewaySettings
 from inferbus_kit.consume import Record, StateReader
@@ -109,6 +113,8 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
         fail=fail,
         max_tensor_bytes=settings.max_body_bytes,
     )
+    views = Views(routes, requests.statistics)
+    repository = ModelRepository(routes, settings.registry_url)
     upkeep = Upkeep(pending, publisher, replies, fleet, metrics)
     feed = StateFeed(routes, fleet, upkeep, keys, access)
     beats = Beats(instance, life=secrets.randbits(64), pins=pins, pending=pending, replies=replies)
@@ -129,13 +135,26 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
             health_app(health, registry), settings.http_host, settings.metrics_port
         ),
         http_server=HttpServer(
-            front_door(infer, make_app(routes, health, access, requests.new_id)),
+            front_door(infer, make_app(views, repository, health, access, requests.new_id)),
             settings.http_host,
             settings.http_port,
             drain_s=settings.drain_timeout_s,
             max_connections=settings.max_connections,
             max_body_bytes=settings.max_body_bytes,
             direct=side_door(infer),
+        ),
+        rpc_server=RpcServer(
+            settings.http_host,
+            settings.grpc_port,
+            infer=RpcInfer(access=access, routes=routes, requests=requests, metrics=metrics),
+            access=access,
+            views=views,
+            repository=repository,
+            health=health,
+            new_id=requests.new_id,
+            max_body_bytes=settings.max_body_bytes,
+            max_connections=settings.max_connections,
+            drain_s=settings.drain_timeout_s,
         ),
         tracing=tracing,
         producer=producer,

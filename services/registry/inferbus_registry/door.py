@@ -34,6 +34,8 @@ POLICIES = Policies(
         ("GET", f"{_MODEL}/events"): access.AUDIT_READ,
         ("GET", f"{_MODEL}/rollout"): access.MODELS_READ,
         ("GET", f"{_MODEL}/versions/{{version}}"): access.MODELS_READ,
+        ("POST", f"{_MODEL}/load"): access.DEPLOY,
+        ("POST", f"{_MODEL}/unload"): access.DEPLOY,
         ("POST", f"{_MODEL}/versions"): access.MODELS_WRITE,
         ("PUT", f"{_MODEL}/aliases/{{alias}}"): access.DEPLOY,
         ("GET", f"{_REGISTRY}/keys"): access.ADMIN,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import insert, select
+from sqlalchemy import func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from inferbus_registry import tables
@@ -23,6 +23,7 @@ What = Literal[
     "key_created",
     "key_rotated",
     "key_revoked",
+    "alias_removed",
 ]
 
 
@@ -76,6 +77,16 @@ async def append(
     )
 
 
+async def last_removed(tx: AsyncConnection, model: str) -> dict[str, int]:
+    """Return what the aliases wanted that the last unloading of a model took away."""
+    removed = (tables.events.c.model == model, tables.events.c.what == "alias_removed")
+    newest = select(func.max(tables.events.c.generation)).where(*removed).scalar_subquery()
+    found = await tx.execute(
+        select(tables.events.c.before).where(*removed, tables.events.c.generation == newest)
+    )
+    return {before["alias"]: before["wanted"] for before in found.scalars()}
+
+
 async def history(
     tx: AsyncConnection, model: str | None, after_id: int, limit: int, *, key_id: str | None = None
 ) -> list[Event]:
@@ -98,7 +109,9 @@ def fold(events: Iterable[Event]) -> dict[str, dict[str, int]]:
     """
     aliases: dict[str, dict[str, int]] = {}
     for event in events:
-        if event.what in {"alias_moved", "alias_serving"} and event.after is not None:
+        if event.what == "alias_removed" and event.before is not None:
+            aliases.pop(event.before["alias"], None)
+        elif event.what in {"alias_moved", "alias_serving"} and event.after is not None:
             after = event.after
             aliases[after["alias"]] = {"wanted": after["wanted"], "serving": after["serving"]}
     return aliases

@@ -1,7 +1,7 @@
 """Control routes of the Open Inference Protocol, and the documentation of all routes.
 
-In: routing state and health. Out: a FastAPI app; `POST .../infer` never reaches it, it is described
-here only.
+In: views of models, the repository and health. Out: a FastAPI app; `POST .../infer` never reaches
+it, it is described here only.
 """
 
 from __future__ import annotations
@@ -19,47 +19,18 @@ from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, Field
 
 from inferbus_gateway import VERSION, errors
+from inferbus_gateway.api import extensions
+from inferbus_gateway.api.extensions import UNKNOWN, ErrorBody
+from inferbus_gateway.api.views import ModelMetadata, ServerMetadata, Views
+from inferbus_gateway.control.repository import ModelRepository
 from inferbus_gateway.door import Door
 from inferbus_gateway.hot.access import Access
-from inferbus_gateway.hot.route import Routes, Target
 from inferbus_kit import docs
 from inferbus_kit.errors import InferbusError
 from inferbus_kit.health import Asgi, Health, Receive, Scope, Send, health_answer
 from inferbus_schemas import asyncapi, ids
-from inferbus_schemas import manifest as manifests
 
 _log = structlog.get_logger("api")
-
-EXTENSIONS = ["binary_tensor_data", "parameters"]
-"""Extensions of the protocol that work here; nothing else is advertised."""
-
-_PLATFORM = {"onnx": "onnxruntime_onnx", "llamacpp": "llamacpp_gguf"}
-
-
-class ServerMetadata(BaseModel):
-    """Name, version and extensions of this server."""
-
-    name: str
-    version: str
-    extensions: list[str]
-
-
-class TensorMetadata(BaseModel):
-    """An input or output; -1 stands for any size."""
-
-    name: str
-    datatype: str
-    shape: list[int]
-
-
-class ModelMetadata(BaseModel):
-    """A model as clients see it."""
-
-    name: str
-    versions: list[str]
-    platform: str
-    inputs: list[TensorMetadata]
-    outputs: list[TensorMetadata]
 
 
 class Ready(BaseModel):
@@ -67,12 +38,6 @@ class Ready(BaseModel):
 
     name: str
     ready: bool
-
-
-class ErrorBody(BaseModel):
-    """An error; its stable code stands in the header x-inferbus-error-code."""
-
-    error: str
 
 
 class RequestTensor(BaseModel):
@@ -122,9 +87,15 @@ class ServerReady(BaseModel):
     ready: bool
 
 
-def make_app(routes: Routes, health: Health, access: Access, new_id: Callable[[], bytes]) -> Asgi:
+def make_app(
+    views: Views,
+    repository: ModelRepository,
+    health: Health,
+    access: Access,
+    new_id: Callable[[], bytes],
+) -> Asgi:
     """Return the app of the control routes behind its door; each answer names a request id."""
-    inner = Door(control_routes(routes, health), access, _refuse)
+    inner = Door(control_routes(views, repository, health), access, _refuse)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         extra = [(b"x-request-id", ids.text(new_id()).encode())]
@@ -141,7 +112,7 @@ def make_app(routes: Routes, health: Health, access: Access, new_id: Callable[[]
     return app
 
 
-def control_routes(routes: Routes, health: Health) -> FastAPI:
+def control_routes(views: Views, repository: ModelRepository, health: Health) -> FastAPI:
     """Return the app of the control routes without its door; its document has all routes."""
     app = FastAPIOffline(
         title="Inferbus gateway",
@@ -153,8 +124,9 @@ def control_routes(routes: Routes, health: Health) -> FastAPI:
     app.add_exception_handler(InferbusError, _inferbus_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Exception, _unexpected)
-    _add_server_routes(app, health)
-    _add_model_routes(app, routes)
+    _add_server_routes(app, views, health)
+    app.include_router(extensions.routes(views, repository))
+    _add_model_routes(app, views)
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
     return app
 
@@ -164,18 +136,14 @@ def _either(kind: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     return {200: {"model": kind}, 503: {"model": kind}}
 
 
-_UNKNOWN: dict[int | str, dict[str, Any]] = {
-    404: {"model": ErrorBody, "description": "Unknown model"},
-    503: {"model": ErrorBody, "description": "Not loaded yet"},
-}
-_READY = _either(Ready) | {404: _UNKNOWN[404]}
+_READY = _either(Ready) | {404: UNKNOWN[404]}
 
 
-def _add_server_routes(app: FastAPI, health: Health) -> None:
+def _add_server_routes(app: FastAPI, views: Views, health: Health) -> None:
     @app.get("/v2", tags=["server"])
     async def server_metadata() -> ServerMetadata:
         """Tell name, version and extensions of this server."""
-        return ServerMetadata(name="inferbus", version=VERSION, extensions=EXTENSIONS)
+        return views.server()
 
     @app.get("/v2/health/live", tags=["server"], responses=_either(Live))
     async def live() -> JSONResponse:
@@ -202,26 +170,26 @@ def _add_server_routes(app: FastAPI, health: Health) -> None:
         return Response(body, status, media_type="application/json")
 
 
-def _add_model_routes(app: FastAPI, routes: Routes) -> None:
-    @app.get("/v2/models/{model}", tags=["models"], responses=_UNKNOWN)
+def _add_model_routes(app: FastAPI, views: Views) -> None:
+    @app.get("/v2/models/{model}", tags=["models"], responses=UNKNOWN)
     async def model_metadata(model: str) -> ModelMetadata:
         """Describe the version that the model's default alias means now."""
-        return _metadata(routes, routes.resolve(model))
+        return views.model(model)
 
-    @app.get("/v2/models/{model}/versions/{version}", tags=["models"], responses=_UNKNOWN)
+    @app.get("/v2/models/{model}/versions/{version}", tags=["models"], responses=UNKNOWN)
     async def version_metadata(model: str, version: str) -> ModelMetadata:
         """Describe a version, by number, alias or digest prefix."""
-        return _metadata(routes, routes.resolve(model, version))
+        return views.model(model, version)
 
     @app.get("/v2/models/{model}/ready", tags=["models"], responses=_READY)
     async def model_ready(model: str) -> JSONResponse:
         """Tell whether the model can answer."""
-        return _ready(routes, model, "")
+        return _ready(views, model, "")
 
     @app.get("/v2/models/{model}/versions/{version}/ready", tags=["models"], responses=_READY)
     async def version_ready(model: str, version: str) -> JSONResponse:
         """Tell whether a version can answer."""
-        return _ready(routes, model, version)
+        return _ready(views, model, version)
 
 
 def _described(app: FastAPI) -> dict[str, Any]:
@@ -271,25 +239,9 @@ def _infer_operation(name: str, parameters: list[str]) -> dict[str, Any]:
     }
 
 
-def _metadata(routes: Routes, target: Target) -> ModelMetadata:
-    signature = target.manifest.signature
-    return ModelMetadata(
-        name=target.model,
-        versions=[str(version) for version in routes.held(target.model)],
-        platform=_PLATFORM[target.manifest.engine],
-        inputs=[_tensor(spec) for spec in signature.inputs],
-        outputs=[_tensor(spec) for spec in signature.outputs],
-    )
-
-
-def _tensor(spec: manifests.TensorSpec) -> TensorMetadata:
-    return TensorMetadata(name=spec.name, datatype=spec.datatype, shape=list(spec.shape))
-
-
-def _ready(routes: Routes, model: str, version: str) -> JSONResponse:
-    target = routes.resolve(model, version)
-    fit = routes.ready(target)
-    body = {"name": target.model, "ready": fit}
+def _ready(views: Views, model: str, version: str) -> JSONResponse:
+    name, fit = views.ready(model, version)
+    body = {"name": name, "ready": fit}
     return JSONResponse(body) if fit else JSONResponse(body, 503, _head(errors.NoWorkerError, 503))
 
 

@@ -8,7 +8,9 @@ is no key is asked for as a provider's token.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Protocol
+from urllib.parse import unquote
 
 from inferbus_gateway import errors
 from inferbus_gateway.hot.route import unknown_model
@@ -20,6 +22,13 @@ MAX_KNOWN = 4096
 
 Verify = Callable[[str], Principal | None]
 """Says whom a token that is no key of ours stands for now, if anyone."""
+
+
+class Call(Protocol):
+    """What a gRPC call says of its caller."""
+
+    def invocation_metadata(self) -> Iterable[tuple[str, str | bytes]] | None: ...
+    def peer(self) -> str: ...
 
 
 def _nobody(_token: str) -> Principal | None:
@@ -78,6 +87,18 @@ class Access:
             raise errors.ForbiddenError(f"your key lacks the scope {_words(policy, model)}")
         return caller
 
+    def check_call(self, call: Call, policy: str, model: str = "") -> Principal:
+        """Return the caller of a gRPC call; see `check`.
+
+        There is no Host to look at: pages in a browser cannot speak HTTP/2 without TLS, and what
+        they can speak is refused by the listener.
+        """
+        authorization = None
+        for key, value in call.invocation_metadata() or ():
+            if key == "authorization":
+                authorization = value.encode() if isinstance(value, str) else value
+        return self.check(authorization, b"localhost", _address(call.peer()), policy, model)
+
     def _anonymous(self, host: bytes, peer: str) -> Principal:
         if self._local and access.is_loopback_address(peer):
             if host in self._hosts:
@@ -100,6 +121,11 @@ class Access:
                 self._known[authorization] = found
                 return found
         raise errors.UnauthorizedError("the key or token is unknown, expired or revoked")
+
+
+def _address(peer: str) -> str:
+    """Return the address in gRPC's words for a peer: `ipv4:127.0.0.1:5`, `ipv6:[::1]:5`, quoted."""
+    return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
 
 
 def _words(policy: str, model: str) -> str:

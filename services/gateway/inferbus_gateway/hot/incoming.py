@@ -10,6 +10,7 @@ import zlib
 from dataclasses import dataclass
 
 from inferbus_gateway import errors
+from inferbus_gateway.hot.compress import CODINGS
 from inferbus_kit.guard import Headers
 from inferbus_kit.health import Receive
 
@@ -28,6 +29,7 @@ class Head:
     traceparent: str = ""
     authorization: bytes | None = None
     host: bytes = b""
+    coding: bytes = b""
 
 
 class Bodies:
@@ -123,6 +125,8 @@ def read_head(headers: Headers) -> Head:
             head.authorization = value
         elif name == b"traceparent":
             head.traceparent = value.decode("latin-1")
+        elif name == b"accept-encoding" and value in CODINGS:
+            head.coding = value
     return head
 
 

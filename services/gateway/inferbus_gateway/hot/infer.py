@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import structlog
 from google.protobuf.message import DecodeError
 
 from inferbus_gateway import errors
-from inferbus_gateway.hot import oip
+from inferbus_gateway.hot import classify, oip
 from inferbus_gateway.hot.access import Access
 from inferbus_gateway.hot.answer import Answer, ok, reject, send
+from inferbus_gateway.hot.compress import compressing
 from inferbus_gateway.hot.incoming import Bodies, Head, read_head, timeout_s
 from inferbus_gateway.hot.pending import Entry
 from inferbus_gateway.hot.requests import Requests, Waiter, failure
@@ -125,6 +126,8 @@ class Infer:
         start_s = time.monotonic()
         target = self._routes.resolve(*address)
         parsed = oip.parse(body, head.json_length, target.manifest.signature)
+        if head.coding:
+            done = compressing(head.coding, done)
         call = _Call(target, parsed, done)
         self._requests.open(
             request_id,
@@ -165,8 +168,13 @@ class Infer:
         try:
             if prediction.outcome != m.OUTCOME_OK:
                 raise failure(prediction)
+            outputs: Iterable[m.Tensor] = m.TensorSet.FromString(prediction.outputs).tensors
+            if call.parsed.classes:
+                outputs = classify.replace(
+                    outputs, call.parsed.classes, target.manifest.task_settings
+                )
             rendered = oip.render(
-                m.TensorSet.FromString(prediction.outputs).tensors,
+                outputs,
                 model=target.model,
                 version=target.version,
                 client_request_id=call.parsed.client_request_id,

@@ -94,10 +94,26 @@ def pack(text: msgspec.Raw, datatype: str, shape: Sequence[int], count: int) -> 
         raise NumbersError(f"the shape says {count} elements, data has {len(values)}")
     if datatype == "BYTES":
         return tensors.join_bytes(value.encode() for value in values)
+    return pack_values(values, datatype)
+
+
+def pack_values(values: Sequence[Any], datatype: str) -> bytes:
+    """Return numbers, or booleans for BOOL, as bytes.
+
+    Raises:
+        NumbersError: one is out of the range of `datatype`.
+    """
     try:
-        return struct.pack(f"<{count}{_CODES[datatype]}", *values)
+        return struct.pack(f"<{len(values)}{_CODES[datatype]}", *values)
     except (struct.error, OverflowError):
         raise NumbersError(f"an element is out of the range of {datatype}") from None
+
+
+def unpack_values(data: bytes, datatype: str, count: int) -> Sequence[Any]:
+    """Return the bytes of a checked tensor as numbers, booleans or, for BYTES, bytes."""
+    if datatype == "BYTES":
+        return tensors.split_bytes(data)
+    return struct.unpack(f"<{count}{_CODES[datatype]}", data)
 
 
 def check(data: bytes, datatype: str, count: int) -> None:

@@ -6,45 +6,28 @@ out: the body of the response.
 
 What a JSON element may be stands in `numbers`. Further choices: unknown keys and parameters are
 ignored, but a key given twice is refused, since two readers could take different values for it;
-so are parameters that would change the answer (`classification`, shared memory). `null` stands
-for an optional key left out. `timeout` 0 means none, as in Triton. A raw request
-(`Inference-Header-Content-Length: 0`) for a BYTES input is one element without its length.
+so is shared memory, which would change the answer. `null` stands for an optional key left out.
+`timeout` 0 means none, as in Triton. A raw request (`Inference-Header-Content-Length: 0`) for a
+BYTES input is one element without its length.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from inferbus_gateway.errors import FailedError, InvalidRequestError
-from inferbus_gateway.hot import numbers, oip_body
-from inferbus_gateway.hot.oip_body import Input, Output, show
+from inferbus_gateway.errors import InvalidRequestError
+from inferbus_gateway.hot import classify, fit, numbers, oip_body
+from inferbus_gateway.hot.fit import NOT_CLASSIFIED, Parsed, Plan
+from inferbus_gateway.hot.oip_body import Input, Output
 from inferbus_schemas import manifest, tensors
 from inferbus_schemas import messages as m
 
-MAX_ID_CHARACTERS: Final = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Parsed:
-    """A request that fits its version.
-
-    Invariants: `tensors` is a serialised `TensorSet` with every input of the signature, in its
-    order, checked; `outputs` are names of the signature, each once, () = all of them; `binary`
-    names the outputs to return as binary, None = all, and holds every output without a JSON form.
-    """
-
-    client_request_id: str
-    tensors: bytes
-    n_rows: int
-    outputs: tuple[str, ...]
-    binary: frozenset[str] | None
-    timeout_us: int | None
+__all__ = ["Parsed", "Rendered", "parse", "render"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,26 +56,6 @@ class _Response(msgspec.Struct, frozen=True, gc=False):
 _encode = msgspec.json.Encoder().encode
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """Look-ups of one signature: inputs by name with their place, outputs' datatypes by name."""
-
-    inputs: dict[str, tuple[int, manifest.TensorSpec]]
-    outputs: dict[str, str]
-    binary_only: frozenset[str]
-
-
-@functools.lru_cache(maxsize=1024)
-def _plan(signature: manifest.Signature) -> _Plan:
-    return _Plan(
-        inputs={spec.name: (at, spec) for at, spec in enumerate(signature.inputs)},
-        outputs={spec.name: spec.datatype for spec in signature.outputs},
-        binary_only=frozenset(
-            spec.name for spec in signature.outputs if spec.datatype in numbers.BINARY_ONLY
-        ),
-    )
-
-
 def parse(body: bytes, json_length: int | None, signature: manifest.Signature) -> Parsed:
     """Return the request in `body`, checked against `signature`.
 
@@ -119,23 +82,21 @@ def parse(body: bytes, json_length: int | None, signature: manifest.Signature) -
         request = oip_body.decode(head)
     except oip_body.BodyError as error:
         raise InvalidRequestError(str(error)) from None
-    plan = _plan(signature)
+    plan = fit.plan(signature)
     tensor_set, n_rows = _read_inputs(request.inputs, body, json_length, plan)
-    client_request_id = request.id or ""
-    if len(client_request_id) > MAX_ID_CHARACTERS:
-        raise InvalidRequestError(f"id may have {MAX_ID_CHARACTERS} characters at most; shorten it")
+    client_request_id = fit.check_id(request.id or "")
     parameters = request.parameters
     timeout_us: int | None = None
     all_binary = False
     if parameters:
         timeout_us = parameters.timeout or None
         all_binary = bool(parameters.binary_data_output)
-    outputs, binary = _read_outputs(request.outputs or (), plan, all_binary=all_binary)
-    return Parsed(client_request_id, tensor_set, n_rows, outputs, binary, timeout_us)
+    outputs, binary, classes = _read_outputs(request.outputs or (), plan, all_binary=all_binary)
+    return Parsed(client_request_id, tensor_set, n_rows, outputs, binary, timeout_us, classes)
 
 
 def _read_inputs(
-    inputs: Sequence[Input], body: bytes, json_length: int | None, plan: _Plan
+    inputs: Sequence[Input], body: bytes, json_length: int | None, plan: Plan
 ) -> tuple[bytes, int]:
     """Return the serialised tensors in the signature's order and the number of rows."""
     placed: list[bytes] = [b""] * len(plan.inputs)
@@ -143,15 +104,8 @@ def _read_inputs(
     n_rows = 1
     at = json_length
     for item in inputs:
-        place = plan.inputs.get(item.name)
-        if place is None:
-            raise InvalidRequestError(
-                f"the model has no input {show(item.name)}; it takes {_list(plan.inputs)}"
-            )
-        index, spec = place
-        if placed[index]:
-            raise InvalidRequestError(f"input {spec.name!r} is given twice; leave one out")
-        rows = _check_shape(item, spec, rows)
+        index, spec = fit.place(item, plan, placed)
+        rows = fit.check_shape(item, spec, rows)
         try:
             count = tensors.n_elements(item.shape)
             size = item.parameters.binary_data_size if item.parameters else None
@@ -170,38 +124,7 @@ def _read_inputs(
         raise InvalidRequestError(
             "the lengths in binary_data_size do not add up to the bytes after the JSON"
         )
-    missing = [name for name, (index, _) in plan.inputs.items() if not placed[index]]
-    if missing:
-        raise InvalidRequestError(f"inputs are missing; add {_list(missing)}")
-    return b"".join(placed), n_rows
-
-
-def _check_shape(item: Input, spec: manifest.TensorSpec, rows: int | None) -> int | None:
-    """Check datatype and shape; return the number of rows that inputs seen so far share."""
-    if item.datatype != spec.datatype:
-        raise InvalidRequestError(
-            f"input {spec.name!r}: the datatype must be {spec.datatype}, not {show(item.datatype)}"
-        )
-    shape, wanted = item.shape, spec.shape
-    if len(shape) == len(wanted):
-        for found, dim in zip(shape, wanted, strict=True):
-            if dim not in (found, -1):
-                break
-        else:
-            if not wanted or wanted[0] != -1:
-                return rows
-            if shape[0] < 1:
-                raise InvalidRequestError(f"input {spec.name!r}: send one row at least")
-            if rows is not None and shape[0] != rows:
-                raise InvalidRequestError(
-                    f"input {spec.name!r}: has {shape[0]} rows, another input has {rows}; "
-                    f"all must have the same"
-                )
-            return shape[0]
-    raise InvalidRequestError(
-        f"input {spec.name!r}: the shape must be {list(wanted)}"
-        f"{', where -1 stands for any size' if -1 in wanted else ''}"
-    )
+    return fit.joined(plan, placed), n_rows
 
 
 def _json_data(item: Input, count: int) -> bytes:
@@ -227,41 +150,36 @@ def _binary_data(item: Input, count: int, body: bytes, at: int | None, size: int
 
 
 def _read_outputs(
-    wanted: Sequence[Output], plan: _Plan, *, all_binary: bool
-) -> tuple[tuple[str, ...], frozenset[str] | None]:
-    """Return the names of the wanted outputs and which of them are to be binary."""
+    wanted: Sequence[Output], plan: Plan, *, all_binary: bool
+) -> tuple[tuple[str, ...], frozenset[str] | None, Mapping[str, int]]:
+    """Return the wanted outputs, which of them are to be binary and which classified."""
     chosen: dict[str, bool] = {}
+    classes: dict[str, int] = {}
     for item in wanted:
-        if item.name not in plan.outputs:
+        fit.check_output(item.name, plan, chosen)
+        chosen[item.name] = all_binary
+        parameters = item.parameters
+        if parameters is None:
+            continue
+        if parameters.shared_memory_region is not UNSET:
             raise InvalidRequestError(
-                f"the model has no output {show(item.name)}; it gives {_list(plan.outputs)}"
+                f"output {item.name!r}: shared memory is not offered; leave that parameter out"
             )
-        if item.name in chosen:
-            raise InvalidRequestError(f"output {item.name!r} is asked for twice; leave one out")
-        chosen[item.name] = _is_binary(item, all_binary=all_binary)
+        if parameters.binary_data is not None:
+            chosen[item.name] = parameters.binary_data
+        if parameters.classification is not None:
+            classify.check(item.name, plan.outputs[item.name])
+            classes[item.name] = parameters.classification
     if all_binary if not chosen else all(chosen.values()):
-        return tuple(chosen), None
+        return tuple(chosen), None, classes or NOT_CLASSIFIED
     binary = frozenset(name for name, is_binary in chosen.items() if is_binary)
     for name in plan.binary_only:
-        if name not in binary and (not chosen or name in chosen):
+        if name not in binary and name not in classes and (not chosen or name in chosen):
             raise InvalidRequestError(
                 f"output {name!r}: {plan.outputs[name]} has no JSON form; "
                 f"ask for this output with the parameter binary_data true"
             )
-    return tuple(chosen), binary
-
-
-def _is_binary(item: Output, *, all_binary: bool) -> bool:
-    """Return whether one output is to be binary; its own parameter stands over the request's."""
-    parameters = item.parameters
-    if parameters is None:
-        return all_binary
-    if parameters.classification is not UNSET or parameters.shared_memory_region is not UNSET:
-        raise InvalidRequestError(
-            f"output {item.name!r}: classification and shared memory are not offered; "
-            f"leave those parameters out"
-        )
-    return all_binary if parameters.binary_data is None else parameters.binary_data
+    return tuple(chosen), binary, classes or NOT_CLASSIFIED
 
 
 def _parse_raw(body: bytes, signature: manifest.Signature) -> Parsed:
@@ -335,14 +253,7 @@ def render(
     tail: list[bytes] = []
     for tensor in outputs:
         name, datatype, data, shape = tensor.name, tensor.datatype, tensor.data, list(tensor.shape)
-        try:
-            count = tensors.n_elements(shape)
-            numbers.check(data, datatype, count)
-        except (KeyError, numbers.NumbersError, tensors.TensorError):
-            raise FailedError(
-                f"output {name!r}: what the model gave does not fit its own shape; "
-                f"tell who deployed the model"
-            ) from None
+        count = fit.check_given(tensor)
         if binary is None or name in binary:
             sizes = {"binary_data_size": len(data)}
             bodies.append(_OutputBody(name, datatype, shape, parameters=sizes))
@@ -356,7 +267,3 @@ def render(
     if not tail:
         return Rendered(head, None)
     return Rendered(b"".join((head, *tail)), len(head))
-
-
-def _list(names: Iterable[str]) -> str:
-    return ", ".join(map(repr, names))

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import UNSET, UnsetType
 
+MAX_CLASSES: Final = 1_000
+"""The most classes of an output that a request may ask for."""
 _SHOWN_CHARACTERS: Final = 64
 
 Natural = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
@@ -42,7 +44,7 @@ class OutputParameters(msgspec.Struct, frozen=True):
     """Of one wanted output."""
 
     binary_data: bool | None = None
-    classification: msgspec.Raw | UnsetType = UNSET
+    classification: Annotated[int, msgspec.Meta(ge=1, le=MAX_CLASSES)] | None = None
     shared_memory_region: msgspec.Raw | UnsetType = UNSET
 
 

@@ -20,6 +20,7 @@ from inferbus_gateway.hot.pending import Entry, Pending
 from inferbus_gateway.hot.publish import Publisher
 from inferbus_gateway.hot.replies import Replies
 from inferbus_gateway.hot.route import Target
+from inferbus_gateway.hot.statistics import Figures, Statistics
 from inferbus_kit.errors import InferbusError
 from inferbus_kit.metrics import GatewayMetrics
 from inferbus_kit.telemetry import OpenSpan, Tracing
@@ -102,7 +103,8 @@ class Requests:
         self._max_tenant_pending = max_tenant_pending
         self.max_tensor_bytes = max_tensor_bytes
         self._entropy, self._entropy_at = b"", _ENTROPY_BYTES
-        self._counters: dict[tuple[str, int, str], tuple[Counter, Histogram]] = {}
+        self._counters: dict[tuple[str, int, str], tuple[Counter, Histogram, Figures]] = {}
+        self.statistics = Statistics()
         self.refusing = ""
 
     def new_id(self) -> bytes:
@@ -224,7 +226,7 @@ class Requests:
                 inferbus__outcome=outcome,
             )
         if prediction is not None or isinstance(error, errors.OutcomeUnknownError):
-            self._count(request, outcome, time.monotonic() - waiter.start_s)
+            self._count(entry, prediction, outcome, time.monotonic() - waiter.start_s)
         if prediction is None:
             raise error
         return prediction
@@ -233,7 +235,10 @@ class Requests:
         """Return where the terminal record stands, `partition:offset`."""
         return f"{self._replies.partition}:{entry.waiter.offset}"
 
-    def _count(self, request: m.Request, outcome: str, seconds: float) -> None:
+    def _count(
+        self, entry: Entry, prediction: m.Prediction | None, outcome: str, seconds: float
+    ) -> None:
+        request = entry.request
         key = (request.model, request.version, outcome)
         counter = self._counters.get(key)
         if counter is None:
@@ -241,9 +246,11 @@ class Requests:
             counter = self._counters[key] = (
                 self._metrics.requests.labels(*labels, outcome),
                 self._metrics.request_seconds.labels(*labels),
+                self.statistics.of(request.model, request.version),
             )
         counter[0].inc()
         counter[1].observe(seconds)
+        counter[2].ended(prediction, entry.n_rows, seconds, time.time())
 
 
 def failure(prediction: m.Prediction) -> InferbusError:

@@ -7,6 +7,7 @@ signature and pool.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from inferbus_gateway.errors import NotDeployedError, NoWorkerError, UnknownModelError
 from inferbus_gateway.hot.pins import Pins
@@ -15,6 +16,9 @@ from inferbus_schemas import manifest as manifests
 from inferbus_schemas import messages as m
 from inferbus_schemas import names
 from inferbus_schemas.membership import Membership
+
+State = Literal["READY", "LOADING", "UNAVAILABLE"]
+"""How far a version is, in Triton's words."""
 
 _MIN_DIGEST_PREFIX = 8
 _MAX_NAMED = 10
@@ -160,6 +164,43 @@ class Routes:
                 if self._placement.holders(pool.pool, model, version):
                     found.add(version)
         return sorted(found)
+
+    @property
+    def registered(self) -> list[tuple[str, int]]:
+        """All registered versions, in order."""
+        return sorted(self._versions)
+
+    def state(self, model: str, version: int) -> tuple[State, str]:
+        """Tell how far a version is, and why it is no further."""
+        deployment = self._pins.deployment(model)
+        wanted, failed = False, ""
+        for pool in deployment.pools if deployment is not None else ():
+            if version not in pool.versions:
+                continue
+            if self._placement.holders(pool.pool, model, version):
+                return "READY", ""
+            wanted = True
+            for worker in self._fleet.workers(pool.pool):
+                for one in worker.beat.worker.residents:
+                    if (one.model, one.version, one.readiness) == (
+                        model,
+                        version,
+                        m.READINESS_FAILED,
+                    ):
+                        failed = one.reason or "it does not load"
+        if not wanted:
+            return "UNAVAILABLE", "unloaded"
+        return ("UNAVAILABLE", failed) if failed else ("LOADING", "")
+
+    def generation(self, model: str) -> int:
+        """Return the generation of a model's newest deployment; 0 where there is none."""
+        deployment = self._pins.deployment(model)
+        return 0 if deployment is None else deployment.generation
+
+    def wanted(self, model: str) -> set[int]:
+        """Return the versions that the model's aliases want."""
+        deployment = self._pins.deployment(model)
+        return set() if deployment is None else {alias.wanted for alias in deployment.aliases}
 
     def ready(self, target: Target) -> bool:
         """Tell whether a live worker holds the version READY."""

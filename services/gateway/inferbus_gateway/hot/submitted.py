@@ -15,7 +15,7 @@ from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
 from inferbus_gateway import errors
-from inferbus_gateway.hot.oip import MAX_ID_CHARACTERS
+from inferbus_gateway.hot.fit import MAX_ID_CHARACTERS
 from inferbus_gateway.hot.route import Routes
 from inferbus_kit.consume import Record
 from inferbus_kit.errors import InferbusError

@@ -11,6 +11,7 @@ from inferbus_registry.events import Event
 from inferbus_registry.models.service import (
     AliasMoved,
     Expected,
+    Loading,
     ModelDetail,
     ModelService,
     ModelView,
@@ -81,5 +82,13 @@ def routes(service: ModelService) -> APIRouter:
         return await service.set_alias(
             caller_of(request), model, alias, wish.version, wish.expected()
         )
+
+    @router.post("/{model}/load", summary="Have the fleet serve a model again")
+    async def load(model: str, request: Request) -> Loading:
+        return await service.load(caller_of(request), model)
+
+    @router.post("/{model}/unload", summary="Have the fleet serve a model no more")
+    async def unload(model: str, request: Request) -> Loading:
+        return await service.unload(caller_of(request), model)
 
     return router

@@ -62,6 +62,15 @@ class AliasMoved:
 
 
 @dataclass(frozen=True, slots=True)
+class Loading:
+    """What a model's aliases mean after it was loaded or unloaded, and since which generation."""
+
+    model: str
+    aliases: list[AliasView]
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
 class Expected:
     """What the caller of a compare-and-set believes: None is "the alias does not exist"."""
 
@@ -173,6 +182,64 @@ class ModelService:
                 )
         return AliasMoved(model, alias, version, serving, generation)
 
+    async def load(self, caller: events.Caller, model: str) -> Loading:
+        """Give a model without aliases those back that it was unloaded with.
+
+        A model that never had one gets the default alias, on its newest version; one that has an
+        alias stays as it is.
+
+        Raises:
+            ModelNotFoundError, VersionNotFoundError: there is no such model, or it has no version.
+            InvalidRequestError, DatabaseUnavailableError, BusyError: it is refused, or try again.
+        """
+        async with self._database.write() as tx:
+            row = await _existing(tx, model)
+            now = await placement.aliases(tx, model)
+            if now:
+                return await _loading(tx, model)
+            if row.n_versions == 0:
+                raise errors.VersionNotFoundError
+            wanted = await events.last_removed(tx, model) or {names.DEFAULT_ALIAS: row.n_versions}
+            for alias, version in wanted.items():
+                await placement.put_wanted(tx, model, alias, version)
+                await self._hold(tx, model, version)
+            generation = await desired.announce(tx, model)
+            for alias, version in wanted.items():
+                await events.append(
+                    tx,
+                    caller,
+                    "alias_moved",
+                    model,
+                    before=None,
+                    after={"alias": alias, "wanted": version, "serving": 0},
+                    generation=generation,
+                )
+            return await _loading(tx, model)
+
+    async def unload(self, caller: events.Caller, model: str) -> Loading:
+        """Take all aliases of a model away; pools let its versions go once nobody uses them.
+
+        Raises:
+            ModelNotFoundError, InvalidRequestError, DatabaseUnavailableError, BusyError: as `load`.
+        """
+        async with self._database.write() as tx:
+            await _existing(tx, model)
+            now = await placement.aliases(tx, model)
+            if now:
+                await placement.drop_aliases(tx, model)
+                generation = await desired.announce(tx, model)
+                for row in now:
+                    await events.append(
+                        tx,
+                        caller,
+                        "alias_removed",
+                        model,
+                        before=_event_part(row),
+                        after=None,
+                        generation=generation,
+                    )
+            return await _loading(tx, model)
+
     async def _hold(self, tx: AsyncConnection, model: str, version: int) -> None:
         """Have every pool of the model hold a version beside those that it holds."""
         held = await placement.pools(tx, model)
@@ -195,6 +262,11 @@ async def _existing(tx: AsyncConnection, model: str) -> repository.ModelRow:
     if row is None:
         raise errors.ModelNotFoundError
     return row
+
+
+async def _loading(tx: AsyncConnection, model: str) -> Loading:
+    generation = await outbox.generation(tx, topics.DEPLOYMENTS, model)
+    return Loading(model, await _aliases(tx, model), generation)
 
 
 async def _aliases(tx: AsyncConnection, model: str) -> list[AliasView]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -51,6 +51,11 @@ async def put_wanted(tx: AsyncConnection, model: str, alias: str, wanted: int) -
             index_elements=["model", "alias"], set_={"wanted": change.excluded.wanted}
         )
     )
+
+
+async def drop_aliases(tx: AsyncConnection, model: str) -> None:
+    """Take all aliases of a model away; what pools hold stays until nobody uses it."""
+    await tx.execute(delete(_aliases).where(_aliases.c.model == model))
 
 
 async def set_serving(tx: AsyncConnection, model: str, alias: str, serving: int) -> None:

@@ -1,0 +1,261 @@
+"""The gRPC listener: the protocol's service, health and reflection on one port.
+
+In: calls of gRPC clients. Out: answers; every error is one of the gateway's own, with its gRPC
+status, its message and, in trailing metadata, its code and the request id. Size, time and number of
+what clients send are bounded by the transport before any of this runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import grpc
+import structlog
+from google.protobuf.json_format import ParseDict
+from google.protobuf.message import Message
+from grpc_health.v1 import health as grpc_health
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from pydantic import BaseModel
+
+from inferbus_gateway.api.views import Views
+from inferbus_gateway.control.repository import ModelRepository
+from inferbus_gateway.door import METHODS
+from inferbus_gateway.gen import open_inference_pb2 as pb
+from inferbus_gateway.hot.access import Access
+from inferbus_gateway.hot.rpc_infer import RpcInfer, refusal_metadata, status
+from inferbus_kit.errors import InferbusError, StartupError
+from inferbus_kit.health import Health
+from inferbus_kit.lifecycle import cancel
+from inferbus_schemas import ids
+from inferbus_schemas.access import PUBLIC
+
+_log = structlog.get_logger("rpc")
+
+SERVICE = "inference.GRPCInferenceService"
+_HEAD_BYTES = 32 << 10
+_ROOM_BYTES = 64 << 10
+"""What a message may hold beside tensors of the greatest size: names, shapes, parameters."""
+_STREAMS = 1024
+_LOOK_S = 0.25
+_BROKEN = "something went wrong here; the request id names it in our log"
+
+Answerer = Callable[[Any, str], Awaitable[Message]]
+"""Takes a question and what its caller presented."""
+M = TypeVar("M", bound=Message)
+
+
+class RpcServer:
+    """The gRPC listener.
+
+    Invariants: `port` is the bound port from construction on; health follows this gateway's
+    readiness within `_LOOK_S`; `stop` takes no new calls, lets running ones end within `drain_s`,
+    then cancels what is left.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        infer: RpcInfer,
+        access: Access,
+        views: Views,
+        repository: ModelRepository,
+        health: Health,
+        new_id: Callable[[], bytes],
+        max_body_bytes: int,
+        max_connections: int,
+        drain_s: float,
+    ) -> None:
+        self._health = health
+        self._drain_s = drain_s
+        self._new_id = new_id
+        self._access = access
+        self._reports = grpc_health.aio.HealthServicer()
+        self._look: asyncio.Task[None] | None = None
+        self._server = grpc.aio.server(
+            options=_options(max_body_bytes, max_connections),
+            maximum_concurrent_rpcs=max_connections,
+        )
+        service = _Service(views, repository, health)
+        self._server.add_generic_rpc_handlers((self._handler(service, infer),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._reports, self._server)
+        names = (SERVICE, grpc_health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            self.port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise StartupError(
+                f"port {port} on {host} cannot be bound; end what uses it or choose another port"
+            ) from error
+
+    async def start(self) -> None:
+        await self.report()
+        await self._server.start()
+        self._look = asyncio.create_task(self._watch(), name="rpc-health")
+
+    async def stop(self) -> None:
+        await cancel(self._look)
+        await self._reports.enter_graceful_shutdown()
+        await self._server.stop(self._drain_s)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            await self.report()
+
+    async def report(self) -> None:
+        """Tell those who watch health now and not only at the next look."""
+        said = health_pb2.HealthCheckResponse
+        fit = said.NOT_SERVING if self._health.reasons() else said.SERVING
+        for name in ("", SERVICE):
+            await self._reports.set(name, fit)
+
+    def _handler(self, service: _Service, infer: RpcInfer) -> grpc.GenericRpcHandler:
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            name: grpc.unary_unary_rpc_method_handler(
+                self._guarded(METHODS[name], answer),
+                request_deserializer=kind.FromString,
+                response_serializer=_serialised,
+            )
+            for name, kind, answer in service.methods()
+        }
+        handlers["ModelInfer"] = grpc.unary_unary_rpc_method_handler(
+            infer.unary,
+            request_deserializer=pb.ModelInferRequest.FromString,
+            response_serializer=_serialised,
+        )
+        handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
+            infer.stream,
+            request_deserializer=pb.ModelInferRequest.FromString,
+            response_serializer=_serialised,
+        )
+        return grpc.method_handlers_generic_handler(SERVICE, handlers)
+
+    def _guarded(self, policy: str, answer: Answerer) -> Callable[[Any, Any], Awaitable[Message]]:
+        """Return `answer` as a method for callers that may, whose errors are in our own words."""
+
+        async def method(asked: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Message:
+            request_id = ids.text(self._new_id())
+            try:
+                if policy != PUBLIC:
+                    self._access.check_call(context, policy, _model(asked))
+                said = await answer(asked, _presented(context))
+            except InferbusError as error:
+                failed = error
+            except Exception:  # noqa: BLE001 -- each call is answered in our own words
+                _log.exception("rpc_failed", request_id=request_id)
+                failed = InferbusError(_BROKEN)
+            else:
+                context.set_trailing_metadata((("x-request-id", request_id),))
+                return said
+            await context.abort(status(failed), str(failed), refusal_metadata(failed, request_id))
+            raise AssertionError  # `abort` raises
+
+        return method
+
+
+def _model(asked: Any) -> str:
+    """Return the model that a question names, under either of the two names for it."""
+    return getattr(asked, "name", "") or getattr(asked, "model_name", "")
+
+
+def _presented(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    for key, value in context.invocation_metadata() or ():
+        if key == "authorization" and isinstance(value, str):
+            return value
+    return ""
+
+
+def _serialised(message: Message) -> bytes:
+    return message.SerializeToString()
+
+
+def _options(max_body_bytes: int, max_connections: int) -> list[tuple[str, int]]:
+    """Return what one client may cost; the names are those of gRPC's core."""
+    return [
+        ("grpc.max_receive_message_length", max_body_bytes + _ROOM_BYTES),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_metadata_size", _HEAD_BYTES),
+        ("grpc.absolute_max_metadata_size", _HEAD_BYTES),
+        ("grpc.max_concurrent_streams", _STREAMS),
+        ("grpc.max_allowed_incoming_connections", max_connections),
+        ("grpc.server_handshake_timeout_ms", 10_000),
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        ("grpc.max_connection_idle_ms", 900_000),
+        # A port that is taken must be an error, not a second listener.
+        ("grpc.so_reuseport", 0),
+    ]
+
+
+class _Service:
+    """The methods that answer without the bus."""
+
+    def __init__(self, views: Views, repository: ModelRepository, health: Health) -> None:
+        self._views = views
+        self._repository = repository
+        self._health = health
+
+    def methods(self) -> list[tuple[str, type[Message], Answerer]]:
+        """Return name, question and answer of each method."""
+        return [
+            ("ServerLive", pb.ServerLiveRequest, self._live),
+            ("ServerReady", pb.ServerReadyRequest, self._ready),
+            ("ModelReady", pb.ModelReadyRequest, self._model_ready),
+            ("ServerMetadata", pb.ServerMetadataRequest, self._server),
+            ("ModelMetadata", pb.ModelMetadataRequest, self._model),
+            ("ModelConfig", pb.ModelConfigRequest, self._config),
+            ("ModelStatistics", pb.ModelStatisticsRequest, self._statistics),
+            ("RepositoryIndex", pb.RepositoryIndexRequest, self._index),
+            ("RepositoryModelLoad", pb.RepositoryModelLoadRequest, self._load),
+            ("RepositoryModelUnload", pb.RepositoryModelUnloadRequest, self._unload),
+        ]
+
+    async def _live(self, _asked: pb.ServerLiveRequest, _presented: str) -> Message:
+        return pb.ServerLiveResponse(live=not self._health.silent_loops())
+
+    async def _ready(self, _asked: pb.ServerReadyRequest, _presented: str) -> Message:
+        return pb.ServerReadyResponse(ready=not self._health.reasons())
+
+    async def _model_ready(self, asked: pb.ModelReadyRequest, _presented: str) -> Message:
+        return pb.ModelReadyResponse(ready=self._views.ready(asked.name, asked.version)[1])
+
+    async def _server(self, _asked: pb.ServerMetadataRequest, _presented: str) -> Message:
+        return _message(self._views.server(), pb.ServerMetadataResponse())
+
+    async def _model(self, asked: pb.ModelMetadataRequest, _presented: str) -> Message:
+        found = self._views.model(asked.name, asked.version)
+        return _message(found, pb.ModelMetadataResponse())
+
+    async def _config(self, asked: pb.ModelConfigRequest, _presented: str) -> Message:
+        found = self._views.config(asked.name, asked.version)
+        return pb.ModelConfigResponse(config=_message(found, pb.ModelConfig()))
+
+    async def _statistics(self, asked: pb.ModelStatisticsRequest, _presented: str) -> Message:
+        found = self._views.statistics(asked.name, asked.version)
+        return _message(found, pb.ModelStatisticsResponse())
+
+    async def _index(self, asked: pb.RepositoryIndexRequest, _presented: str) -> Message:
+        kind = pb.RepositoryIndexResponse.ModelIndex
+        found = self._views.index(only_ready=asked.ready)
+        return pb.RepositoryIndexResponse(models=[_message(one, kind()) for one in found])
+
+    async def _load(self, asked: pb.RepositoryModelLoadRequest, presented: str) -> Message:
+        await self._repository.load(asked.model_name, presented, frozenset(asked.parameters))
+        return pb.RepositoryModelLoadResponse()
+
+    async def _unload(self, asked: pb.RepositoryModelUnloadRequest, presented: str) -> Message:
+        await self._repository.unload(asked.model_name, presented)
+        return pb.RepositoryModelUnloadResponse()
+
+
+def _message(found: BaseModel, message: M) -> M:
+    """Return a view as the message that has the same fields."""
+    return ParseDict(found.model_dump(exclude_none=True), message)

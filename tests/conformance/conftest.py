@@ -1,0 +1,24 @@
+"""One stack for all clients; what it serves stands in tests/support."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from inferbus_dev.stack import Stack
+from tests.support import stacks
+from tests.support.onnx_types import every_type_folder
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+    """A running stack with three sample models and one of every datatype."""
+    folder: Path = tmp_path_factory.mktemp("every-type")
+    async with stacks.running() as running:
+        for name in ("breast-cancer", "digits", "minilm"):
+            await stacks.push(running, name)
+        await stacks.push_folder(running, every_type_folder(folder))
+        yield running

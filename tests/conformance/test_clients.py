@@ -1,0 +1,115 @@
+"""Clients that others wrote, unchanged, each in a process of its own, against a running stack."""
+
+from __future__ import annotations
+
+import ctypes.util
+import json
+import platform
+import re
+import sys
+from typing import Any
+
+import pytest
+
+from inferbus_dev.stack import Stack
+from inferbus_gateway.gen import open_inference_pb2 as pb
+from tests.support import clients
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+    pytest.mark.asyncio(loop_scope="session"),
+]
+
+
+def fine(done: clients.Done) -> None:
+    assert (done.code, done.out) == (0, "fine\n"), done.err[-3000:]
+
+
+def http(stack: Stack) -> str:
+    return stack.http.removeprefix("http://")
+
+
+def key(stack: Stack) -> dict[str, str]:
+    return {"INFERBUS_API_KEY": stack.api_key}
+
+
+@pytest.mark.parametrize("program", ["triton_http.py", "triton_http_aio.py"])
+async def test_tritonclient_over_http(stack: Stack, program: str) -> None:
+    fine(await clients.run("triton", program, http(stack), env=key(stack)))
+
+
+@pytest.mark.parametrize("program", ["triton_grpc.py", "triton_grpc_aio.py"])
+async def test_tritonclient_over_grpc(stack: Stack, program: str) -> None:
+    fine(await clients.run("triton", program, stack.grpc, env=key(stack)))
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="kserve is for Python 3.13 at most")
+@pytest.mark.parametrize("over", ["rest", "grpc"])
+async def test_kserve(stack: Stack, over: str) -> None:
+    address = http(stack) if over == "rest" else stack.grpc
+    fine(await clients.run("kserve", f"kserve_{over}.py", address))
+
+
+async def test_a_client_that_only_knows_reflection(stack: Stack) -> None:
+    program = clients.PROGRAMS / "reflection.py"
+    fine(await clients.call(sys.executable, program, stack.grpc))
+
+
+_NO_PERF = (
+    "this perf_analyzer is a program for Linux on x86-64"
+    if (sys.platform, platform.machine()) != ("linux", "x86_64")
+    else "perf_analyzer needs the system package libb64-0d"
+    if ctypes.util.find_library("b64") is None
+    else ""
+)
+
+
+@pytest.mark.skipif(bool(_NO_PERF), reason=_NO_PERF)
+@pytest.mark.parametrize("over", ["http", "grpc"])
+@pytest.mark.parametrize(
+    ("model", "more"),
+    [("breast-cancer", ("-b", "2")), ("minilm", ("--shape", "text:2"))],
+    ids=["breast-cancer", "minilm"],
+)
+async def test_perf_analyzer(stack: Stack, over: str, model: str, more: tuple[str, ...]) -> None:
+    home = clients.environment("perf")
+    (libraries,) = home.glob("lib/python*/site-packages/nvidia/cuda_runtime/lib")
+    done = await clients.call(
+        home / "bin" / "perf_analyzer",
+        *more,
+        *("-m", model, "-i", over, "-u", http(stack) if over == "http" else stack.grpc),
+        *("--concurrency-range", "4", "--string-data", "a cat sat on the mat"),
+        *("--measurement-mode", "count_windows", "--measurement-request-count", "50"),
+        *("--stability-percentage", "999", "--max-trials", "3"),
+        env={"LD_LIBRARY_PATH": str(libraries)},
+    )
+    assert done.code == 0, done.out + done.err
+    said = re.search(r"Inference count: (\d+)", done.out)
+    assert said is not None, done.out
+    assert int(said[1]) >= 50
+    assert re.search(r"Avg request latency: [1-9]\d* usec .*queue .*compute infer [1-9]", done.out)
+
+
+async def test_our_numbers_are_those_of_tritonclient() -> None:
+    """Every field and method of ours is one of its own, with the same number and type."""
+    done = await clients.run("triton", "triton_numbers.py")
+    assert done.code == 0, done.err
+    theirs = json.loads(done.out)
+
+    def compare(message: Any, known: dict[str, Any]) -> None:
+        for field in message.fields:
+            assert known.get(field.name) == [field.number, field.type], field.full_name
+        for nested in message.nested_types:
+            compare(nested, known[nested.name])
+
+    for name, message in pb.DESCRIPTOR.message_types_by_name.items():
+        compare(message, theirs["messages"][name])
+    (service,) = pb.DESCRIPTOR.services_by_name.values()
+    for one in service.methods:
+        assert theirs["methods"][one.name] == [
+            one.input_type.name,
+            one.output_type.name,
+            one.client_streaming,
+            one.server_streaming,
+        ]

@@ -1,0 +1,178 @@
+"""Every method of the gRPC service by every scope, on a listener without a bus."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+import pytest
+from prometheus_client import CollectorRegistry
+
+from inferbus_gateway import door, errors
+from inferbus_gateway.api.rpc import SERVICE, RpcServer
+from inferbus_gateway.api.views import Views
+from inferbus_gateway.control.repository import ModelRepository
+from inferbus_gateway.gen import open_inference_pb2 as pb
+from inferbus_gateway.hot.access import Access
+from inferbus_gateway.hot.limits import Limits
+from inferbus_gateway.hot.pending import Pending
+from inferbus_gateway.hot.pins import Pins
+from inferbus_gateway.hot.placement import Placement
+from inferbus_gateway.hot.requests import Requests
+from inferbus_gateway.hot.route import Routes
+from inferbus_gateway.hot.rpc_infer import RpcInfer
+from inferbus_kit.health import Health
+from inferbus_kit.metrics import gateway_metrics
+from inferbus_schemas import access
+from inferbus_schemas.access import Verdict
+from tests.gateway.fleet_records import Fleet, deployment, version
+from tests.gateway.test_access import bearer, record
+
+SCOPES = [*access.ALL_SCOPES, "infer:digits", "infer:other"]
+(METHODS,) = (one.methods_by_name for one in pb.DESCRIPTOR.services_by_name.values())
+
+
+class Listener:
+    """The gRPC listener of a gateway; version 1 of `digits` is deployed and nobody holds it."""
+
+    def __init__(self) -> None:
+        self.keys = access.Keyring()
+        fleet = Fleet()
+        routes = Routes(Pins(), fleet.seen, Placement(fleet.seen, 1))
+        routes.apply_version(version("digits", 1))
+        routes.apply_deployment(deployment("digits", 1, {"champion": (1, 1)}, (1,)))
+        parts: Any = SimpleNamespace(partition=0)
+        metrics = gateway_metrics(CollectorRegistry())
+        requests = Requests(
+            pending=Pending(),
+            publisher=parts,
+            replies=parts,
+            metrics=metrics,
+            tracing=parts,
+            max_tensor_bytes=1 << 20,
+            limits=Limits(),
+            max_tenant_pending=1000,
+        )
+        known = Access(self.keys, local=False)
+        self.server = RpcServer(
+            "127.0.0.1",
+            0,
+            infer=RpcInfer(access=known, routes=routes, requests=requests, metrics=metrics),
+            access=known,
+            views=Views(routes, requests.statistics),
+            repository=ModelRepository(routes, "http://127.0.0.1:9"),
+            health=Health(),
+            new_id=requests.new_id,
+            max_body_bytes=1 << 20,
+            max_connections=16,
+            drain_s=1.0,
+        )
+
+    async def ask(self, name: str, model: str, presented: bytes | None) -> str:
+        """Return the status of a call."""
+        method = METHODS[name]
+        fields = {field.name for field in method.input_type.fields}
+        kind = getattr(pb, method.input_type.name)
+        asked = kind(**{key: model for key in ("name", "model_name") if key in fields})
+        head = () if presented is None else (("authorization", presented.decode()),)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{self.server.port}") as channel:
+            try:
+                if method.client_streaming:
+                    call = channel.stream_stream(
+                        f"/{SERVICE}/{name}",
+                        request_serializer=pb.ModelInferRequest.SerializeToString,
+                        response_deserializer=pb.ModelStreamInferResponse.FromString,
+                    )(iter([asked]), metadata=head, timeout=10)
+                    (said,) = [one async for one in call]
+                    code = said.infer_response.parameters["x-inferbus-error-code"].string_param
+                    kinds = [getattr(errors, one) for one in errors.__all__ if one[0].isupper()]
+                    by_code = {getattr(kind, "code", ""): kind for kind in kinds}
+                    return str(by_code[code].grpc_status)
+                await channel.unary_unary(
+                    f"/{SERVICE}/{name}",
+                    request_serializer=lambda message: message.SerializeToString(),
+                    response_deserializer=lambda raw: raw,
+                )(asked, metadata=head, timeout=10)
+            except grpc.aio.AioRpcError as error:
+                return str(error.code().name)
+        return "OK"
+
+
+@pytest.fixture
+async def listener() -> AsyncIterator[Listener]:
+    made = Listener()
+    await made.server.start()
+    try:
+        yield made
+    finally:
+        await made.server.stop()
+
+
+def test_every_method_has_a_policy() -> None:
+    assert set(door.METHODS) == set(METHODS)
+    assert set(door.METHODS.values()) <= access.POLICIES
+
+
+@pytest.mark.parametrize("model", ["digits", "foreign"])
+@pytest.mark.parametrize("name", sorted(door.METHODS))
+async def test_every_method_by_every_scope(listener: Listener, name: str, model: str) -> None:
+    policy = door.METHODS[name]
+    fields = {field.name for field in METHODS[name].input_type.fields}
+    named = model if fields & {"name", "model_name"} else ""
+    for number, scope in enumerate(SCOPES, 1):
+        listener.keys.apply(record(number, scope))
+        got = await listener.ask(name, model, bearer(number))
+        verdict = access.judge(access.principal("acme", "x", [scope]), policy, named)
+        assert (got == "PERMISSION_DENIED") == (verdict is Verdict.FORBIDDEN), (scope, got)
+        if verdict is Verdict.HIDDEN:
+            assert got == "NOT_FOUND"
+        assert got not in {"UNAUTHENTICATED", "INTERNAL", "UNKNOWN", "UNIMPLEMENTED"}
+    for presented in (None, b"Bearer x", bearer(1) + b"x", bearer(999)):
+        got = await listener.ask(name, model, presented)
+        assert (got == "OK") if policy == access.PUBLIC else (got == "UNAUTHENTICATED")
+
+
+async def test_a_registry_that_is_away_is_said(listener: Listener) -> None:
+    listener.keys.apply(record(1, "deploy"))
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{listener.server.port}") as channel:
+        load = channel.unary_unary(
+            f"/{SERVICE}/RepositoryModelLoad",
+            request_serializer=pb.RepositoryModelLoadRequest.SerializeToString,
+            response_deserializer=pb.RepositoryModelLoadResponse.FromString,
+        )
+        asked = pb.RepositoryModelLoadRequest(model_name="digits")
+        head = (("authorization", bearer(1).decode()),)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await load(asked, metadata=head)
+        beside = {key: str(value) for key, value in caught.value.trailing_metadata()}
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert "the registry does not answer" in str(caught.value.details())
+        assert beside["x-inferbus-error-code"] == "registry_unavailable"
+        assert int(beside["grpc-retry-pushback-ms"]) >= 1000
+        asked.parameters["config"].string_param = "{}"
+        with pytest.raises(grpc.aio.AioRpcError, match="failed to load 'digits'") as caught:
+            await load(asked, metadata=head)
+        assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize(
+    ("peer", "inside"),
+    [
+        ("ipv4:127.0.0.1:50051", True),
+        ("ipv6:%5B::1%5D:50051", True),
+        ("ipv6:[::1]:50051", True),
+        ("ipv4:10.0.0.9:127", False),
+        ("unix:/run/x", False),
+        ("", False),
+    ],
+)
+def test_nobody_needs_a_key_here_alone(peer: str, inside: bool) -> None:  # noqa: FBT001
+    call: Any = SimpleNamespace(peer=lambda: peer, invocation_metadata=lambda: None)
+    known = Access(access.Keyring(), local=True)
+    if inside:
+        assert known.check_call(call, access.INFER, "digits") is access.ANONYMOUS
+        return
+    with pytest.raises(errors.UnauthorizedError):
+        known.check_call(call, access.INFER, "digits")

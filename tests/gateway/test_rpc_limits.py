@@ -1,0 +1,96 @@
+"""What one client of the gRPC listener may cost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+
+from inferbus_gateway.api.rpc import SERVICE
+from inferbus_gateway.gen import open_inference_pb2 as pb
+from tests.gateway.test_rpc_access import Listener
+
+OWN = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]
+
+
+@pytest.fixture
+async def listener() -> AsyncIterator[Listener]:
+    made = Listener()
+    await made.server.start()
+    try:
+        yield made
+    finally:
+        await made.server.stop()
+
+
+async def live(channel: grpc.aio.Channel, **more: Any) -> bool:
+    ask = channel.unary_unary(
+        f"/{SERVICE}/ServerLive",
+        request_serializer=pb.ServerLiveRequest.SerializeToString,
+        response_deserializer=pb.ServerLiveResponse.FromString,
+    )
+    answer: pb.ServerLiveResponse = await ask(pb.ServerLiveRequest(), timeout=5, **more)
+    return answer.live
+
+
+async def refused(work: Any) -> grpc.StatusCode:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await work
+    return caught.value.code()
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        b"GET /v2 HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(64),
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 64,
+    ],
+    ids=["http1", "tls", "broken"],
+)
+async def test_what_is_not_grpc_ends_its_connection(listener: Listener, noise: bytes) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", listener.server.port)
+    writer.write(noise)
+    async with asyncio.timeout(10):
+        while await reader.read(1 << 16):
+            pass
+    writer.close()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{listener.server.port}") as channel:
+        assert await live(channel)
+
+
+async def test_large_heads_and_messages_are_refused(listener: Listener) -> None:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{listener.server.port}", OWN) as channel:
+        head = (("x-long", "a" * (64 << 10)),)
+        assert await refused(live(channel, metadata=head)) == grpc.StatusCode.RESOURCE_EXHAUSTED
+        ask = channel.unary_unary(
+            f"/{SERVICE}/ModelInfer",
+            request_serializer=pb.ModelInferRequest.SerializeToString,
+            response_deserializer=pb.ModelInferResponse.FromString,
+        )
+        for compression in (None, grpc.Compression.Gzip):
+            large = pb.ModelInferRequest(raw_input_contents=[bytes(32 << 20)])
+            code = await refused(ask(large, compression=compression, timeout=20))
+            assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert await live(channel)
+
+
+async def test_connections_past_the_limit_are_refused_and_older_ones_go_on(
+    listener: Listener,
+) -> None:
+    address = f"127.0.0.1:{listener.server.port}"
+    channels = [grpc.aio.insecure_channel(address, OWN) for _ in range(20)]
+    try:
+        answers = [await _or_none(live(channel)) for channel in channels]
+        assert answers == [True] * 16 + [None] * 4
+        assert await live(channels[0])
+    finally:
+        await asyncio.gather(*(channel.close() for channel in channels))
+
+
+async def _or_none(work: Any) -> bool | None:
+    answer = (await asyncio.gather(work, return_exceptions=True))[0]
+    return None if isinstance(answer, grpc.aio.AioRpcError) else bool(answer)

@@ -1,0 +1,86 @@
+"""Clients that others wrote, each with packages of its own in an environment of its own.
+
+In: the name of a lock in `tests/conformance/clients`. Out: its Python, made when first asked for;
+our own packages are not in it. Two generated packages `inference` cannot share a process, and what
+the clients need clashes with what we need.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+LOCKS = ROOT / "tests" / "conformance" / "clients"
+PROGRAMS = ROOT / "tests" / "conformance" / "programs"
+_HOME = ROOT / ".venv" / "clients"
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """How a program ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@functools.cache
+def environment(name: str) -> Path:
+    """Return the folder of a client's environment, with exactly what its lock says in it."""
+    lock = LOCKS / f"{name}.txt"
+    wanted = hashlib.sha256(lock.read_bytes() + sys.version.encode()).hexdigest()
+    folder, stamp = _HOME / name, _HOME / name / "inferbus-stamp"
+    _HOME.mkdir(parents=True, exist_ok=True)
+    with (_HOME / f"{name}.lock").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        if not stamp.exists() or stamp.read_text() != wanted:
+            shutil.rmtree(folder, ignore_errors=True)
+            _uv("venv", "--python", sys.executable, str(folder))
+            _uv("pip", "sync", "--system-certs", "-p", str(folder / "bin" / "python"), str(lock))
+            stamp.write_text(wanted)
+    return folder
+
+
+def _uv(*arguments: str) -> None:
+    uv = Path(sys.executable).parent / "uv"
+    done = subprocess.run([uv, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"the environment of a client cannot be made:\n{done.stderr}"
+
+
+async def run(
+    name: str, program: str, *arguments: str, env: Mapping[str, str] | None = None
+) -> Done:
+    """Run a program of `tests/conformance/programs` with a client's Python."""
+    home = await asyncio.to_thread(environment, name)
+    return await call(home / "bin" / "python", PROGRAMS / program, *arguments, env=env)
+
+
+async def call(
+    *argv: str | Path, env: Mapping[str, str] | None = None, timeout_s: float = 120.0
+) -> Done:
+    """Run any program; it is ended when it takes too long."""
+    process = await asyncio.create_subprocess_exec(
+        *argv,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, **(env or {})},
+    )
+    try:
+        async with asyncio.timeout(timeout_s):
+            out, err = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode is not None
+    return Done(process.returncode, out.decode(), err.decode())
