@@ -46,6 +46,7 @@ class GatewayMetrics:
     resends: Counter
     rejected: Counter
     limits_shared: Gauge
+    first_token_seconds: Histogram
 
 
 def gateway_metrics(registry: CollectorRegistry) -> GatewayMetrics:
@@ -86,6 +87,13 @@ def gateway_metrics(registry: CollectorRegistry) -> GatewayMetrics:
         limits_shared=Gauge(
             "inferbus_limits_shared",
             "1 where limits are counted with the other gateways, 0 where each counts its share.",
+            registry=registry,
+        ),
+        first_token_seconds=Histogram(
+            "inferbus_first_token_seconds",
+            "From a streamed request's last byte to its first token.",
+            _MODEL,
+            buckets=_SECONDS,
             registry=registry,
         ),
     )

@@ -179,6 +179,10 @@ class Membership:
         """Return the last accepted leases of a pool, live or not, by inbox."""
         return [lease for key, lease in sorted(self._leases.items()) if key[0] == pool]
 
+    def every_lease(self) -> list[InboxLease]:
+        """Return the last accepted leases of all pools, live or not."""
+        return list(self._leases.values())
+
     def workers(self, pool: str) -> list[InboxLease]:
         """Return the leases of live, active workers: those that may be given work."""
         return [

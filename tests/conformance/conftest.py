@@ -15,10 +15,10 @@ from tests.support.onnx_types import every_type_folder
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
-    """A running stack with three sample models and one of every datatype."""
+    """A running stack with the sample models and one of every datatype."""
     folder: Path = tmp_path_factory.mktemp("every-type")
     async with stacks.running() as running:
-        for name in ("breast-cancer", "digits", "minilm"):
+        for name in ("breast-cancer", "digits", "minilm", "smollm2"):
             await stacks.push(running, name)
         await stacks.push_folder(running, every_type_folder(folder))
         yield running

@@ -10,10 +10,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from inferbus_gateway import door, errors
+from inferbus_gateway.api.openai import OpenAI, before
 from inferbus_gateway.api.v2 import control_routes, make_app
 from inferbus_gateway.api.views import Views
 from inferbus_gateway.app import front_door
 from inferbus_gateway.control.repository import ModelRepository
+from inferbus_gateway.control.resume import Resumer
 from inferbus_gateway.hot import access as hot
 from inferbus_gateway.hot.access import Access
 from inferbus_gateway.hot.incoming import Bodies
@@ -167,8 +169,19 @@ class Gateway:
         )
         views = Views(self.routes, requests.statistics)
         repository = ModelRepository(self.routes, "http://127.0.0.1:9")
+        text = OpenAI(
+            access=known,
+            routes=self.routes,
+            requests=requests,
+            generations=parts,
+            resumer=Resumer(
+                "", "g", producer=parts, fleet=fleet.seen, replies=parts, streams=parts
+            ),
+            metrics=metrics,
+            bodies=Bodies(1 << 20, 1 << 24),
+        )
         control = make_app(views, repository, Health(), known, lambda: ids.uuid7(1, 1))
-        self.app: Any = front_door(infer, control)
+        self.app: Any = front_door(infer, before(text, control))
 
     async def ask(self, method: str, path: str, presented: bytes | None) -> httpx.Response:
         head = [] if presented is None else [(b"authorization", presented)]
@@ -186,7 +199,7 @@ async def test_every_route_by_every_scope(method: str, path: str, model: str) ->
     """The answer is the table's, before anything of the request is looked at."""
     gateway = Gateway()
     policy = door.POLICIES.table[method, path]
-    where = path.format(model=model, version="1", file="swagger-ui.css")
+    where = path.format(model=model, version="1", file="swagger-ui.css", request_id="r")
     named = model if "{model}" in path else ""
     for number, scope in enumerate(SCOPES, 1):
         gateway.keys.apply(record(number, scope))

@@ -88,6 +88,18 @@ def sample_inputs(name: str, *, variant: int = 1) -> list[list[dict[str, Any]]]:
     ]
 
 
+async def verify(stack: Stack) -> None:
+    """Recompute the chain of the whole log, digests of outputs included."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "inferbus_logger", "verify", "--json"),
+        env={"INFERBUS_POSTGRES_URL": stack.postgres},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    out, _ = await process.communicate()
+    assert process.returncode == 0, out.decode()
+
+
 async def at_rest(stack: Stack, timeout_s: float = 60.0) -> None:
     """Wait until every record of the prediction stream is behind the log's offsets."""
     until_s = time.monotonic() + timeout_s

@@ -25,6 +25,7 @@ from inferbus_gateway.hot.infer import Infer
 from inferbus_gateway.hot.publish import Publisher
 from inferbus_gateway.hot.replies import Replies
 from inferbus_gateway.hot.requests import Requests
+from inferbus_gateway.hot.streams import Streams
 from inferbus_gateway.hot.submissions import Submissions
 from inferbus_gateway.settings import GatewaySettings
 from inferbus_kit.consume import StateReader
@@ -33,7 +34,7 @@ from inferbus_kit.guard import Direct, Handler
 from inferbus_kit.health import Asgi, Health, Receive, Scope, Send
 from inferbus_kit.heartbeat import Beater
 from inferbus_kit.http import HttpServer
-from inferbus_kit.lifecycle import Lifecycle
+from inferbus_kit.lifecycle import Lifecycle, cancel
 from inferbus_kit.produce import Producer
 from inferbus_kit.telemetry import Tracing
 from inferbus_schemas import topics
@@ -46,6 +47,8 @@ _log = structlog.get_logger("gateway")
 
 _FRESH_S = 5.0
 _JUDGE_S = 0.5
+_STREAMS_SHARE = 0.8
+"""Of the time to drain, the part after which streams are told to go on elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,7 @@ class Process:
     requests: Requests
     infer: Infer
     submissions: Submissions | None
+    streams: Streams
     upkeep: Upkeep
     leases: Leases
     tokens: Tokens | None
@@ -80,7 +84,7 @@ _MAX_TARGETS = 4096
 
 
 def front_door(infer: Infer, control: Asgi) -> Asgi:
-    """Return the ASGI app: the hot route by plain ASGI, all else by FastAPI."""
+    """Return the ASGI app: the hot route by plain ASGI, all else by `control`."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         found = _INFER.fullmatch(scope["path"])
@@ -114,6 +118,7 @@ def add_stages(process: Process, lifecycle: Lifecycle) -> None:
     lifecycle.add("producer", start=process.producer.start, stop=process.producer.stop)
     lifecycle.add("control", start=process.control.start, stop=process.control.stop)
     lifecycle.add("replies", start=gateway.take_reply_partition, stop=process.replies.stop)
+    lifecycle.add("streams", start=gateway.read_tokens, stop=process.streams.stop)
     lifecycle.add("beat", start=gateway.say_hello, stop=gateway.say_goodbye)
     lifecycle.add("publisher", stop=process.publisher.stop)
     lifecycle.add("loops", start=gateway.start_loops, stop=process.leases.stop)
@@ -142,6 +147,11 @@ class _Gateway:
         process.health.watch("replies", 10.0)
         await process.replies.start(partition, self._lifecycle.spawn)
         _log.info("reply_partition", partition=partition)
+
+    async def read_tokens(self) -> None:
+        """Read the tokens of the streams that are answered in the reply partition."""
+        self._process.health.watch("streams", 10.0)
+        await self._process.streams.start(self._process.replies.partition, self._lifecycle.spawn)
 
     async def say_hello(self) -> None:
         """Beat once before serving: nobody may let go of a version that is pinned here.
@@ -177,7 +187,14 @@ class _Gateway:
         process.infer.draining = True
         await self._beat()
         await asyncio.sleep(process.settings.grace_s)
+        farewell = asyncio.create_task(self._send_streams_away())
         await asyncio.gather(process.http_server.stop(), process.rpc_server.stop())
+        await cancel(farewell)
+
+    async def _send_streams_away(self) -> None:
+        """Let streams end for most of the time, then let them go on at another gateway."""
+        await asyncio.sleep(self._process.settings.drain_timeout_s * _STREAMS_SHARE)
+        self._process.streams.leaving.set()
 
     async def say_goodbye(self) -> None:
         """Leave the fleet: nobody need wait for this gateway's pins."""

@@ -20,6 +20,14 @@ from inferbus_schemas.policies import Match, Policies, WrongMethod
 _MODEL = "/v2/models/{model}"
 _VERSION = f"{_MODEL}/versions/{{version}}"
 
+_OPENAI = (
+    ("POST", "chat/completions"),
+    ("POST", "completions"),
+    ("POST", "embeddings"),
+    ("GET", "models"),
+    ("GET", "streams/{request_id}"),
+)
+
 POLICIES = Policies(
     {
         ("GET", "/livez"): access.PUBLIC,
@@ -45,6 +53,17 @@ POLICIES = Policies(
         ("GET", f"{_VERSION}/stats"): access.MODELS_READ,
         ("POST", f"{_MODEL}/infer"): access.INFER,
         ("POST", f"{_VERSION}/infer"): access.INFER,
+        ("POST", f"{_MODEL}/generate"): access.INFER,
+        ("POST", f"{_VERSION}/generate"): access.INFER,
+        ("POST", f"{_MODEL}/generate_stream"): access.INFER,
+        ("POST", f"{_VERSION}/generate_stream"): access.INFER,
+        **{
+            (method, f"{prefix}/v1/{path}"): access.AUTHENTICATED
+            for prefix in ("", "/openai")
+            for method, path in _OPENAI
+        },
+        ("GET", "/v1/models/{model}"): access.MODELS_READ,
+        ("GET", "/openai/v1/models/{model}"): access.MODELS_READ,
     }
 )
 """Each route of the gateway. One whose model stands in its body is AUTHENTICATED here, and asks

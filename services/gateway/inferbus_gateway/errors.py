@@ -14,6 +14,7 @@ __all__ = [
     "BY_OUTCOME",
     "BusUnavailableError",
     "CancelledError",
+    "ContextExceededError",
     "DeadlineExceededError",
     "ExpiredError",
     "FailedError",
@@ -28,14 +29,20 @@ __all__ = [
     "OutcomeUnknownError",
     "OutputTooLargeError",
     "OverloadedError",
+    "ParameterError",
     "PoisonError",
     "RateLimitedError",
+    "ReconnectError",
     "RegistryUnavailableError",
+    "StreamBrokenError",
+    "StreamExpiredError",
+    "StreamNotFoundError",
     "TenantBusyError",
     "TooLargeError",
     "UnauthorizedError",
     "UnknownModelError",
     "UnsupportedEncodingError",
+    "WrongTaskError",
     "too_large",
 ]
 
@@ -70,6 +77,60 @@ class LoadFailedError(InferbusError):
     code = "load_failed"
     http_status = 400
     grpc_status = "FAILED_PRECONDITION"
+
+
+class ParameterError(InvalidRequestError):
+    """A field of the request that cannot be taken; `param` names it."""
+
+    code = "invalid_parameter"
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class WrongTaskError(InvalidRequestError):
+    """The model does something else than this route."""
+
+    code = "wrong_task"
+
+
+class ContextExceededError(InvalidRequestError):
+    """Prompt and answer do not fit the model's context."""
+
+    code = "context_length_exceeded"
+
+
+class StreamNotFoundError(InferbusError):
+    """No such stream, or none of this tenant."""
+
+    code = "stream_not_found"
+    http_status = 404
+    grpc_status = "NOT_FOUND"
+
+
+class StreamExpiredError(InferbusError):
+    """The pieces of a stream are past their retention; only its whole text is left."""
+
+    code = "stream_expired"
+    http_status = 410
+    grpc_status = "NOT_FOUND"
+
+
+class StreamBrokenError(InferbusError):
+    """A piece of a stream is missing, or what ended it is not what began it."""
+
+    code = "stream_broken"
+    grpc_status = "DATA_LOSS"
+
+
+class ReconnectError(InferbusError):
+    """This gateway stops; the stream goes on at another one."""
+
+    code = "reconnect"
+    http_status = 503
+    grpc_status = "UNAVAILABLE"
+    retryable = True
 
 
 class UnknownModelError(InferbusError):

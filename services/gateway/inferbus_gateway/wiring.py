@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
+from inferbus_gateway.api.openai import OpenAI, before
 from inferbus_gateway.api.rpc import RpcServer
 from inferbus_gateway.api.v2 import make_app
 from inferbus_gateway.api.views import Views
@@ -15,8 +16,10 @@ from inferbus_gateway.app import Process, add_stages, front_door, side_door
 from inferbus_gateway.control.fleet import Beats, StateFeed
 from inferbus_gateway.control.leases import Leases
 from inferbus_gateway.control.repository import ModelRepository
+from inferbus_gateway.control.resume import Resumer
 from inferbus_gateway.control.upkeep import Upkeep
 from inferbus_gateway.hot.access import Access
+from inferbus_gateway.hot.generations import Generations
 from inferbus_gateway.hot.incoming import Bodies
 from inferbus_gateway.hot.infer import Infer
 from inferbus_gateway.hot.limits import Limits
@@ -28,6 +31,7 @@ from inferbus_gateway.hot.replies import Replies
 from inferbus_gateway.hot.requests import Requests
 from inferbus_gateway.hot.route import Routes
 from inferbus_gateway.hot.rpc_infer import RpcInfer
+from inferbus_gateway.hot.streams import Streams
 from inferbus_gateway.hot.submissions import Submissions
 from inferbus_gateway.settings import GatewaySettings
 from inferbus_kit.consume import Record, StateReader
@@ -95,12 +99,26 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
 
         tokens = provider.Tokens(settings, access.changed)
         access.verify = tokens.principal
-    infer = Infer(
+    bodies = Bodies(settings.max_body_bytes, settings.max_pending_bytes)
+    infer = Infer(access=access, routes=routes, requests=requests, metrics=metrics, bodies=bodies)
+    streams = Streams(bootstrap, instance, lambda: health.beat("streams"))
+    openai = OpenAI(
         access=access,
         routes=routes,
         requests=requests,
+        generations=Generations(
+            requests=requests, streams=streams, publisher=publisher, metrics=metrics
+        ),
+        resumer=Resumer(
+            bootstrap,
+            instance,
+            producer=producer,
+            fleet=fleet,
+            replies=replies,
+            streams=streams,
+        ),
         metrics=metrics,
-        bodies=Bodies(settings.max_body_bytes, settings.max_pending_bytes),
+        bodies=bodies,
     )
     submissions = Submissions(
         bootstrap,
@@ -135,7 +153,10 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
             health_app(health, registry), settings.http_host, settings.metrics_port
         ),
         http_server=HttpServer(
-            front_door(infer, make_app(views, repository, health, access, requests.new_id)),
+            front_door(
+                infer,
+                before(openai, make_app(views, repository, health, access, requests.new_id)),
+            ),
             settings.http_host,
             settings.http_port,
             drain_s=settings.drain_timeout_s,
@@ -171,6 +192,7 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
         requests=requests,
         infer=infer,
         submissions=submissions if settings.submission_tenants else None,
+        streams=streams,
         upkeep=upkeep,
         leases=leases,
         tokens=tokens,

@@ -19,7 +19,7 @@ from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, Field
 
 from inferbus_gateway import VERSION, errors
-from inferbus_gateway.api import extensions
+from inferbus_gateway.api import extensions, text_docs
 from inferbus_gateway.api.extensions import UNKNOWN, ErrorBody
 from inferbus_gateway.api.views import ModelMetadata, ServerMetadata, Views
 from inferbus_gateway.control.repository import ModelRepository
@@ -193,7 +193,7 @@ def _add_model_routes(app: FastAPI, views: Views) -> None:
 
 
 def _described(app: FastAPI) -> dict[str, Any]:
-    """Return the OpenAPI document with the hot route, which FastAPI does not serve."""
+    """Return the OpenAPI document with the routes that FastAPI does not serve."""
     if app.openapi_schema is None:
         document = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes
@@ -208,6 +208,7 @@ def _described(app: FastAPI) -> dict[str, Any]:
         document["paths"][versioned] = {
             "post": _infer_operation("infer_version", ["model", "version"])
         }
+        text_docs.describe(document)
         app.openapi_schema = document
     return app.openapi_schema
 

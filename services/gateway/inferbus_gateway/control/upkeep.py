@@ -74,7 +74,8 @@ class Upkeep:
         for entry in due.overdue:
             self._end(entry, m.OUTCOME_DEADLINE_EXCEEDED, "deadline_exceeded")
         for entry in due.exhausted:
-            self._end(entry, m.OUTCOME_FAILED, "attempts_exhausted")
+            code = "worker_lost" if entry.forwarded else "attempts_exhausted"
+            self._end(entry, m.OUTCOME_FAILED, code)
         for entry in due.unknown:
             entry.waiter.give_up(entry)
         n_failed = self._pending.n_attempts_failed
@@ -100,5 +101,6 @@ class Upkeep:
         messages = {
             "deadline_exceeded": "no answer came before the deadline",
             "attempts_exhausted": "no worker could answer; each attempt failed",
+            "worker_lost": "the worker was lost in the middle of its answer",
         }
         self._replies.end(entry, outcome, code, messages[code])

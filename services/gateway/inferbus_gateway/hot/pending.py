@@ -42,7 +42,8 @@ class Entry:
     Invariants: `attempt` is 0 until the first hand-over and then names the newest attempt;
     `inbox` is None exactly while no attempt is open, and then, until it ends, so is `frame`;
     `deadline_s` is monotonic and never changes; `closing` stays once the gateway has decided to
-    end it itself.
+    end it itself; `forwarded` stays once a part of its answer has left, and then it is never
+    placed again: another run would be another answer.
     """
 
     __slots__ = (
@@ -52,6 +53,7 @@ class Entry:
         "deadline_s",
         "epoch",
         "failed_on",
+        "forwarded",
         "frame",
         "id",
         "inbox",
@@ -86,6 +88,7 @@ class Entry:
         self.failed_on: Inbox | None = None
         self.not_before_s = 0.0
         self.closing = False
+        self.forwarded = False
         self.bucket = 0
 
 
@@ -285,7 +288,7 @@ class Pending:
         self._leave_inbox(entry)
         entry.frame = None
         entry.not_before_s = not_before_s
-        if entry.attempt >= MAX_ATTEMPTS:
+        if entry.attempt >= MAX_ATTEMPTS or entry.forwarded:
             self._exhausted.append(entry)
         elif not entry.closing:
             self._waiting[entry.id] = entry

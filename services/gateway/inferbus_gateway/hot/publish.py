@@ -18,7 +18,7 @@ from inferbus_gateway.hot.pending import Entry, Frame, Inbox, Pending
 from inferbus_gateway.hot.placement import Placement
 from inferbus_kit.errors import InferbusError
 from inferbus_kit.produce import Producer
-from inferbus_schemas import envelope, topics
+from inferbus_schemas import envelope, ids, topics
 from inferbus_schemas import messages as m
 from inferbus_schemas.membership import InboxLease
 
@@ -214,6 +214,22 @@ class Publisher:
         for entry in entries:
             if entry.frame is frame and self._pending.not_handed_over(entry, now_s):
                 entry.waiter.refuse(entry, _refusal(error))
+
+    def cancel(self, entry: Entry) -> None:
+        """Tell the workers of its pool that nobody waits for a request any more."""
+        task = asyncio.get_running_loop().create_task(self._cancel(entry))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _cancel(self, entry: Entry) -> None:
+        topic = topics.topic(topics.CANCELLATIONS, entry.pool)
+        head = envelope.headers(topic.ce_type, self._source, f"{ids.text(entry.id)}/cancel")
+        value = m.Cancellation(id=entry.id, reason="client_left").SerializeToString()
+        try:
+            await (await self._producer.send(topic.name, 0, value, key=entry.id, headers=head))
+        except (InferbusError, KafkaError) as error:
+            # It costs the engine's time only: the request ends at its deadline at the latest.
+            _log.warning("cancellation_not_written", error=repr(error))
 
     async def stop(self) -> None:
         """Send what waits, and wait for frames that are on their way, bounded."""

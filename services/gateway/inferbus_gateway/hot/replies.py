@@ -129,11 +129,15 @@ class Replies:
     def end(self, entry: Entry, outcome: m.Outcome, code: str, message: str) -> None:
         """Write a record that ends a request, unless another one comes first."""
         prediction = terminal(entry.request, entry.attempt, outcome, code, message, self._instance)
-        task = watched(asyncio.create_task(self._write(prediction), name="end"), None)
+        self.write(prediction, self.partition)
+
+    def write(self, prediction: m.Prediction, partition: int) -> None:
+        """Write a record into a reply partition, however long Kafka takes."""
+        task = watched(asyncio.create_task(self._write(prediction, partition), name="end"), None)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _write(self, prediction: m.Prediction) -> None:
+    async def _write(self, prediction: m.Prediction, partition: int) -> None:
         head = envelope.headers(
             self._topic.ce_type,
             self._source,
@@ -144,7 +148,7 @@ class Replies:
         while True:
             try:
                 delivery = await self._producer.send(
-                    self._topic.name, self.partition, value, key=key, headers=head
+                    self._topic.name, partition, value, key=key, headers=head
                 )
                 await delivery
             except (InferbusError, KafkaError) as error:

@@ -142,6 +142,7 @@ class Requests:
         waiter: Waiter,
         traceparent: str = "",
         span: str = "",
+        generation: m.Generation | None = None,
     ) -> Entry:
         """Register a request and place it into this tick's frame.
 
@@ -157,6 +158,7 @@ class Requests:
             waiter: told how it ended.
             traceparent: of the caller, or empty.
             span: name of the server span where the request is sampled.
+            generation: how to generate, for a version that does.
 
         Raises:
             BusUnavailableError, OverloadedError: as `admit`.
@@ -181,6 +183,7 @@ class Requests:
             client_request_id=client_request_id,
             outputs=outputs,
             tensors=tensors,
+            generation=generation,
         )
         # Whatever refuses comes before the span is opened: nobody would end it.
         if self._tracing.on and self._tracing.sampled(traceparent):

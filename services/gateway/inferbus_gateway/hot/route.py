@@ -32,6 +32,7 @@ class Version:
     version: int
     sha256: bytes
     manifest: manifests.Manifest
+    created_s: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,13 @@ class Routes:
         key = (said.model, said.version)
         if key not in self._versions:
             parsed = manifests.parse(said.manifest)
-            self._versions[key] = Version(said.model, said.version, said.version_sha256, parsed)
+            self._versions[key] = Version(
+                said.model,
+                said.version,
+                said.version_sha256,
+                parsed,
+                said.created_us // 1_000_000,
+            )
             self._targets.clear()
 
     def apply_deployment(self, said: m.Deployment) -> None:
@@ -154,6 +161,10 @@ class Routes:
         raise UnknownModelError(
             f"Request for unknown model: {model} has no version or alias {_shown(text)}"
         )
+
+    def created_s(self, target: Target) -> int:
+        """Return when a version was registered, in seconds since 1970."""
+        return self._versions[target.model, target.version].created_s
 
     def held(self, model: str) -> list[int]:
         """Return the versions of a model that live workers hold READY."""

@@ -100,6 +100,7 @@ class LlamaEngine:
             RuntimeError: the engine failed.
         """
         refusal: list[Exception] = []
+        n_told = said.top_logprobs if said is not None else 0
 
         def heard(chunk: dict[str, Any]) -> bool:
             """Tell the engine whether to stop."""
@@ -108,7 +109,7 @@ class LlamaEngine:
                     refusal.append(_refusal(chunk["error"]))
                     return True
                 # Each is told, also after one that was answered with False.
-                answers = [tell(piece) for piece in _pieces(chunk)]
+                answers = [tell(piece) for piece in _pieces(chunk, n_told)]
                 return not all(answers)
             except Exception as error:  # noqa: BLE001 -- the engine swallows what a call raises
                 refusal.append(error)
@@ -169,8 +170,8 @@ def _logprobs(said: m.Generation) -> dict[str, Any]:
     return {"n_probs": n_wanted}
 
 
-def _pieces(chunk: dict[str, Any]) -> list[Piece]:
-    """Return what a chunk of the library says, in its order."""
+def _pieces(chunk: dict[str, Any], n_told: int) -> list[Piece]:
+    """Return what a chunk of the library says, in its order, with `n_told` alternatives."""
     out = []
     for choice in chunk.get("choices", ()):
         delta = choice.get("delta") or choice
@@ -181,7 +182,7 @@ def _pieces(chunk: dict[str, Any]) -> list[Piece]:
             Piece(
                 text=text,
                 token_ids=tuple(one["id"] for one in probabilities if "id" in one),
-                logprobs=probabilities,
+                logprobs=[_as_asked(one, n_told) for one in probabilities],
                 tool_calls=calls,
                 finish_reason=choice.get("finish_reason") or "",
                 n_tokens=len(probabilities) or int(bool(text or calls)),
@@ -192,6 +193,15 @@ def _pieces(chunk: dict[str, Any]) -> list[Piece]:
     if (progress := chunk.get("prompt_progress")) is not None:
         out.append(Piece(n_prompt_tokens=int(progress.get("total", 0))))
     return out
+
+
+def _as_asked(one: dict[str, Any], n_told: int) -> dict[str, Any]:
+    """Return a token's log probability as the OpenAI API has it, without the library's own ids."""
+    told = {key: one[key] for key in ("token", "logprob", "bytes")}
+    alternatives = one.get("top_logprobs", ())[:n_told]
+    return told | {
+        "top_logprobs": [{key: each[key] for key in told} for each in alternatives],
+    }
 
 
 def _refusal(error: dict[str, Any]) -> Exception:

@@ -1,0 +1,292 @@
+"""The OpenAI API: chat completions, completions, embeddings, models, streams; plain ASGI.
+
+In: one HTTP request under `/v1` or `/openai/v1`, or Triton's `generate`. Out: an answer in the
+shape that the `openai` SDK reads, errors too. Bodies are read by hand, as all hot ones are: what is
+not known is refused, never passed on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+import structlog
+
+from inferbus_gateway import errors
+from inferbus_gateway.control.resume import Resumer
+from inferbus_gateway.door import Door, peer_of
+from inferbus_gateway.hot import dialects, embeddings, prompts
+from inferbus_gateway.hot.access import Access
+from inferbus_gateway.hot.answer import Answer, Headers, send
+from inferbus_gateway.hot.generations import Call, EndedError, Generations
+from inferbus_gateway.hot.incoming import Bodies, Head, read_head
+from inferbus_gateway.hot.requests import Requests
+from inferbus_gateway.hot.route import Routes, Target
+from inferbus_kit.errors import InferbusError
+from inferbus_kit.health import Asgi, Receive, Scope, Send
+from inferbus_kit.metrics import GatewayMetrics
+from inferbus_schemas import generation, ids
+from inferbus_schemas import messages as m
+from inferbus_schemas.access import INFER, Principal
+
+_log = structlog.get_logger("openai")
+
+_PREFIX = "/openai"
+_GENERATE = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/generate(_stream)?")
+_BROKEN = "something went wrong here; the request id names it in our log"
+_UNAUTHORIZED = 401
+
+Route = Callable[[Scope, Receive, Send, bytes], Awaitable[None]]
+
+
+class OpenAI:
+    """The routes.
+
+    Invariants: each request is answered once; until a response has begun every error has its own
+    status and the shape of its route.
+    """
+
+    def __init__(
+        self,
+        *,
+        access: Access,
+        routes: Routes,
+        requests: Requests,
+        generations: Generations,
+        resumer: Resumer,
+        metrics: GatewayMetrics,
+        bodies: Bodies,
+    ) -> None:
+        self._access = access
+        self._routes = routes
+        self._requests = requests
+        self._generations = generations
+        self._resumer = resumer
+        self._metrics = metrics
+        self._bodies = bodies
+        self._by_path: dict[str, Route] = {
+            "/v1/chat/completions": self._chat,
+            "/v1/completions": self._text,
+            "/v1/embeddings": self._embeddings,
+            "/v1/models": self._models,
+        }
+        self._door = Door(self._serve, access, self._turn_away)
+
+    def serves(self, path: str) -> bool:
+        """Tell whether a path is one of these routes."""
+        return path.startswith(f"{_PREFIX}/v1/") or self._find(path) is not None
+
+    def _find(self, path: str) -> Route | None:
+        path = path.removeprefix(_PREFIX)
+        if path.startswith("/v1/models/"):
+            return self._model
+        if path.startswith("/v1/streams/"):
+            return self._resume
+        if _GENERATE.fullmatch(path):
+            return self._generate
+        return self._by_path.get(path)
+
+    async def __call__(self, scope: Scope, receive: Receive, send_: Send) -> None:
+        """Answer one request, or turn it away at the door."""
+        await self._door(scope, receive, send_)
+
+    async def _turn_away(
+        self, error: InferbusError, scope: Scope, _receive: Receive, send_: Send
+    ) -> None:
+        await send(send_, self._refused(error, self._requests.new_id(), scope))
+
+    async def _serve(self, scope: Scope, receive: Receive, send_: Send) -> None:
+        request_id = self._requests.new_id()
+        begun = False
+
+        async def watched(message: Any) -> None:
+            nonlocal begun
+            begun = True
+            await send_(message)
+
+        try:
+            route = self._find(scope["path"])
+            assert route is not None  # noqa: S101 -- the door's table has no other routes
+            await route(scope, receive, watched, request_id)
+        except Exception as error:  # noqa: BLE001 -- each request is answered in our own words
+            if begun:
+                _log.error("cut_off", request_id=ids.text(request_id), exc_info=error)
+                return
+            await send(send_, self._refused(error, request_id, scope))
+
+    def _refused(self, error: Exception, request_id: bytes, scope: Scope) -> Answer:
+        said, code = InferbusError(_BROKEN), ""
+        headers = [(b"x-request-id", ids.text(request_id).encode())]
+        if isinstance(error, EndedError):
+            said, code = error.error, error.prediction.error_code
+            headers += _origin(error.prediction)
+        elif isinstance(error, InferbusError):
+            said = error
+            self._metrics.rejected.labels(error.code).inc()
+        else:
+            _log.error("openai_failed", request_id=ids.text(request_id), exc_info=error)
+        headers.append((b"x-inferbus-error-code", (code or said.code).encode()))
+        # The SDK would else send again what may be running.
+        headers.append((b"x-should-retry", b"true" if said.retryable else b"false"))
+        if said.http_status == _UNAUTHORIZED:
+            headers.append((b"www-authenticate", b"Bearer"))
+        if isinstance(said, errors.MethodNotAllowedError):
+            headers.append((b"allow", ", ".join(said.allowed).encode()))
+        if (wait_s := errors.retry_after_s(said)) is not None:
+            headers.append((b"retry-after", b"%d" % wait_s))
+        shape = _triton_error if _GENERATE.fullmatch(scope["path"]) else dialects.openai_error
+        return _json(said.http_status, headers, shape(said, code))
+
+    async def _read(self, scope: Scope, receive: Receive) -> tuple[Head, prompts.Body]:
+        self._requests.admit()
+        head = read_head(scope["headers"])
+        return head, prompts.decode(await self._bodies.read(receive, head))
+
+    def _caller(self, scope: Scope, head: Head, model: str) -> Principal:
+        """Return who asks, who may use a model that stands in the body."""
+        return self._access.check(head.authorization, head.host, peer_of(scope), INFER, model)
+
+    def _generating(self, model: str, version: str) -> tuple[Target, generation.GenerationSettings]:
+        target = self._routes.resolve(model, version)
+        if target.manifest.task != generation.TASK:
+            raise errors.WrongTaskError(f"model {target.model} does not generate text")
+        return target, generation.settings(target.manifest)
+
+    async def _chat(self, scope: Scope, receive: Receive, send_: Send, request_id: bytes) -> None:
+        head, body = await self._read(scope, receive)
+        name, version = prompts.model_of(body)
+        caller = self._caller(scope, head, name)
+        target, settings = self._generating(name, version)
+        ask, dialect = prompts.chat(body, settings), dialects.Chat(request_id)
+        span, keep = "POST /v1/chat/completions", _keeps(scope)
+        call = Call(request_id, caller, target, ask, dialect, head, span, keep)
+        await self._run(call, receive, send_)
+
+    async def _text(self, scope: Scope, receive: Receive, send_: Send, request_id: bytes) -> None:
+        head, body = await self._read(scope, receive)
+        name, version = prompts.model_of(body)
+        caller = self._caller(scope, head, name)
+        target, settings = self._generating(name, version)
+        ask, dialect = prompts.text(body, settings), dialects.Text(request_id)
+        span, keep = "POST /v1/completions", _keeps(scope)
+        call = Call(request_id, caller, target, ask, dialect, head, span, keep)
+        await self._run(call, receive, send_)
+
+    async def _generate(
+        self, scope: Scope, receive: Receive, send_: Send, request_id: bytes
+    ) -> None:
+        found = _GENERATE.fullmatch(scope["path"])
+        model, version, stream = found.groups() if found is not None else ("", "", "")
+        head, body = await self._read(scope, receive)
+        target, settings = self._generating(model, version or "")
+        ask = prompts.triton(body, settings, stream=bool(stream))
+        said = body.get("id")
+        own_id = said if isinstance(said, str) else ""
+        span, keep = f"POST /v2/models/{{model}}/generate{stream or ''}", _keeps(scope)
+        caller, dialect = scope["state"]["principal"], dialects.Triton(own_id)
+        call = Call(request_id, caller, target, ask, dialect, head, span, keep, own_id)
+        await self._run(call, receive, send_)
+
+    async def _run(self, call: Call, receive: Receive, send_: Send) -> None:
+        if call.ask.generation.stream:
+            await self._generations.stream(call, receive, send_)
+            return
+        answered = await self._generations.whole(call, receive)
+        if answered is not None:
+            prediction, receipt = answered
+            headers = [*call.headers(), *_origin(prediction)]
+            headers.append((b"x-inferbus-receipt", receipt.encode()))
+            await send(send_, _json(200, headers, call.dialect.answer(prediction)))
+
+    async def _embeddings(
+        self, scope: Scope, receive: Receive, send_: Send, request_id: bytes
+    ) -> None:
+        head, body = await self._read(scope, receive)
+        name, version = prompts.model_of(body)
+        caller = self._caller(scope, head, name)
+        target = self._routes.resolve(name, version)
+        ask = embeddings.read(body, target)
+        answered = await embeddings.run(
+            self._requests, request_id, caller=caller, target=target, ask=ask, head=head
+        )
+        headers = [
+            (b"x-request-id", ids.text(request_id).encode()),
+            (b"x-inferbus-model-version", target.version_header),
+            (b"x-inferbus-receipt", ",".join(answered.receipts).encode()),
+        ]
+        await send(send_, _json(200, headers, answered.body))
+
+    async def _models(
+        self, scope: Scope, _receive: Receive, send_: Send, request_id: bytes
+    ) -> None:
+        caller: Principal = scope["state"]["principal"]
+        data = []
+        for model in self._routes.models:
+            if not caller.sees(model):
+                continue
+            try:
+                data.append(self._described(model, self._routes.resolve(model)))
+            except InferbusError:
+                continue  # not served yet, so not to be asked
+        head: Headers = [(b"x-request-id", ids.text(request_id).encode())]
+        await send(send_, _json(200, head, {"object": "list", "data": data}))
+
+    async def _model(self, scope: Scope, _receive: Receive, send_: Send, request_id: bytes) -> None:
+        name = scope["path"].removeprefix(_PREFIX).removeprefix("/v1/models/")
+        model, version = prompts.model_of({"model": name})
+        target = self._routes.resolve(model, version)
+        head: Headers = [(b"x-request-id", ids.text(request_id).encode())]
+        await send(send_, _json(200, head, self._described(name, target)))
+
+    def _described(self, name: str, target: Target) -> dict[str, Any]:
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._routes.created_s(target),
+            "owned_by": "inferbus",
+        }
+
+    async def _resume(self, scope: Scope, receive: Receive, send_: Send, _own_id: bytes) -> None:
+        name = scope["path"].removeprefix(_PREFIX).removeprefix("/v1/streams/")
+        last = dict(scope["headers"]).get(b"last-event-id", b"").decode("latin-1")
+        tenant = scope["state"]["principal"].tenant
+        await self._resumer.resume(name, last, tenant, receive, send_)
+
+
+def before(openai: OpenAI, rest: Asgi) -> Asgi:
+    """Return an app that answers these routes itself and leaves all others to `rest`."""
+
+    async def app(scope: Scope, receive: Receive, send_: Send) -> None:
+        await (openai if openai.serves(scope["path"]) else rest)(scope, receive, send_)
+
+    return app
+
+
+def _keeps(scope: Scope) -> bool:
+    said = dict(scope["headers"]).get(b"x-inferbus-on-disconnect", b"cancel")
+    if said not in {b"keep", b"cancel"}:
+        raise errors.InvalidRequestError("x-inferbus-on-disconnect is keep or cancel")
+    return bool(said == b"keep")
+
+
+def _origin(prediction: m.Prediction) -> Headers:
+    head = [(b"x-inferbus-served-by", prediction.served_by.encode())]
+    if prediction.output_sha256:
+        head.append((b"x-inferbus-output-sha256", prediction.output_sha256.hex().encode()))
+    return head
+
+
+def _json(status: int, headers: Headers, body: dict[str, Any]) -> Answer:
+    raw = msgspec.json.encode(body)
+    head = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(raw)),
+        *headers,
+    ]
+    return Answer(status, head, raw)
+
+
+def _triton_error(error: InferbusError, _code: str = "") -> dict[str, Any]:
+    return {"error": str(error)}

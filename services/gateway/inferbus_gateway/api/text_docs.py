@@ -1,0 +1,212 @@
+"""The OpenAPI description of the routes of text, which FastAPI does not serve.
+
+In: the document of the other routes. Out: the same with these. What stands here is what
+`hot.prompts` and `hot.embeddings` check; the shapes are those of the OpenAI API and of Triton.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from inferbus_gateway.hot import embeddings, prompts
+from inferbus_schemas import generation as limits
+
+Body = dict[str, Any]
+
+_PREFIXES = ("", "/openai")
+_STREAM = "text/event-stream"
+
+
+def describe(document: Body) -> None:
+    """Add the routes to an OpenAPI document."""
+    document["components"]["schemas"] |= _schemas()
+    paths = document["paths"]
+    for prefix in _PREFIXES:
+        tag = prefix.strip("/")
+        paths[f"{prefix}/v1/chat/completions"] = _post("ChatRequest", "Chat completion", tag, True)
+        paths[f"{prefix}/v1/completions"] = _post("TextRequest", "Completion", tag, True)
+        paths[f"{prefix}/v1/embeddings"] = _post("EmbeddingsRequest", "Embeddings", tag, False)
+        paths[f"{prefix}/v1/models"] = _get("Models that the key may see", tag)
+        paths[f"{prefix}/v1/models/{{model}}"] = _get("One model, or name:version", tag, "model")
+        paths[f"{prefix}/v1/streams/{{request_id}}"] = _get(
+            "A stream from the header Last-Event-ID on", tag, "request_id", stream=True
+        )
+    for path, names in (
+        ("/v2/models/{model}", ("model",)),
+        ("/v2/models/{model}/versions/{version}", ("model", "version")),
+    ):
+        for route, stream in (("generate", False), ("generate_stream", True)):
+            paths[f"{path}/{route}"] = _post(
+                "GenerateRequest", route, path, stream, names=names, error="ErrorBody"
+            )
+
+
+def _content(schema: str) -> Body:
+    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+
+
+def _answers(error: str, *, stream: bool) -> Body:
+    good: Body = {"application/json": {"schema": {"type": "object"}}}
+    if stream:
+        good[_STREAM] = {"schema": {"type": "string"}}
+    failures = {
+        str(status): {"description": "Refused or failed", "content": _content(error)}
+        for status in (400, 401, 403, 404, 405, 410, 413, 415, 422, 429, 499, 500, 503, 504)
+    }
+    return {"200": {"description": "The answer", "content": good}, **failures}
+
+
+def _parameters(names: tuple[str, ...]) -> list[Body]:
+    return [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in names
+    ]
+
+
+def _operation_id(summary: str, tag: str) -> str:
+    return "".join(each if each.isalnum() else "_" for each in f"{tag}_{summary}").strip("_")
+
+
+def _post(
+    schema: str,
+    summary: str,
+    tag: str,
+    stream: bool,  # noqa: FBT001 -- a table's column
+    *,
+    names: tuple[str, ...] = (),
+    error: str = "OpenAIError",
+) -> Body:
+    return {
+        "post": {
+            "tags": ["text"],
+            "operationId": _operation_id(summary, tag),
+            "summary": summary,
+            "parameters": _parameters(names),
+            "requestBody": {"required": True, "content": _content(schema)},
+            "responses": _answers(error, stream=stream),
+        }
+    }
+
+
+def _get(summary: str, tag: str, *names: str, stream: bool = False) -> Body:
+    return {
+        "get": {
+            "tags": ["text"],
+            "operationId": _operation_id(summary, tag),
+            "summary": summary,
+            "parameters": _parameters(names),
+            "responses": _answers("OpenAIError", stream=stream),
+        }
+    }
+
+
+def _number(least: float, most: float) -> Body:
+    return {"type": "number", "minimum": least, "maximum": most}
+
+
+def _whole(least: int, most: int | None = None) -> Body:
+    return {"type": "integer", "minimum": least} | ({} if most is None else {"maximum": most})
+
+
+def _texts(most: int) -> Body:
+    one = {"type": "string", "minLength": 1}
+    return {"oneOf": [one, {"type": "array", "items": one, "maxItems": most}]}
+
+
+def _schemas() -> Body:
+    sampling = {
+        "max_tokens": _whole(1),
+        "temperature": _number(0, 2),
+        "top_p": _number(0, 1),
+        "top_k": _whole(0),
+        "min_p": _number(0, 1),
+        "frequency_penalty": _number(-2, 2),
+        "presence_penalty": _number(-2, 2),
+        "seed": {"type": "integer"},
+        "stop": _texts(limits.MAX_STOPS),
+    }
+    common = {
+        "model": {"type": "string"},
+        "n": _whole(1, limits.MAX_CHOICES),
+        "logit_bias": {"type": "object", "maxProperties": limits.MAX_LOGIT_BIASES},
+        "stream": {"type": "boolean"},
+        "stream_options": {
+            "type": "object",
+            "properties": {"include_usage": {"type": "boolean"}},
+        },
+    }
+    message = {
+        "type": "object",
+        "required": ["role"],
+        "properties": {
+            "role": {"enum": sorted(prompts.ROLES)},
+            "content": {"type": ["string", "array", "null"]},
+        },
+    }
+    return {
+        "ChatRequest": {
+            "type": "object",
+            "required": ["model", "messages"],
+            "properties": {
+                **common,
+                **sampling,
+                "messages": {
+                    "type": "array",
+                    "items": message,
+                    "minItems": 1,
+                    "maxItems": prompts.MAX_MESSAGES,
+                },
+                "max_completion_tokens": _whole(1),
+                "logprobs": {"type": "boolean"},
+                "top_logprobs": _whole(0, limits.MAX_LOGPROBS),
+                "response_format": {"type": "object"},
+                "tools": {"type": "array"},
+                "tool_choice": {},
+            },
+        },
+        "TextRequest": {
+            "type": "object",
+            "required": ["model", "prompt"],
+            "properties": {
+                **common,
+                **sampling,
+                "prompt": {"type": "string", "minLength": 1},
+                "logprobs": _whole(0, limits.MAX_LOGPROBS),
+            },
+        },
+        "EmbeddingsRequest": {
+            "type": "object",
+            "required": ["model", "input"],
+            "properties": {
+                "model": {"type": "string"},
+                "input": _texts(embeddings.MAX_INPUTS),
+                "encoding_format": {"enum": ["float", "base64"]},
+                "dimensions": _whole(1),
+            },
+        },
+        "GenerateRequest": {
+            "type": "object",
+            "required": [limits.PROMPT],
+            "properties": {
+                limits.PROMPT: {"type": "string", "minLength": 1},
+                "id": {"type": "string"},
+                "parameters": {"type": "object", "properties": sampling},
+            },
+        },
+        "OpenAIError": {
+            "type": "object",
+            "required": ["error"],
+            "properties": {
+                "error": {
+                    "type": "object",
+                    "required": ["message", "type", "param", "code"],
+                    "properties": {
+                        "message": {"type": "string"},
+                        "type": {"type": "string"},
+                        "param": {"type": ["string", "null"]},
+                        "code": {"type": "string"},
+                    },
+                }
+            },
+        },
+    }

@@ -1,0 +1,326 @@
+"""`GET /v1/streams/{request_id}`: a stream goes on at any gateway, from what the bus keeps.
+
+In: a request id and the last event that the client saw. Out: the events after it, exactly those
+that the first gateway would have sent, then the live ones; past the retention of token chunks the
+whole text. Nothing is asked of the gateway that the stream began at: it may be gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import structlog
+from aiokafka import AIOKafkaConsumer
+from aiokafka.errors import KafkaError
+from aiokafka.structs import TopicPartition
+from google.protobuf.message import DecodeError
+
+from inferbus_gateway import errors
+from inferbus_gateway.hot import dialects
+from inferbus_gateway.hot.generations import PING_S, EventWriter, ended
+from inferbus_gateway.hot.replies import Replies
+from inferbus_gateway.hot.streams import OpenStream, Streams
+from inferbus_kit.consume import Record
+from inferbus_kit.errors import OverloadedError
+from inferbus_kit.health import Receive, Send
+from inferbus_kit.produce import Producer
+from inferbus_schemas import ids, topics
+from inferbus_schemas import messages as m
+from inferbus_schemas.membership import Membership
+from inferbus_schemas.terminal import is_terminal
+
+_log = structlog.get_logger("resume")
+
+_MAX_AT_ONCE = 64
+_SLACK_MS = 10_000
+"""A gateway's clock, which an id is minted by, may differ this much from the broker's."""
+_APPEARS_S = 30.0
+"""A request of which nothing is on the bus after this does not stream, or not for this client."""
+_LOST_AFTER_S = 8.0
+_START_TIMEOUT_S = 10.0
+
+
+class Resumer:
+    """Reads streams again.
+
+    Invariants: at most so many at once; a stream of another tenant is not found; no event that the
+    client has seen is sent again, none between is left out; a run whose worker is lost is ended by
+    a record here, since the gateway that should is perhaps lost too.
+    """
+
+    def __init__(
+        self,
+        bootstrap: str,
+        instance: str,
+        *,
+        producer: Producer,
+        fleet: Membership,
+        replies: Replies,
+        streams: Streams,
+    ) -> None:
+        self._bootstrap = bootstrap
+        self._instance = instance
+        self._producer = producer
+        self._fleet = fleet
+        self._replies = replies
+        self._streams = streams
+        self._n_open = 0
+
+    async def resume(self, name: str, last: str, tenant: str, receive: Receive, send: Send) -> None:
+        """Send what follows the event `last` (`partition:offset`, or empty) of a tenant's stream.
+
+        Raises:
+            InferbusError: there is nothing to send.
+        """
+        request_id = _request_id(name)
+        partition, after = _place(last)
+        if self._n_open >= _MAX_AT_ONCE:
+            raise OverloadedError("too many streams are read again here; try again shortly")
+        self._n_open += 1
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=self._bootstrap,
+            client_id=f"{self._instance}-resume",
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            fetch_max_wait_ms=200,
+        )
+        watching: asyncio.Task[None] | None = None
+        try:
+            async with asyncio.timeout(_START_TIMEOUT_S):
+                places = await self._places(partition)
+                await consumer.start()
+                await _seek(consumer, places, ids.unix_ms(request_id) - _SLACK_MS)
+            again = _Again(request_id, tenant, after)
+            watching = asyncio.create_task(_watch(receive, again))
+            await self._read(consumer, places, again, send)
+        except (KafkaError, TimeoutError) as error:
+            _log.warning("resume_failed", error=repr(error))
+            raise errors.BusUnavailableError("the stream cannot be read now; try again") from error
+        finally:
+            self._n_open -= 1
+            if watching is not None:
+                watching.cancel()
+            await _stop(consumer)
+
+    async def _places(self, partition: int | None) -> list[TopicPartition]:
+        """Return where the stream may be: in one partition of both topics, or in any."""
+        places = []
+        for short in (topics.TOKENS, topics.PREDICTIONS):
+            topic = topics.topic(short).name
+            count = await self._producer.n_partitions(topic)
+            if partition is not None and partition >= count:
+                raise errors.StreamNotFoundError("no such stream")
+            numbers = range(count) if partition is None else (partition,)
+            places += [TopicPartition(topic, number) for number in numbers]
+        return places
+
+    async def _read(
+        self,
+        consumer: AIOKafkaConsumer,
+        places: Sequence[TopicPartition],
+        again: _Again,
+        send: Send,
+    ) -> None:
+        writer: EventWriter | None = None
+        pinged_s = time.monotonic()
+        while not again.gone:
+            batches = await consumer.getmany(*places, timeout_ms=100)
+            for records in batches.values():
+                for record in records:
+                    again.apply(record)
+            if again.stream is None:
+                again.check_appears(time.time() * 1000)
+                continue
+            if writer is None:
+                dialect = dialects.of(again.prompt_kind, again.request_id)
+                head = [(b"x-request-id", ids.text(again.request_id).encode())]
+                writer = EventWriter(send, head, dialect)
+            again.settle(caught_up=not batches)
+            if await writer.forward(
+                again.stream, include_usage=again.include_usage, after=again.after
+            ):
+                return
+            if self._streams.leaving.is_set():
+                await writer.close(errors.ReconnectError("this gateway stops; go on at another"))
+                return
+            if not batches:
+                self._end_where_lost(again)
+            if time.monotonic() - pinged_s >= PING_S:
+                pinged_s = time.monotonic()
+                await writer.write(dialects.PING)
+
+    def _end_where_lost(self, again: _Again) -> None:
+        """End a run whose worker has left the fleet, once."""
+        chunk, stream = again.last, again.stream
+        if chunk is None or stream is None or stream.state.prediction is not None:
+            return
+        alive = any(
+            lease.instance == chunk.served_by and not self._fleet.expired(lease)
+            for lease in self._fleet.every_lease()
+        )
+        if alive:
+            again.lost_s = 0.0
+        elif not again.lost_s:
+            again.lost_s = time.monotonic()
+        elif time.monotonic() - again.lost_s > _LOST_AFTER_S and not again.ended_here:
+            again.ended_here = True
+            self._replies.write(
+                m.Prediction(
+                    id=chunk.id,
+                    attempt=chunk.attempt,
+                    outcome=m.OUTCOME_FAILED,
+                    tenant=chunk.tenant,
+                    model=chunk.model,
+                    version=chunk.version,
+                    error_code="worker_lost",
+                    error_message="the worker was lost in the middle of its answer",
+                    served_by=self._instance,
+                ),
+                stream.partition,
+            )
+
+
+class _Again:
+    """One stream that is read again.
+
+    Invariants: chunks and the first terminal record of the request's own partition only.
+    """
+
+    def __init__(self, request_id: bytes, tenant: str, after: int) -> None:
+        self.request_id = request_id
+        self._tenant = tenant
+        self.after = after
+        self.stream: OpenStream | None = None
+        self.prompt_kind = m.PROMPT_KIND_CHAT
+        self.include_usage = False
+        self.last: m.TokenChunk | None = None
+        self.gone = False
+        self.lost_s = 0.0
+        self.ended_here = False
+        self._tokens = topics.topic(topics.TOKENS).name
+        self._ce_id = f"{ids.text(request_id)}/".encode()
+
+    def apply(self, record: Record) -> None:
+        """Take a record of either topic."""
+        try:
+            if record.topic == self._tokens:
+                if record.key == self.request_id:
+                    self._chunk(m.TokenChunk.FromString(record.value or b""), record)
+            elif any(
+                name == "ce_id" and value.startswith(self._ce_id) for name, value in record.headers
+            ):
+                self._prediction(m.Prediction.FromString(record.value or b""), record)
+        except DecodeError:
+            _log.warning("undecodable", topic=record.topic, offset=record.offset)
+
+    def _of(self, partition: int, tenant: str) -> OpenStream:
+        if tenant != self._tenant:
+            raise errors.StreamNotFoundError("no such stream")
+        if self.stream is None:
+            self.stream = OpenStream(partition)
+        return self.stream
+
+    def _chunk(self, chunk: m.TokenChunk, record: Record) -> None:
+        stream = self._of(record.partition, chunk.tenant)
+        self.prompt_kind, self.include_usage = chunk.prompt_kind, chunk.include_usage
+        self.last = chunk
+        stream.chunk(chunk, record.offset)
+
+    def _prediction(self, prediction: m.Prediction, record: Record) -> None:
+        if is_terminal(prediction.outcome):
+            stream = self._of(record.partition, prediction.tenant)
+            if stream.state.prediction is None:
+                stream.end(prediction, ended(prediction))
+
+    def settle(self, *, caught_up: bool) -> None:
+        """Where the chunks are gone from the bus, let the whole text stand for them."""
+        stream = self.stream
+        if stream is None or not caught_up:
+            return
+        said = stream.state.prediction
+        # What is cut off at its beginning looks like a hole at its first chunk.
+        if said is None or said.outcome != m.OUTCOME_OK or stream.state.n_taken:
+            return
+        if not said.generated.n_chunks:
+            raise errors.StreamNotFoundError("this request did not stream; its row has the answer")
+        if self.after >= 0:
+            raise errors.StreamExpiredError(
+                "the pieces of this stream are gone; ask without Last-Event-ID for all of its text"
+            )
+        self._replace(stream, said)
+
+    def _replace(self, stream: OpenStream, said: m.Prediction) -> None:
+        stream.state.error = None
+        stream.state.run = said.generated.run
+        stream.events.clear()
+        for index, (text, choice) in enumerate(
+            zip(dialects.texts(said), said.generated.choices, strict=True)
+        ):
+            chunk = m.TokenChunk(
+                id=said.id,
+                choice=index,
+                text=text,
+                logprobs=choice.logprobs,
+                tool_calls=choice.tool_calls,
+                finish_reason=choice.finish_reason,
+                model=said.model,
+                version=said.version,
+                include_usage=self.include_usage,
+            )
+            stream.events.append((chunk, 0))
+        stream.state.n_taken = said.generated.n_chunks
+
+    def check_appears(self, now_ms: float) -> None:
+        """Raise where nothing of the request has appeared in its time."""
+        if now_ms - ids.unix_ms(self.request_id) > _APPEARS_S * 1000:
+            raise errors.StreamNotFoundError("no such stream")
+
+
+def _request_id(name: str) -> bytes:
+    text = name.removeprefix(dialects.Chat.prefix).removeprefix(dialects.Text.prefix)
+    try:
+        request_id = uuid.UUID(text).bytes
+    except ValueError:
+        raise errors.StreamNotFoundError("no such stream") from None
+    if not ids.is_uuid7(request_id):
+        raise errors.StreamNotFoundError("no such stream")
+    return request_id
+
+
+def _place(last: str) -> tuple[int | None, int]:
+    if not last:
+        return None, -1
+    partition, _, offset = last.partition(":")
+    if not (partition.isascii() and partition.isdigit() and offset.isascii() and offset.isdigit()):
+        raise errors.InvalidRequestError("Last-Event-ID must be the id of an event of ours")
+    if len(partition) > 6 or len(offset) > 18:  # noqa: PLR2004 -- Kafka has no larger ones
+        raise errors.InvalidRequestError("Last-Event-ID must be the id of an event of ours")
+    return int(partition), int(offset)
+
+
+async def _seek(consumer: AIOKafkaConsumer, places: list[TopicPartition], since_ms: int) -> None:
+    """Stand at the time of the request."""
+    consumer.assign(places)
+    found = await consumer.offsets_for_times(dict.fromkeys(places, max(0, since_ms)))
+    ends = await consumer.end_offsets(places)
+    for place in places:
+        at = found.get(place)
+        consumer.seek(place, ends[place] if at is None else at.offset)
+
+
+async def _watch(receive: Receive, again: _Again) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    again.gone = True
+
+
+async def _stop(consumer: Any) -> None:
+    try:
+        async with asyncio.timeout(3.0):
+            await consumer.stop()
+    except (TimeoutError, KafkaError) as error:
+        _log.warning("resume_not_closed", error=repr(error))

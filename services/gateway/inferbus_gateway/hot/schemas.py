@@ -1,0 +1,152 @@
+"""Schemas and tools of a client: bounded before an engine makes grammars of them; pure.
+
+In: `response_format`, `tools` and `tool_choice` as they arrive. Out: the same, without what could
+cost an engine more than it is worth: no expressions, no references elsewhere, no large repetitions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from inferbus_gateway.errors import ParameterError
+
+MAX_SCHEMA_BYTES = 16 << 10
+MAX_NODES = 256
+MAX_DEPTH = 12
+MAX_REPEAT = 256
+MAX_TOOLS = 32
+_REPEATS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
+_REFUSED = ("pattern", "patternProperties", "$dynamicRef", "$recursiveRef", "format")
+_CHOICES = frozenset({"none", "auto", "required"})
+
+
+def response_format(said: Any) -> Any:
+    """Return the JSON schema that an answer must follow, {} for any object, None for any text.
+
+    Raises:
+        ParameterError: it is refused.
+    """
+    if said is None:
+        return None
+    if not isinstance(said, dict):
+        raise ParameterError("response_format", "response_format must be an object")
+    kind = said.get("type")
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return {"type": "object"}
+    if kind != "json_schema" or not isinstance(said.get("json_schema"), dict):
+        raise ParameterError(
+            "response_format", "response_format.type is text, json_object or json_schema"
+        )
+    schema = said["json_schema"].get("schema")
+    if not isinstance(schema, dict):
+        raise ParameterError("response_format", "response_format.json_schema.schema is missing")
+    check(schema, "response_format")
+    return schema
+
+
+def check(schema: Any, param: str) -> None:
+    """Check that a schema is small enough to be compiled.
+
+    Raises:
+        ParameterError: it is not, or it asks for what is not offered.
+    """
+    if len(msgspec.json.encode(schema)) > MAX_SCHEMA_BYTES:
+        raise ParameterError(param, f"a schema of {param} is over {MAX_SCHEMA_BYTES >> 10} KiB")
+    waiting = [(schema, 1)]
+    n_nodes = 0
+    while waiting:
+        node, depth = waiting.pop()
+        n_nodes += 1
+        if n_nodes > MAX_NODES or depth > MAX_DEPTH:
+            raise ParameterError(
+                param, f"a schema has at most {MAX_NODES} parts and is {MAX_DEPTH} deep"
+            )
+        if isinstance(node, dict):
+            _check_keywords(node, param)
+        below = node.values() if isinstance(node, dict) else node
+        waiting += [(one, depth + 1) for one in below if isinstance(one, dict | list)]
+
+
+def _check_keywords(node: dict[str, Any], param: str) -> None:
+    for name in _REFUSED:
+        if isinstance(node.get(name), str | dict):
+            # A property may have such a name; its schema then stands there as an object.
+            if name in {"pattern", "format"} and isinstance(node[name], dict):
+                continue
+            raise ParameterError(param, f"{name} is not supported in a schema")
+    for name in _REPEATS:
+        value = node.get(name)
+        if isinstance(value, int | float) and not 0 <= value <= MAX_REPEAT:
+            raise ParameterError(param, f"{name} of a schema is at most {MAX_REPEAT}")
+    reference = node.get("$ref")
+    if isinstance(reference, str) and not reference.startswith("#/"):
+        raise ParameterError(param, "a schema refers to its own parts only")
+
+
+def tools(said: Any) -> list[dict[str, Any]]:
+    """Return the tools; an empty list where there are none.
+
+    Raises:
+        ParameterError: they are refused.
+    """
+    if said is None:
+        return []
+    if not isinstance(said, list) or len(said) > MAX_TOOLS:
+        raise ParameterError("tools", f"tools is a list of at most {MAX_TOOLS}")
+    for tool in said:
+        function = tool.get("function") if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or tool.get("type") != "function":
+            raise ParameterError("tools", "a tool is an object of type function")
+        if not isinstance(function.get("name"), str) or not function["name"]:
+            raise ParameterError("tools", "a tool's function has a name")
+        check(function.get("parameters") or {}, "tools")
+    return said
+
+
+def tool_choice(said: Any, given: list[dict[str, Any]]) -> Any:
+    """Return which tool must be called, as it was said; None where nothing was.
+
+    Raises:
+        ParameterError: there is no such tool.
+    """
+    if said is None or (isinstance(said, str) and said in _CHOICES):
+        return said
+    function = said.get("function") if isinstance(said, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    if not isinstance(name, str) or name not in {tool["function"]["name"] for tool in given}:
+        raise ParameterError("tool_choice", "tool_choice names none of the tools")
+    return {"type": "function", "function": {"name": name}}
+
+
+def past_calls(said: Any, where: str) -> list[dict[str, Any]]:
+    """Return the tool calls of an earlier message.
+
+    Raises:
+        ParameterError: they are not what we once answered with.
+    """
+    if said is None:
+        return []
+    if not isinstance(said, list) or len(said) > MAX_TOOLS:
+        raise ParameterError(where, f"{where} has at most {MAX_TOOLS} tool calls")
+    out = []
+    for call in said:
+        function = call.get("function") if isinstance(call, dict) else None
+        texts = [
+            call.get("id") if isinstance(call, dict) else None,
+            function.get("name") if isinstance(function, dict) else None,
+            function.get("arguments") if isinstance(function, dict) else None,
+        ]
+        if not all(isinstance(one, str) for one in texts):
+            raise ParameterError(where, f"a tool call of {where} lacks id, name or arguments")
+        out.append(
+            {
+                "id": texts[0],
+                "type": "function",
+                "function": {"name": texts[1], "arguments": texts[2]},
+            }
+        )
+    return out

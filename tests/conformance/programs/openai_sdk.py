@@ -1,0 +1,149 @@
+"""The openai SDK against a running stack, sync and async: `... <base URL> <key>`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+
+import openai
+
+QUESTION = [
+    {"role": "system", "content": "You are a helpful assistant."},
+    {"role": "user", "content": "What is the capital of France?"},
+]
+ANSWER = "The capital of France is Paris."
+GREEDY = {"model": "smollm2", "temperature": 0, "max_tokens": 16}
+
+
+def whole(client: openai.OpenAI) -> None:
+    said = client.chat.completions.create(messages=QUESTION, **GREEDY)
+    assert said.choices[0].message.content == ANSWER, said
+    assert said.choices[0].finish_reason == "stop"
+    assert said.usage.total_tokens == said.usage.prompt_tokens + said.usage.completion_tokens
+    assert said.id.startswith("chatcmpl-")
+    many = client.chat.completions.create(
+        messages=QUESTION, model="smollm2", n=3, max_tokens=3, seed=7, temperature=1.0
+    )
+    assert [one.index for one in many.choices] == [0, 1, 2]
+    again = client.chat.completions.create(
+        messages=QUESTION, model="smollm2", n=3, max_tokens=3, seed=7, temperature=1.0
+    )
+    assert [one.message.content for one in many.choices] == [
+        one.message.content for one in again.choices
+    ]
+    probable = client.chat.completions.create(
+        messages=QUESTION, logprobs=True, top_logprobs=2, **GREEDY
+    )
+    entries = probable.choices[0].logprobs.content
+    assert "".join(entry.token for entry in entries).startswith(ANSWER)
+    assert all(len(entry.top_logprobs) == 2 for entry in entries)
+    shaped = client.chat.completions.create(
+        messages=[{"role": "user", "content": "How old is the sun?"}],
+        model="smollm2",
+        temperature=0,
+        max_tokens=40,
+        response_format={
+            "type": "json_schema",
+            "json_schema": {
+                "name": "age",
+                "schema": {
+                    "type": "object",
+                    "properties": {"years": {"type": "integer", "maximum": 99}},
+                    "required": ["years"],
+                    "additionalProperties": False,
+                },
+            },
+        },
+    )
+    assert '"years"' in shaped.choices[0].message.content
+    text = client.completions.create(prompt="1, 2, 3, 4,", stop=["7"], **GREEDY)
+    assert text.choices[0].text.strip().startswith("5, 6"), text
+    assert "7" not in text.choices[0].text
+
+
+def streamed(client: openai.OpenAI) -> None:
+    chunks = list(
+        client.chat.completions.create(
+            messages=QUESTION, stream=True, stream_options={"include_usage": True}, **GREEDY
+        )
+    )
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert [chunk for chunk in chunks[1:] if chunk.choices and chunk.choices[0].delta.role] == []
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == ANSWER, text
+    assert chunks[-2].choices[0].finish_reason == "stop"
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage.completion_tokens == 8
+    assert len({(chunk.id, chunk.created, chunk.model) for chunk in chunks}) == 1
+    plain = list(client.completions.create(prompt="1, 2, 3, 4,", stream=True, **GREEDY))
+    assert plain[-1].choices[0].finish_reason == "length"
+    with client.chat.completions.stream(messages=QUESTION, **GREEDY) as events:
+        assert events.get_final_completion().choices[0].message.content == ANSWER
+
+
+def others(client: openai.OpenAI) -> None:
+    assert "smollm2" in [model.id for model in client.models.list()]
+    assert client.models.retrieve("smollm2").object == "model"
+    # The SDK asks for base64 by itself, and for numbers when told to.
+    packed = client.embeddings.create(model="minilm", input=["a cat", "a dog", "a car"])
+    plain = client.embeddings.create(model="minilm", input="a cat", encoding_format="float")
+    assert [len(one.embedding) for one in packed.data] == [384, 384, 384]
+    one, other = packed.data[0].embedding, plain.data[0].embedding
+    assert max(abs(a - b) for a, b in zip(one, other, strict=True)) < 1e-5
+    for call, kind in (
+        (lambda: client.models.retrieve("nobody"), openai.NotFoundError),
+        (lambda: client.embeddings.create(model="smollm2", input="a"), openai.BadRequestError),
+        (
+            lambda: client.chat.completions.create(messages=QUESTION, model="minilm"),
+            openai.BadRequestError,
+        ),
+        (
+            lambda: client.chat.completions.create(
+                messages=[{"role": "user", "content": "word " * 3000}], model="smollm2"
+            ),
+            openai.BadRequestError,
+        ),
+    ):
+        error = refused(call, kind)
+        assert error.code, error
+        assert error.request_id, error
+
+
+def refused(call: Callable[[], object], kind: type[openai.APIStatusError]) -> openai.APIStatusError:
+    try:
+        call()
+    except kind as error:
+        return error
+    raise AssertionError(kind)
+
+
+async def together(client: openai.AsyncOpenAI) -> None:
+    async def one() -> str:
+        stream = await client.chat.completions.create(messages=QUESTION, stream=True, **GREEDY)
+        return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+
+    assert await asyncio.gather(*(one() for _ in range(4))) == [ANSWER] * 4
+    said = await client.chat.completions.create(messages=QUESTION, **GREEDY)
+    assert said.choices[0].message.content == ANSWER
+
+
+def main() -> None:
+    for prefix in ("/v1", "/openai/v1"):
+        client = openai.OpenAI(base_url=sys.argv[1] + prefix, api_key=sys.argv[2], max_retries=0)
+        whole(client)
+        streamed(client)
+        others(client)
+        if prefix == "/v1":
+            asyncio.run(
+                together(
+                    openai.AsyncOpenAI(
+                        base_url=sys.argv[1] + prefix, api_key=sys.argv[2], max_retries=0
+                    )
+                )
+            )
+    sys.stdout.write("fine\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""Bodies of routes that generate: what is taken, what is refused and under which name."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from functools import partial
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inferbus_gateway import errors
+from inferbus_gateway.hot import prompts, schemas
+from inferbus_schemas import messages as m
+from inferbus_schemas import tensors
+from inferbus_schemas.generation import GenerationSettings
+
+SETTINGS = GenerationSettings(context_tokens=2048, tools=True)
+HELLO = [{"role": "user", "content": "hi"}]
+
+
+def chat(**said: Any) -> prompts.Ask:
+    return prompts.chat({"model": "m", "messages": HELLO, **said}, SETTINGS)
+
+
+def refused(**said: Any) -> str:
+    with pytest.raises(errors.InvalidRequestError) as caught:
+        chat(**said)
+    return str(getattr(caught.value, "param", caught.value.code))
+
+
+def test_what_is_said_is_what_the_bus_carries() -> None:
+    ask = chat(
+        temperature=0,
+        top_p=0.5,
+        seed=-1,
+        stop="x",
+        n=2,
+        max_completion_tokens=7,
+        logprobs=True,
+        top_logprobs=3,
+        logit_bias={"5": -100},
+        stream=True,
+        stream_options={"include_usage": True},
+        user="someone",
+        response_format={"type": "json_object"},
+    )
+    said = ask.generation
+    assert said.prompt_kind == m.PROMPT_KIND_CHAT
+    assert (said.temperature, said.top_p, said.seed, said.n, said.max_tokens) == (
+        0.0,
+        0.5,
+        0xFFFFFFFF,
+        2,
+        7,
+    )
+    assert said.HasField("temperature")
+    assert not said.HasField("top_k")
+    assert (list(said.stop), dict(said.logit_bias)) == (["x"], {5: -100.0})
+    assert (said.top_logprobs, said.stream, said.include_usage) == (3, True, True)
+    assert json.loads(said.json_schema) == {"type": "object"}
+    (tensor,) = m.TensorSet.FromString(ask.tensors()).tensors
+    (prompt,) = tensors.split_bytes(tensor.data)
+    assert json.loads(prompt) == HELLO
+
+
+def test_messages_become_plain() -> None:
+    ask = chat(
+        messages=[
+            {"role": "developer", "content": [{"type": "text", "text": "be"}]},
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [
+                    {
+                        "id": "1",
+                        "type": "function",
+                        "function": {"name": "f", "arguments": "{}"},
+                    }
+                ],
+            },
+            {"role": "tool", "tool_call_id": "1", "content": "4"},
+        ]
+    )
+    roles = [one["role"] for one in json.loads(ask.prompt)]
+    assert roles == ["system", "assistant", "tool"]
+
+
+@pytest.mark.parametrize(
+    ("said", "param"),
+    [
+        ({"n": 9}, "n"),
+        ({"n": True}, "n"),
+        ({"max_tokens": 2049}, "max_tokens"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"temperature": 2.1}, "temperature"),
+        ({"stop": ["a"] * 5}, "stop"),
+        ({"top_logprobs": 1}, "top_logprobs"),
+        ({"stream_options": {}}, "stream_options"),
+        ({"stream": "yes"}, "stream"),
+        ({"chat_template": "{{x}}"}, "chat_template"),
+        ({"tool_choice": {"function": {"name": "f"}}}, "tool_choice"),
+        ({"response_format": {"type": "regex"}}, "response_format"),
+        ({"messages": "hi"}, "messages"),
+        ({"messages": [{"role": "user", "content": "\udc00"}]}, "messages[0]"),
+        ({"messages": [{"role": "user", "content": "x" * (2048 * 64 + 1)}]}, None),
+        ({"logit_bias": {"a": 1}}, "logit_bias"),
+    ],
+)
+def test_what_is_out_of_bounds_is_refused_by_its_name(said: Any, param: str | None) -> None:
+    assert refused(**said) == (param or "context_length_exceeded")
+
+
+def test_a_model_without_template_or_tools_says_so() -> None:
+    plain = GenerationSettings(context_tokens=64, chat=False)
+    with pytest.raises(errors.ParameterError, match="no template"):
+        prompts.chat({"model": "m", "messages": HELLO}, plain)
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    with pytest.raises(errors.ParameterError, match="knows no tools"):
+        prompts.chat(
+            {"model": "m", "messages": HELLO, "tools": [tool]},
+            GenerationSettings(context_tokens=64),
+        )
+    named = {"type": "function", "function": {"name": "f"}}
+    said = chat(tools=[tool], tool_choice=named).generation
+    assert (json.loads(said.tools), json.loads(said.tool_choice)) == ([tool], named)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "pattern": "(a+)+$"},
+        {"type": "array", "minItems": 1 << 20},
+        {"$ref": "https://example.org/schema"},
+        {"properties": {str(number): {"type": "string"} for number in range(300)}},
+    ],
+)
+def test_schema_bombs_are_refused(schema: dict[str, Any]) -> None:
+    with pytest.raises(errors.ParameterError):
+        schemas.check(schema, "response_format")
+
+
+def test_a_property_may_be_called_as_a_keyword_is() -> None:
+    schemas.check(
+        {"type": "object", "properties": {"pattern": {"type": "string"}, "a": {"$ref": "#/x"}}},
+        "response_format",
+    )
+
+
+def test_triton_bodies() -> None:
+    body = {"text_input": "a", "id": "1", "parameters": {"max_tokens": 3, "stop_words": ["b"]}}
+    said = prompts.triton(body, SETTINGS, stream=True).generation
+    assert (said.max_tokens, list(said.stop), said.stream) == (3, ["b"], True)
+    wrong: dict[str, Any]
+    for wrong in ({"text_input": 1}, {"text_input": "a", "stream": False}, {"parameters": []}):
+        with pytest.raises(errors.ParameterError):
+            prompts.triton(dict(wrong), SETTINGS, stream=True)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+NAMES = sorted(prompts._CHAT | prompts._TEXT)
+
+
+@settings(max_examples=300, deadline=None)
+@given(body=st.dictionaries(st.sampled_from(NAMES), JSON, max_size=6))
+def test_no_body_raises_anything_but_our_errors(body: dict[str, Any]) -> None:
+    for read in (prompts.chat, prompts.text, partial(prompts.triton, stream=False)):
+        with contextlib.suppress(errors.InvalidRequestError):
+            read(body, SETTINGS)
+
+
+@settings(max_examples=100, deadline=None)
+@given(raw=st.binary(max_size=40))
+def test_no_bytes_raise_anything_but_our_errors(raw: bytes) -> None:
+    with contextlib.suppress(errors.ParameterError):
+        prompts.decode(raw)
+    with pytest.raises(errors.ParameterError):
+        prompts.decode(b"[" * 100_000)

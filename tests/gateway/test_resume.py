@@ -1,0 +1,117 @@
+"""A stream that is read again: whose it is, what is left of it, which ids are none."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from inferbus_gateway import errors
+from inferbus_gateway.control import resume
+from inferbus_gateway.hot import dialects
+from inferbus_gateway.hot.generations import EventWriter
+from inferbus_schemas import ids, tensors, topics
+from inferbus_schemas import messages as m
+from tests.gateway.test_token_stream import REQUEST_ID, chunk, record
+
+TOKENS, PREDICTIONS = topics.topic(topics.TOKENS).name, topics.topic(topics.PREDICTIONS).name
+
+
+def on(topic: str, offset: int, value: m.TokenChunk | m.Prediction) -> Any:
+    """Return a record of either topic."""
+    ce_id = f"{ids.text(REQUEST_ID)}/1".encode()
+    return SimpleNamespace(
+        topic=topic,
+        partition=3,
+        offset=offset,
+        key=REQUEST_ID if topic == TOKENS else b"m",
+        headers=(("ce_id", ce_id),),
+        value=value.SerializeToString(),
+    )
+
+
+def whole(n_chunks: int) -> m.Prediction:
+    said = record(n_chunks)
+    said.tenant = "acme"
+    tensor = m.Tensor(
+        name="text_output", datatype="BYTES", shape=[1], data=tensors.join_bytes([b"0 1 "])
+    )
+    said.outputs = m.TensorSet(tensors=[tensor]).SerializeToString()
+    said.generated.choices.append(m.Choice(finish_reason="stop"))
+    return said
+
+
+async def written(again: resume._Again) -> str:
+    """Return what a client would read."""
+    parts: list[bytes] = []
+
+    async def send(message: Any) -> None:
+        parts.append(message.get("body", b""))
+
+    assert again.stream is not None
+    writer = EventWriter(send, [], dialects.Text(REQUEST_ID))
+    await writer.forward(again.stream, include_usage=False, after=again.after)
+    return b"".join(parts).decode()
+
+
+def test_a_stream_of_another_tenant_is_not_there() -> None:
+    for topic, value in (
+        (TOKENS, chunk(0, tenant="acme")),
+        (PREDICTIONS, whole(1)),
+    ):
+        again = resume._Again(REQUEST_ID, "other", -1)
+        with pytest.raises(errors.StreamNotFoundError):
+            again.apply(on(topic, 0, value))
+
+
+async def test_only_what_follows_is_sent() -> None:
+    again = resume._Again(REQUEST_ID, "acme", 40)
+    for seq in range(3):
+        again.apply(on(TOKENS, 39 + seq, chunk(seq, tenant="acme")))
+    again.apply(on(PREDICTIONS, 7, whole(3)))
+    again.settle(caught_up=True)
+    said = await written(again)
+    assert said.count("id: ") == 1
+    assert "id: 3:41\n" in said
+    assert said.endswith("data: [DONE]\n\n")
+
+
+async def test_past_the_retention_of_chunks_the_whole_text_is_given_once() -> None:
+    again = resume._Again(REQUEST_ID, "acme", -1)
+    again.apply(on(PREDICTIONS, 7, whole(3)))
+    again.settle(caught_up=True)
+    assert '"text":"0 1 "' in await written(again)
+    cut = resume._Again(REQUEST_ID, "acme", -1)
+    cut.apply(on(TOKENS, 41, chunk(2, tenant="acme")))
+    cut.apply(on(PREDICTIONS, 7, whole(3)))
+    cut.settle(caught_up=True)
+    assert '"text":"0 1 "' in await written(cut)
+    seen = resume._Again(REQUEST_ID, "acme", 40)
+    seen.apply(on(PREDICTIONS, 7, whole(3)))
+    with pytest.raises(errors.StreamExpiredError):
+        seen.settle(caught_up=True)
+
+
+def test_a_request_that_did_not_stream_is_no_stream() -> None:
+    again = resume._Again(REQUEST_ID, "acme", -1)
+    again.apply(on(PREDICTIONS, 7, whole(0)))
+    with pytest.raises(errors.StreamNotFoundError, match="did not stream"):
+        again.settle(caught_up=True)
+
+
+@pytest.mark.parametrize("name", ["", "x", "chatcmpl-", "9f" * 16, "../../etc", "\ud800"])
+def test_what_is_no_id_of_ours_is_no_stream(name: str) -> None:
+    with pytest.raises(errors.StreamNotFoundError):
+        resume._request_id(name)
+
+
+def test_ids_are_taken_as_answers_name_them() -> None:
+    for prefix in ("", "chatcmpl-", "cmpl-"):
+        assert resume._request_id(prefix + ids.text(REQUEST_ID)) == REQUEST_ID
+
+
+@pytest.mark.parametrize("last", ["x", "1", "1:", ":1", "-1:2", "1:2:3", "9" * 40 + ":1", "٣:1"])
+def test_a_place_that_is_none_is_refused(last: str) -> None:
+    with pytest.raises(errors.InvalidRequestError):
+        resume._place(last)

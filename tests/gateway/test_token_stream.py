@@ -1,0 +1,178 @@
+"""One stream: bound to a run, without holes or doubles, whole only when it is."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inferbus_gateway import errors
+from inferbus_gateway.hot import dialects
+from inferbus_gateway.hot.pending import Entry, Frame, Pending
+from inferbus_gateway.hot.streams import OpenStream
+from inferbus_gateway.hot.token_stream import TokenStream
+from inferbus_schemas import ids, tensors
+from inferbus_schemas import messages as m
+from tests.gateway.fleet_records import lease
+
+REQUEST_ID = ids.uuid7(1_700_000_000_123, 5)
+
+
+def chunk(seq: int, run: int = 1, **said: object) -> m.TokenChunk:
+    fields = {"text": f"{seq} ", "n_tokens": 1, "model": "m", "version": 2} | said
+    return m.TokenChunk(id=REQUEST_ID, run=run, seq=seq, **fields)  # type: ignore[arg-type]
+
+
+def record(n_chunks: int, run: int = 1, outcome: m.Outcome = m.OUTCOME_OK) -> m.Prediction:
+    generated = m.Generated(run=run, n_chunks=n_chunks, prompt_tokens=2, completion_tokens=3)
+    return m.Prediction(id=REQUEST_ID, outcome=outcome, model="m", version=2, generated=generated)
+
+
+def test_it_is_whole_only_with_all_chunks_of_the_run_that_ended() -> None:
+    stream = TokenStream()
+    assert stream.take(chunk(0))
+    stream.end(record(2), None)
+    assert not stream.ended
+    assert stream.take(chunk(1))
+    assert stream.whole
+
+
+def test_a_hole_is_an_error_and_stays_one() -> None:
+    stream = TokenStream()
+    stream.take(chunk(0))
+    assert not stream.take(chunk(2))
+    assert isinstance(stream.error, errors.StreamBrokenError)
+    assert not stream.take(chunk(1))
+    stream.end(record(3), None)
+    assert not stream.whole
+
+
+def test_another_run_is_ignored_and_its_end_is_an_error() -> None:
+    stream = TokenStream()
+    stream.take(chunk(0, run=1))
+    assert not stream.take(chunk(0, run=2))
+    assert not stream.take(chunk(1, run=2))
+    assert stream.error is None
+    stream.end(record(2, run=2), None)
+    assert isinstance(stream.error, errors.StreamBrokenError)
+
+
+def test_chunks_that_never_come_are_given_up() -> None:
+    stream = TokenStream()
+    stream.end(record(2), None)
+    stream.overdue()
+    assert isinstance(stream.error, errors.StreamBrokenError)
+    whole = TokenStream()
+    whole.take(chunk(0))
+    whole.end(record(1), None)
+    whole.overdue()
+    assert whole.whole
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 2), st.integers(0, 5)), max_size=30),
+    st.integers(0, 30),
+    st.integers(0, 6),
+)
+def test_what_is_passed_on_is_always_a_prefix_of_one_run(
+    arriving: list[tuple[int, int]], end_at: int, n_chunks: int
+) -> None:
+    stream = TokenStream()
+    passed = []
+    for number, (run, seq) in enumerate(arriving):
+        if number == end_at:
+            stream.end(record(n_chunks), None)
+        if stream.take(chunk(seq, run)):
+            passed.append((run, seq))
+    assert [seq for _, seq in passed] == list(range(len(passed)))
+    assert len({run for run, _ in passed}) <= 1
+    if stream.whole:
+        assert len(passed) == n_chunks
+
+
+async def test_waiting_ends_with_news() -> None:
+    stream = OpenStream(3)
+    assert not await stream.wait(0.001)
+    firsts: list[int] = []
+    stream.on_first = lambda: firsts.append(1)
+    stream.chunk(chunk(0), 7)
+    stream.chunk(chunk(1), 8)
+    assert await stream.wait(5)
+    assert [offset for _, offset in stream.events] == [7, 8]
+    assert firsts == [1]
+    stream.events.clear()
+    stream.leave()
+    assert await stream.wait(5)
+
+
+def test_a_forwarded_request_is_never_placed_again() -> None:
+    pending = Pending()
+    entry = Entry(
+        m.Request(id=REQUEST_ID, model="m", version=1, may_retry=True),
+        "default",
+        n_rows=1,
+        deadline_s=100.0,
+        waiter=None,
+    )
+    pending.add(entry, 0.0)
+    pending.placed(entry, lease(0), Frame())
+    entry.forwarded = True
+    assert pending.ended(entry.id, 1, m.OUTCOME_ATTEMPT_FAILED, 1.0) is None
+    assert pending.to_place(50.0) == []
+    due = pending.tick(2.0)
+    assert due.exhausted == [entry]
+    assert pending.tick(3.0).exhausted == []
+
+
+def _events(raw: bytes) -> list[dict[str, Any]]:
+    lines = [line for line in raw.decode().split("\n") if line.startswith("data: {")]
+    return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+
+def test_chat_events_have_the_grammar_that_clients_know() -> None:
+    dialect = dialects.Chat(REQUEST_ID)
+    raw = dialect.events(chunk(0), "3:7") + dialect.events(
+        chunk(1, text="", n_tokens=0, finish_reason="stop"), "3:8"
+    )
+    assert raw.startswith(b"data: "), "the role has no place of its own"
+    assert raw.count(b"id: 3:7\ndata: ") == raw.count(b"id: 3:8\ndata: ") == 1
+    role, content, last = _events(raw)
+    assert [one["created"] for one in (role, content, last)] == [1_700_000_000] * 3
+    assert role["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert content["choices"][0]["delta"] == {"content": "0 "}
+    assert last["choices"][0]["delta"] == {}
+    assert last["choices"][0]["finish_reason"] == "stop"
+    assert dialect.end(record(2), include_usage=False) == b"data: [DONE]\n\n"
+    (usage,) = _events(dialect.end(record(2), include_usage=True))
+    assert usage["choices"] == []
+    assert usage["usage"]["total_tokens"] == 5
+
+
+def test_any_gateway_writes_the_same_bytes() -> None:
+    chunks = [chunk(seq, choice=seq % 2) for seq in range(6)]
+    for make in (dialects.Chat, dialects.Text):
+        one, other = make(REQUEST_ID), make(REQUEST_ID)
+        first = b"".join(one.events(each, f"0:{at}") for at, each in enumerate(chunks))
+        again = b"".join(other.events(each, f"0:{at}") for at, each in enumerate(chunks))
+        assert first == again
+
+
+def test_whole_answers_and_tool_calls() -> None:
+    said = record(0)
+    tensor = m.Tensor(
+        name="text_output", datatype="BYTES", shape=[1], data=tensors.join_bytes([b""])
+    )
+    said.outputs = m.TensorSet(tensors=[tensor]).SerializeToString()
+    calls = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    said.generated.choices.append(
+        m.Choice(finish_reason="tool_calls", tool_calls=json.dumps(calls))
+    )
+    message = dialects.Chat(REQUEST_ID).answer(said)["choices"][0]["message"]
+    assert message["tool_calls"] == calls
+    assert message["content"] is None
+    assert dialects.Triton("7").answer(said)["text_output"] == ""
+    with pytest.raises(ValueError, match="unpack"):
+        dialects.texts(m.Prediction())

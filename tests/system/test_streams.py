@@ -1,0 +1,305 @@
+"""Streams on a whole stack: lost gateways, lost workers, clients that leave, hostile ones."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import asyncpg
+import httpx
+import pytest
+
+from inferbus_dev.stack import Stack
+from inferbus_models import smollm2
+from inferbus_schemas import messages as m
+from inferbus_schemas import tensors
+from tests.support import stacks
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+STORY: dict[str, Any] = {
+    "model": "smollm2",
+    "prompt": "Once upon a time",
+    "max_tokens": 60,
+    "temperature": 0.8,
+    "seed": 11,
+    "stream": True,
+}
+
+
+@dataclass(slots=True)
+class Heard:
+    """What a client read of one stream."""
+
+    request_id: str = ""
+    places: list[str] = field(default_factory=list)
+    text: str = ""
+    done: bool = False
+    error: dict[str, Any] | None = None
+    usage: dict[str, Any] | None = None
+    cut: bool = False
+
+    def line(self, line: str) -> None:
+        if line.startswith("id: "):
+            self.places.append(line.removeprefix("id: "))
+        elif line == "data: [DONE]":
+            self.done = True
+        elif line.startswith("data: "):
+            body = json.loads(line.removeprefix("data: "))
+            self.error = body.get("error", self.error)
+            self.usage = body.get("usage", self.usage)
+            for choice in body.get("choices", ()):
+                self.text += choice.get("text") or choice.get("delta", {}).get("content") or ""
+
+
+async def read(
+    method: str, url: str, heard: Heard, *, stop_after: int | None = None, **said: Any
+) -> Heard:
+    """Read a stream to its end, or leave after so many events."""
+    try:
+        async with (
+            httpx.AsyncClient(timeout=120, trust_env=False) as client,
+            client.stream(method, url, **said) as answer,
+        ):
+            assert answer.status_code == 200, (await answer.aread()).decode()
+            heard.request_id = answer.headers["x-request-id"]
+            async for line in answer.aiter_lines():
+                heard.line(line)
+                if stop_after is not None and len(heard.places) >= stop_after:
+                    break
+    except httpx.HTTPError:
+        heard.cut = True
+    return heard
+
+
+async def begun(heard: Heard, n_events: int) -> None:
+    """Wait until a stream has given so many events."""
+    async with asyncio.timeout(60):
+        while len(heard.places) < n_events:  # noqa: ASYNC110 -- a plain poll is clearest
+            await asyncio.sleep(0.005)
+
+
+async def row(stack: Stack, request_id: str, timeout_s: float = 60.0) -> asyncpg.Record:
+    """Wait for a request's row of the log."""
+    connection = await asyncpg.connect(stack.postgres, ssl=False)
+    try:
+        async with asyncio.timeout(timeout_s):
+            while True:
+                found = await connection.fetchrow(
+                    "SELECT * FROM log.predictions WHERE request_id = $1::uuid", request_id
+                )
+                if found is not None:
+                    return found
+                await asyncio.sleep(0.1)
+    finally:
+        await connection.close()
+
+
+def text_of(found: asyncpg.Record) -> str:
+    """Return the text in a row, whose digest must hold."""
+    (tensor,) = m.TensorSet.FromString(found["output"]).tensors
+    assert tensors.output_sha256([tensor]) == found["output_sha256"]
+    (text,) = tensors.split_bytes(tensor.data)
+    return text.decode()
+
+
+@pytest.fixture
+async def stack() -> AsyncIterator[Stack]:
+    async with stacks.running(n_workers=2, n_gateways=2) as running:
+        await stacks.push(running, "smollm2")
+        yield running
+
+
+async def test_streams(stack: Stack) -> None:
+    """One stack for all of it, since starting it is what costs."""
+    await _a_whole_stream_is_its_row(stack)
+    await _hostile_parameters_reach_no_engine(stack)
+    await _a_client_that_leaves_cancels(stack)
+    await _a_lost_gateway_loses_and_doubles_no_token(stack)
+    await _a_lost_worker_is_an_error_and_no_end(stack)
+    await stacks.at_rest(stack)
+    await stacks.verify(stack)
+
+
+async def _a_whole_stream_is_its_row(stack: Stack) -> None:
+    url = f"{stack.http}/v1/completions"
+    heard = await read("POST", url, Heard(), json=STORY)
+    assert heard.done
+    assert heard.error is None
+    assert len(set(heard.places)) == len(heard.places)
+    found = await row(stack, heard.request_id)
+    assert found["outcome"] == "ok"
+    assert text_of(found) == heard.text
+    # Read again at the other gateway, from each of a few places: exactly what follows.
+    other = f"{stack.gateways[1]}/v1/streams/{heard.request_id}"
+    again = await read("GET", other, Heard())
+    assert (again.text, again.places, again.done) == (heard.text, heard.places, True)
+    for at in (0, 7, len(heard.places) - 1):
+        rest = await read("GET", other, Heard(), headers={"last-event-id": heard.places[at]})
+        assert rest.places == heard.places[at + 1 :]
+        assert heard.text.endswith(rest.text)
+        assert rest.done
+
+
+async def _hostile_parameters_reach_no_engine(stack: Stack) -> None:
+    def nested(depth: int) -> dict[str, Any]:
+        return {"type": "array", "items": nested(depth - 1)} if depth else {"type": "string"}
+
+    def shaped(schema: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "x", "schema": schema},
+            }
+        }
+
+    chat: dict[str, Any] = {"model": "smollm2", "messages": [{"role": "user", "content": "hi"}]}
+    hostile: list[dict[str, Any]] = [
+        {"n": 1000},
+        {"max_tokens": 1 << 40},
+        {"max_tokens": -1},
+        {"max_tokens": True},
+        {"temperature": 1e308},
+        {"stop": ["x"] * 10_000},
+        {"stop": ["x" * 10_000]},
+        {"stop": [""]},
+        {"stop": "\ud800"},
+        {"top_logprobs": 5},
+        {"logprobs": True, "top_logprobs": 10_000},
+        {"logit_bias": {str(key): 1 for key in range(10_000)}},
+        {"logit_bias": {"__proto__": 1}},
+        {"chat_template": "{{ 7 * 7 }}"},
+        {"chat_template_kwargs": {"a": 1}},
+        {"grammar": "root ::= root root"},
+        {"guided_regex": "(a+)+$"},
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": nested(3)}}]},
+        {"tool_choice": {"type": "function"}},
+        {"messages": [{"role": "user", "content": "x" * 3_000_000}]},
+        {"messages": []},
+        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+        {"messages": [{"role": ["user"], "content": "hi"}]},
+        {"messages": [{"role": "user", "content": "hi"}] * 5000},
+        {"stream_options": {"include_usage": True}},
+        shaped({"type": "string", "pattern": "(a|a)*" * 30}),
+        shaped(nested(60)),
+        shaped({"type": "array", "items": {"type": "string"}, "maxItems": 1_000_000}),
+        shaped({"$ref": "http://169.254.169.254/latest"}),
+        shaped({"enum": [str(number) * 50 for number in range(2000)]}),
+    ]
+    before = await _restarts(stack)
+    async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
+        for one in hostile:
+            body = json.dumps(chat | one)
+            answer = await client.post(f"{stack.http}/v1/chat/completions", content=body)
+            assert answer.status_code in {400, 413}, (str(one)[:200], answer.text[:300])
+            said = answer.json()["error"]
+            assert said["code"], one
+        too_long = chat | {"messages": [{"role": "user", "content": "word " * 3000}]}
+        answer = await client.post(f"{stack.http}/v1/chat/completions", json=too_long)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["code"] == "context_length_exceeded"
+        fine = await client.post(
+            f"{stack.http}/v2/models/smollm2/generate",
+            json={
+                "text_input": smollm2.prompt("What is the capital of Italy?"),
+                "parameters": {"temperature": 0},
+            },
+        )
+        assert fine.json()["text_output"] == "The capital of Italy is Rome."
+    assert await _restarts(stack) == before == 0
+
+
+async def _restarts(stack: Stack) -> float:
+    total = 0.0
+    async with httpx.AsyncClient(trust_env=False) as client:
+        for name, url in stack.metrics.items():
+            if name.startswith("worker"):
+                text = (await client.get(f"{url}/metrics")).text
+                total += sum(
+                    float(line.rpartition(" ")[2])
+                    for line in text.splitlines()
+                    if line.startswith("inferbus_engine_restarts_total{")
+                )
+    return total
+
+
+async def _a_client_that_leaves_cancels(stack: Stack) -> None:
+    url = f"{stack.http}/v1/completions"
+    endless = STORY | {"max_tokens": 1500}
+    heard = await read("POST", url, Heard(), json=endless, stop_after=5)
+    found = await row(stack, heard.request_id)
+    assert found["outcome"] == "cancelled"
+    assert text_of(found).startswith(heard.text)
+    keeping = STORY | {"max_tokens": 30}
+    kept = await read(
+        "POST",
+        url,
+        Heard(),
+        json=keeping,
+        stop_after=5,
+        headers={"x-inferbus-on-disconnect": "keep"},
+    )
+    found = await row(stack, kept.request_id)
+    assert found["outcome"] == "ok"
+    assert text_of(found).startswith(kept.text)
+    # A client that wants the whole answer and leaves cancels as well.
+    with pytest.raises(httpx.TimeoutException):
+        async with httpx.AsyncClient(timeout=3, trust_env=False) as client:
+            await client.post(url, json=endless | {"stream": False, "n": 4})
+    async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
+        quick = await client.post(url, json=STORY | {"stream": False, "max_tokens": 2})
+    assert quick.status_code == 200
+
+
+async def _a_lost_gateway_loses_and_doubles_no_token(stack: Stack) -> None:
+    for _ in range(3):
+        heard = Heard()
+        reading = asyncio.create_task(
+            read("POST", f"{stack.gateways[0]}/v1/completions", heard, json=STORY)
+        )
+        await begun(heard, 10)
+        stack.kill("gateway", 0, signal.SIGKILL)
+        await reading
+        assert heard.cut
+        assert not heard.done
+        rest = await read(
+            "GET",
+            f"{stack.gateways[1]}/v1/streams/{heard.request_id}",
+            Heard(),
+            headers={"last-event-id": heard.places[-1]},
+        )
+        assert rest.done, rest
+        assert not set(rest.places) & set(heard.places)
+        offsets = [int(place.partition(":")[2]) for place in heard.places + rest.places]
+        assert offsets == sorted(offsets)
+        found = await row(stack, heard.request_id)
+        assert heard.text + rest.text == text_of(found)
+        await stack.wait_ready("gateway", 0)
+
+
+async def _a_lost_worker_is_an_error_and_no_end(stack: Stack) -> None:
+    heard = Heard()
+    endless = STORY | {"max_tokens": 1500}
+    url = f"{stack.http}/v1/completions"
+    reading = asyncio.create_task(read("POST", url, heard, json=endless))
+    await begun(heard, 5)
+    async with httpx.AsyncClient(trust_env=False) as client:
+        for index in range(2):
+            text = (await client.get(f"{stack.metrics[f'worker-{index}']}/metrics")).text
+            line = next(
+                one for one in text.splitlines() if one.startswith("inferbus_backlog_rows ")
+            )
+            if float(line.rpartition(" ")[2]) > 0:
+                stack.kill("worker", index, signal.SIGKILL)
+                killed = index
+    await reading
+    assert not heard.done
+    assert heard.error is not None
+    assert heard.error["code"] == "worker_lost"
+    found = await row(stack, heard.request_id)
+    assert found["outcome"] == "failed"
+    await stack.wait_ready("worker", killed)
