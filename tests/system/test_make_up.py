@@ -85,12 +85,18 @@ def test_the_show_the_stop_and_what_is_left(tmp_path: Path) -> None:
         _shows_real_answers(said)
         stack = _stack(state)
         roles = {each["role"] for each in stack["processes"]}
-        assert {"kafka", "postgres", "registry", "logger", "worker", "gateway"} <= roles
+        servers = {"kafka", "postgres", "valkey"}
+        assert servers | {"registry", "logger", "worker", "gateway"} <= roles
         assert stack["http"] == f"http://127.0.0.1:{base}"
         assert stack["registry"] == f"http://127.0.0.1:{base + 3}"
         assert (state / "stack.json").stat().st_mode & 0o777 == 0o600
         found = httpx.get(f"{stack['http']}/v2/models/digits", trust_env=False)
         assert found.json()["versions"] == ["1"]
+        assert said.count(stack["api_key"]) == 1, "it is printed once"
+        keys = f"{stack['registry']}/v1/registry/keys"
+        assert httpx.get(keys, trust_env=False).status_code == 401
+        head = {"authorization": f"Bearer {stack['api_key']}"}
+        assert httpx.get(keys, headers=head, trust_env=False).status_code == 200
     assert launcher.returncode == 0
     assert not (state / "stack.json").exists()
     assert all(processes.gone(each["pid"]) for each in stack["processes"])
