@@ -121,7 +121,7 @@ def test_nobody_needs_a_key_here_alone() -> None:
             known.access.check(None, host, peer, access.INFER, "digits")
     with pytest.raises(errors.UnauthorizedError):
         known.ask(b"Bearer wrong")
-    with pytest.raises(errors.ForbiddenError):
+    with pytest.raises(errors.UnauthorizedError, match="a key is needed"):
         known.access.check(None, *LOOPBACK, access.DEPLOY)
     with pytest.raises(errors.UnauthorizedError):
         Known().ask(None)

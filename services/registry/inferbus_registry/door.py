@@ -86,6 +86,8 @@ class Door:
         verdict = access.judge(caller, route.policy, route.model)
         if verdict is access.Verdict.HIDDEN:
             raise errors.ModelNotFoundError
+        if verdict is access.Verdict.FORBIDDEN and caller is access.ANONYMOUS:
+            raise errors.UnauthorizedError
         if verdict is access.Verdict.FORBIDDEN:
             raise errors.ForbiddenError(f"Your key has not the scope {route.policy}.")
         return caller

@@ -17,6 +17,7 @@ from inferbus_gateway.hot.route import unknown_model
 from inferbus_schemas import access
 from inferbus_schemas.access import Keyring, Principal, Verdict
 
+_NEEDED = "a key is needed: send Authorization: Bearer <key>"
 MAX_KNOWN = 4096
 """Presented headers that are remembered; past it the oldest is forgotten."""
 
@@ -83,6 +84,8 @@ class Access:
         verdict = access.judge(caller, policy, model)
         if verdict is Verdict.HIDDEN:
             raise unknown_model(model)
+        if verdict is Verdict.FORBIDDEN and caller is access.ANONYMOUS:
+            raise errors.UnauthorizedError(_NEEDED)
         if verdict is Verdict.FORBIDDEN:
             raise errors.ForbiddenError(f"your key lacks the scope {_words(policy, model)}")
         return caller
@@ -107,7 +110,7 @@ class Access:
                 if len(self._hosts) < MAX_KNOWN:
                     self._hosts.add(host)
                 return access.ANONYMOUS
-        raise errors.UnauthorizedError("a key is needed: send Authorization: Bearer <key>")
+        raise errors.UnauthorizedError(_NEEDED)
 
     def _identify(self, authorization: bytes) -> Principal:
         self._known.pop(authorization, None)
