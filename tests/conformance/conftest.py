@@ -13,7 +13,7 @@ from tests.support import stacks
 from tests.support.onnx_types import every_type_folder
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
     """A running stack with the sample models and one of every datatype."""
     folder: Path = tmp_path_factory.mktemp("every-type")

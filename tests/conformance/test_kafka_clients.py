@@ -9,7 +9,6 @@ import re
 import shutil
 import sys
 import uuid
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import asyncpg
 import httpx
 import numpy as np
 import pytest
-import pytest_asyncio
 from cloudevents.core.bindings.kafka import KafkaMessage, from_binary_event
 from confluent_kafka import Consumer
 
@@ -29,19 +27,12 @@ from tests.support import stacks
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(240),
-    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.asyncio(loop_scope="session"),
 ]
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "operations" / "kafka-clients.md"
 PREDICTIONS = topics.topic(topics.PREDICTIONS)
 SUBMISSIONS = topics.topic(topics.SUBMISSIONS, tenant="local")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stack() -> AsyncIterator[Stack]:
-    async with stacks.running() as made:
-        await stacks.push(made, "breast-cancer")
-        yield made
 
 
 async def _run(*argv: str, given: bytes = b"") -> str:

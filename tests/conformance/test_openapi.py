@@ -25,7 +25,7 @@ CHECKS = (
 )
 
 
-async def run(stack: Stack, config: str | Path, *more: str) -> None:
+async def run(stack: Stack, folder: Path, config: str | Path, *more: str) -> None:
     home = clients.environment("schemathesis")
     done = await clients.call(
         home / "bin" / "schemathesis",
@@ -34,16 +34,18 @@ async def run(stack: Stack, config: str | Path, *more: str) -> None:
         *("--generation-deterministic", "--request-timeout", "40", "--no-color"),
         *("--suppress-health-check", "all", "--warnings", "off", "--continue-on-failure"),
         *more,
+        folder=folder,
         timeout_s=240,
     )
     assert done.code == 0, done.out[-5000:] + done.err
     assert "No issues found" in done.out
 
 
-async def test_any_names_with_every_scope(stack: Stack) -> None:
+async def test_any_names_with_every_scope(stack: Stack, tmp_path: Path) -> None:
     """Load and unload too: no such model exists."""
-    await run(stack, os.devnull, "--header", f"Authorization: Bearer {stack.api_key}")
+    key = f"Authorization: Bearer {stack.api_key}"
+    await run(stack, tmp_path, os.devnull, "--header", key)
 
 
-async def test_a_model_that_exists_without_a_key(stack: Stack) -> None:
-    await run(stack, clients.LOCKS / "schemathesis.toml")
+async def test_a_model_that_exists_without_a_key(stack: Stack, tmp_path: Path) -> None:
+    await run(stack, tmp_path, clients.LOCKS / "schemathesis.toml")

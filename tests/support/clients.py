@@ -66,14 +66,18 @@ async def run(
 
 
 async def call(
-    *argv: str | Path, env: Mapping[str, str] | None = None, timeout_s: float = 120.0
+    *argv: str | Path,
+    env: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+    timeout_s: float = 120.0,
 ) -> Done:
-    """Run any program; it is ended when it takes too long."""
+    """Run any program, in a folder if it leaves files; it is ended when it takes too long."""
     process = await asyncio.create_subprocess_exec(
         *argv,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, **(env or {})},
+        cwd=folder,
     )
     try:
         async with asyncio.timeout(timeout_s):
