@@ -62,8 +62,8 @@ async def deployed(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-async def load(
-    url: str, body: Path, connections: int, seconds: float, warm_s: float = 1.0
+async def load(  # noqa: PLR0917 -- the parameters of a load
+    url: str, body: Path, connections: int, seconds: float, warm_s: float = 1.0, key: str = ""
 ) -> dict[str, object]:
     """Run the load generator as a process of its own and return its figures."""
     import json  # noqa: PLC0415 -- only here
@@ -81,6 +81,7 @@ async def load(
         str(seconds),
         "--warm-s",
         str(warm_s),
+        env={**os.environ, "INFERBUS_API_KEY": key},
         stdout=asyncio.subprocess.PIPE,
     )
     out, _ = await process.communicate()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -91,12 +92,15 @@ class Connection(asyncio.Protocol):
             self.closed.set_result(None)
 
 
-async def drive(url: str, body: bytes, connections: int, seconds: float, warm_s: float) -> Tally:
-    """Send `body` over `connections` for `seconds` after `warm_s` of warm-up."""
+async def drive(  # noqa: PLR0917 -- the parameters of a load
+    url: str, body: bytes, connections: int, seconds: float, warm_s: float, key: str = ""
+) -> Tally:
+    """Send `body` over `connections` for `seconds` after `warm_s` of warm-up, with an API key."""
     parts = urlsplit(url)
+    caller = f"authorization: Bearer {key}\r\n" if key else ""
     request = (
         f"POST {parts.path} HTTP/1.1\r\nhost: {parts.netloc}\r\ncontent-type: application/json\r\n"
-        f"content-length: {len(body)}\r\n\r\n"
+        f"{caller}content-length: {len(body)}\r\n\r\n"
     ).encode() + body
     tally = Tally()
     start = time.perf_counter()
@@ -155,7 +159,9 @@ def main() -> None:
     parser.add_argument("--warm-s", type=float, default=1.0)
     args = parser.parse_args()
     body = args.body.read_bytes()
-    tally = uvloop.run(drive(args.url, body, args.connections, args.seconds, args.warm_s))
+    # In the environment: every process of a machine can read command lines.
+    key = os.environ.get("INFERBUS_API_KEY", "")
+    tally = uvloop.run(drive(args.url, body, args.connections, args.seconds, args.warm_s, key))
     json.dump(summary(tally, args.seconds), sys.stdout)
 
 

@@ -19,6 +19,8 @@ from inferbus_schemas import topics
 _log = structlog.get_logger("dlq")
 
 _MAX_RECORD_BYTES = 4 << 20
+_MAX_KEY_BYTES = 4 << 10
+_MAX_HEADERS_BYTES = 64 << 10
 _MAX_LOG_BYTES = 8 << 10
 
 
@@ -47,7 +49,7 @@ class DeadLetters:
             said: lines of a log that tell more; the last ones are kept.
         """
         await self._take_token()
-        head = [(name, value) for name, value in record.headers if not name.startswith("dlq_")]
+        head = _kept(record.headers)
         head += [
             ("dlq_topic", record.topic.encode()),
             ("dlq_partition", str(record.partition).encode()),
@@ -58,8 +60,9 @@ class DeadLetters:
         if said:
             head.append(("dlq_log", "\n".join(said).encode()[-_MAX_LOG_BYTES:]))
         value = record.value[:_MAX_RECORD_BYTES] if record.value is not None else None
+        key = record.key[:_MAX_KEY_BYTES] if record.key is not None else None
         delivery = await self._producer.send(
-            topics.dead_letters(record.topic), 0, value, key=record.key, headers=head
+            topics.dead_letters(record.topic), 0, value, key=key, headers=head
         )
         await delivery
         self.n_written += 1
@@ -81,3 +84,15 @@ class DeadLetters:
                 return
             _log.error("dead_letter_limit", waits_s=round((1 - self._tokens) / self._rate_per_s, 2))
             await asyncio.sleep((1 - self._tokens) / self._rate_per_s)
+
+
+def _kept(headers: Sequence[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+    """Return a record's own headers, as many as a letter has room for."""
+    kept, n_bytes = [], 0
+    for name, value in headers:
+        n_bytes += len(name) + len(value or b"")
+        if n_bytes > _MAX_HEADERS_BYTES:
+            break
+        if not name.startswith("dlq_"):
+            kept.append((name, value))
+    return kept

@@ -12,16 +12,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import httptools
+import structlog
 from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
+
+_log = structlog.get_logger("http")
 
 HEAD, BODY, ANSWER, IDLE, REFUSED = range(5)
 COPIED_BYTES = 64 << 10
 
 Headers = Sequence[tuple[bytes, bytes]]
 Handler = Callable[["Exchange"], None]
-"""Takes a request whose body is whole and answers it, now or later; must not raise."""
+"""Takes a request whose body is whole and answers it, now or later."""
 Direct = Callable[[bytes], Handler | None]
 """Return who answers POST to a target, by its bytes in the request line, without ASGI."""
 
@@ -59,6 +62,14 @@ SLOW_BODY = _answer(408, "slow_body", "the body came too slowly; send it again, 
 BODY_TOO_LARGE = _answer(413, "request_too_large", "the body is too large; send less at once")
 HEAD_TOO_LARGE = _answer(431, "headers_too_large", "the headers are too large; send fewer")
 CROWDED = _answer(503, "too_many_connections", "too many connections; try again shortly")
+
+
+BROKEN_BODY = b'{"error": "something went wrong here"}'
+BROKEN_HEAD = [
+    (b"content-type", b"application/json"),
+    (b"content-length", b"%d" % len(BROKEN_BODY)),
+    (b"x-inferbus-error-code", b"internal"),
+]
 
 
 class Answers:
@@ -136,7 +147,11 @@ class Exchange:
 
     def handle(self) -> None:
         """Let the body, which is whole, be answered."""
-        self._handler(self)
+        try:
+            self._handler(self)
+        except Exception:  # noqa: BLE001 -- a connection that is never answered is never closed
+            _log.exception("handler_failed")
+            self.respond(500, BROKEN_HEAD, BROKEN_BODY, close=True)
 
     def respond(self, status: int, headers: Headers, body: bytes, *, close: bool = False) -> None:
         """Write the answer; `close` ends the connection behind it."""
@@ -203,6 +218,8 @@ class GuardedProtocol(HttpToolsProtocol):
                 self._refuse(FRAMING if self._phase == BODY else HEAD_TOO_LARGE)
 
     def on_message_begin(self) -> None:
+        if self.transport.is_closing():
+            self._stop_parser(MALFORMED)  # what follows a last answer is nobody's
         # The scope is made by `_to_asgi`, for requests that need one.
         self.url, self.headers, self.expect_100_continue = b"", [], False
         self._phase, self._since_s = HEAD, self.loop.time()
@@ -233,6 +250,7 @@ class GuardedProtocol(HttpToolsProtocol):
         """Let a plain POST be answered without ASGI if somebody does so; tell whether."""
         if (
             self._direct is None
+            or self.flow.write_paused  # ASGI waits until the client has read what it was sent
             or self.expect_100_continue
             or self._answering()
             or self.parser.get_method() != b"POST"

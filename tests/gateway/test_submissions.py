@@ -8,6 +8,7 @@ import struct
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ from confluent_kafka import Consumer, Producer
 from google.protobuf import json_format
 
 from inferbus_dev.topics import create_topics
-from inferbus_gateway.hot import submissions
+from inferbus_gateway.hot import submissions, submitted
+from inferbus_gateway.hot.publish import MAX_FRAME_REQUESTS
 from inferbus_kit.consume import PartitionReader
 from inferbus_schemas import ids, topics
 from inferbus_schemas import messages as m
@@ -36,7 +38,9 @@ class Program:
         self.tenant = f"t{secrets.token_hex(4)}"
         self.side = side
         self.topic = topics.topic(topics.SUBMISSIONS).for_tenant(self.tenant).name
-        self._producer = Producer({"bootstrap.servers": side.bootstrap})
+        self._producer = Producer(
+            {"bootstrap.servers": side.bootstrap, "message.max.bytes": 4 << 20}
+        )
 
     async def start(self) -> None:
         wanted = topics.to_create((), tenants=(self.tenant,))
@@ -151,18 +155,25 @@ async def test_what_cannot_run_is_answered_in_words_and_what_cannot_be_read_is_a
         program.one("unknown", model="no-such-model"),
         program.one("hostile", model="../x\r\n"),
         program.one("version", version="99"),
+        program.one("outputs", outputs=["y", "no such"]),
+        program.one("long id" * 40),
         program.one("fine"),
     )
     program.write(b"\xff\xff\xff")
     program.write(b"")
     program.write(b"<x/>", content_type="text/xml")
     program.write(b'{"requests": [{"model": 1}]}', content_type="application/json")
-    found = await program.ended("unknown", "hostile", "version", "fine")
+    program.write(b" " * (submitted.MAX_JSON_BYTES + 1), content_type="application/json")
+    program.write(b"{" * 50_000, content_type="application/json")
+    long_id = ("long id" * 40)[:256]
+    found = await program.ended("unknown", "hostile", "version", "outputs", long_id, "fine")
     assert found["fine"].outcome == m.OUTCOME_OK
     for name, code in (
         ("unknown", "unknown_model"),
         ("hostile", "invalid_request"),
         ("version", "unknown_model"),
+        ("outputs", "invalid_request"),
+        (long_id, "invalid_request"),
     ):
         assert found[name].outcome == m.OUTCOME_INVALID_INPUT
         assert found[name].error_code == code
@@ -173,28 +184,57 @@ async def test_what_cannot_run_is_answered_in_words_and_what_cannot_be_read_is_a
     await letters.start()
     said: list[str] = []
     async with asyncio.timeout(30):
-        while len(said) < 4:
+        while len(said) < 6:
             said += [
                 dict(record.headers)["dlq_error"].decode()
                 for record in await letters.read(timeout_ms=200)
             ]
     await letters.stop()
     assert all("UnreadableSubmissionError" in one for one in said)
-    await program.side.until(lambda: program.committed() == 5)
+    await program.side.until(lambda: program.committed() == 7)
 
 
-async def test_a_record_waits_for_a_worker_and_holds_up_no_other(program: Program) -> None:
+async def test_a_request_waits_for_a_worker_and_holds_up_no_other(program: Program) -> None:
     gateway = program.side.gateway(INFERBUS_SUBMISSION_TENANTS=program.tenant)
     starting = asyncio.create_task(gateway)
-    program.submit(program.one("early"))
-    await asyncio.sleep(1.0)
-    program.submit(program.one("no such", model="no-such-model"))
-    assert (await program.ended("no such"))["no such"].error_code == "unknown_model"
+    # In one record and one model: never served yet, too late for it, not for this model.
+    program.submit(
+        program.one("early"),
+        program.one("impatient", timeout_ms=1500),
+        program.one("no such", model="no-such-model"),
+    )
+    found = await program.ended("no such", "impatient")
+    assert found["no such"].error_code == "unknown_model"
+    assert found["impatient"].outcome == m.OUTCOME_EXPIRED
     assert program.committed() == 0
     await program.side.worker(echo)
     await starting
     assert (await program.ended("early"))["early"].outcome == m.OUTCOME_OK
-    await program.side.until(lambda: program.committed() == 2)
+    await program.side.until(lambda: program.committed() == 1)
+
+
+def test_a_frame_holds_what_it_says_it_holds() -> None:
+    lease: Any = None
+    draft = submissions._Draft(lease)
+    place = submitted.Place("t", 16, 4 << 20)
+    record: Any = SimpleNamespace(topic="t", partition=0, offset=0, timestamp=1, headers=())
+    one = m.SubmittedRequest(client_request_id="x" * 256)
+    said = m.Submission(requests=[one] * 2000)
+    for made in submitted.requests(said, record, place):
+        if not draft.takes(made):
+            break
+        draft.add(None, made)  # type: ignore[arg-type]
+    assert len(draft.members) == MAX_FRAME_REQUESTS
+    frame = m.RequestFrame(requests=[made.request for _, made in draft.members])
+    assert draft.n_bytes <= frame.ByteSize() <= draft.n_bytes + 8 * MAX_FRAME_REQUESTS
+    big = m.Tensor(name="x", datatype="FP32", shape=[2**62], data=bytes(600_000))
+    said = m.Submission(requests=[m.SubmittedRequest(inputs=m.TensorSet(tensors=[big]))] * 2)
+    draft = submissions._Draft(lease)
+    first, second = submitted.requests(said, record, place)
+    assert draft.takes(first)
+    draft.add(None, first)  # type: ignore[arg-type]
+    assert not draft.takes(second)
+    assert first.n_rows <= 600_001, "a shape is only a word until a worker has checked it"
 
 
 async def test_a_full_worker_leaves_submissions_where_they_are(program: Program) -> None:

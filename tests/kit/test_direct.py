@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+from dataclasses import replace
 
 import pytest
 
 from inferbus_kit.guard import COPIED_BYTES
-from tests.support.listener import App, answer, answer_direct, ended, ends, refused, serving
+from tests.support.listener import (
+    FAST,
+    App,
+    answer,
+    answer_direct,
+    ended,
+    ends,
+    pour,
+    refused,
+    serving,
+)
 
 HEAD = b"POST %s HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n"
 SLOW = b"GET /slow HTTP/1.1\r\nhost: a\r\n\r\n"
@@ -141,6 +153,43 @@ async def test_a_body_that_stalls_is_refused_and_never_handled() -> None:
         writer.write(HEAD % (b"/direct", 100) + b"b")
         await refused(reader, 408)
         assert not app.exchanges
+
+
+async def test_a_client_that_does_not_read_costs_no_memory() -> None:
+    async with serving(replace(FAST, unread_s=5.0)) as (app, server, dial):
+        app.answer_bytes = 4096
+        _, writer = await dial()
+        sock = writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        pouring = asyncio.create_task(pour(writer, post(b"/direct") * 50, 400))
+        await asyncio.sleep(1.0)
+        (connection,) = list(server._connections)
+        assert connection.transport.get_write_buffer_size() < 1 << 20
+        assert app.exchanges
+        pouring.cancel()
+        writer.transport.abort()
+
+
+async def test_what_follows_an_answer_that_closes_is_not_handled() -> None:
+    async with serving() as (app, _server, dial):
+        reader, writer = await dial()
+        app.closing = True
+        writer.write(post(b"/direct") * 5)
+        assert (await answer(reader))[0] == 200
+        assert await ends(reader) == b""
+        assert len(app.exchanges) == 1
+
+
+async def test_a_handler_that_fails_is_answered() -> None:
+    async with serving() as (app, server, dial):
+        reader, writer = await dial()
+        app.failing = True
+        writer.write(post(b"/direct"))
+        status, head, body = await answer(reader)
+        assert (status, body) == (500, b'{"error": "something went wrong here"}')
+        assert b"connection: close" in head
+        assert await ends(reader) == b""
+        await ended(server)
 
 
 async def test_a_broken_request_behind_one_waits_for_its_answer() -> None:

@@ -27,6 +27,8 @@ class App:
         self.calls = 0
         self.disconnects = 0
         self.exchanges: list[Exchange] = []
+        self.answer_bytes = 0
+        self.closing = self.failing = False
 
     def direct(self, target: bytes) -> Handler | None:
         """Take /direct, which is answered at once, and /later, which the test answers."""
@@ -35,8 +37,10 @@ class App:
 
         def handle(exchange: Exchange) -> None:
             self.exchanges.append(exchange)
+            if self.failing:
+                raise ValueError
             if target == b"/direct":
-                answer_direct(exchange)
+                answer_direct(exchange, close=self.closing, n_bytes=self.answer_bytes)
 
         return handle
 
@@ -67,8 +71,8 @@ class App:
         await send({"type": "http.response.body", "body": body})
 
 
-def answer_direct(exchange: Exchange, *, close: bool = False) -> None:
-    body = f"direct {len(exchange.body)} {len(exchange.headers)}".encode()
+def answer_direct(exchange: Exchange, *, close: bool = False, n_bytes: int = 0) -> None:
+    body = f"direct {len(exchange.body)} {len(exchange.headers)}".encode().ljust(n_bytes)
     head = [(b"content-length", str(len(body)).encode())]
     exchange.respond(200, head, body, close=close)
 

@@ -81,6 +81,7 @@ class Process:
 _INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 _PLAIN_INFER = re.compile(rb"/v2/models/([\w.-]+)(?:/versions/([\w.-]+))?/infer")
 _MAX_TARGETS = 4096
+_MAX_TARGET_BYTES = 160
 
 
 def front_door(infer: Infer, control: Asgi) -> Asgi:
@@ -100,14 +101,15 @@ def side_door(infer: Infer) -> Direct:
     """Return what the listener asks first: the hot route, where nothing odd is in its URL."""
 
     @functools.lru_cache(maxsize=_MAX_TARGETS)
-    def direct(target: bytes) -> Handler | None:
+    def known(target: bytes) -> Handler | None:
         found = _PLAIN_INFER.fullmatch(target)
         if found is None:
             return None
         model, version = found[1].decode(), (found[2] or b"").decode()
         return functools.partial(infer.direct, model, version)
 
-    return direct
+    # Anyone may send any target: what is remembered of them is short.
+    return lambda target: known(target) if len(target) <= _MAX_TARGET_BYTES else None
 
 
 def add_stages(process: Process, lifecycle: Lifecycle) -> None:

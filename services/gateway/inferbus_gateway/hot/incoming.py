@@ -36,7 +36,8 @@ class Bodies:
     """Reads bodies within bounds.
 
     Invariants: no body is over `max_body_bytes`, also not decompressed; what all unfinished bodies
-    hold together stays below `max_reading_bytes`.
+    that are read here hold together stays below `max_reading_bytes`. (The listener itself holds
+    those of up to 64 KiB, one per connection.)
     """
 
     def __init__(self, max_body_bytes: int, max_reading_bytes: int) -> None:

@@ -104,6 +104,7 @@ class Infer:
             exchange.respond(answer.status, answer.headers, answer.body, close=self.draining)
 
         try:
+            self._requests.admit()
             head = read_head(exchange.headers)
             caller = self._access.check(head.authorization, head.host, exchange.peer, INFER, model)
             body = exchange.body

@@ -48,8 +48,8 @@ class Publisher:
     """Places requests and publishes their frames.
 
     Invariants: a request is in one frame per attempt; a frame leaves in the tick in which its
-    first request was placed, or, while an earlier one to its inbox is on its way, when that is
-    acknowledged, when another has to be begun, or after `MAX_HOLD_S`; a request is refused here
+    first request was placed, or, while others to its inbox are on their way, when the last of them
+    is acknowledged, when another has to be begun, or after `MAX_HOLD_S`; a request is refused here
     only if Kafka saw none of its attempts.
     """
 

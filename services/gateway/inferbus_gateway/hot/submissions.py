@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from typing import Any
 
 import structlog
@@ -27,7 +27,7 @@ from inferbus_gateway.hot.placement import Placement
 from inferbus_gateway.hot.publish import MAX_FRAME_BYTES, MAX_FRAME_REQUESTS
 from inferbus_gateway.hot.replies import Spawn, terminal
 from inferbus_gateway.hot.route import Routes
-from inferbus_gateway.hot.submitted import Submitted, UnreadableSubmissionError
+from inferbus_gateway.hot.submitted import Place, Submitted, UnreadableSubmissionError
 from inferbus_kit.consume import Record
 from inferbus_kit.dlq import DeadLetters
 from inferbus_kit.errors import InferbusError
@@ -44,8 +44,13 @@ _log = structlog.get_logger("submissions")
 GROUP = "gateway.submissions"
 MAX_BACKLOG_ROWS = 1024
 """Rows that wait at a worker past which submissions wait too: who asks over HTTP goes first."""
-_MAX_OPEN = 4096
-"""Requests that are read and have no acknowledged record."""
+MAX_OPEN_BYTES = 64 << 20
+"""Bytes of records that are read and not done past which no more are read."""
+_REQUEST_BYTES = 1024
+"""What a request takes beside its tensors, about."""
+_PLACED_PER_PASS = 256
+_LOOK_EVERY_S = 0.5
+"""How often those are looked at that wait for a model to be served, or may have expired."""
 _SILENCE_S = 60.0
 _COMMIT_EVERY_S = 0.5
 _POLL_MS, _CROWDED_POLL_MS = 200, 20
@@ -57,41 +62,42 @@ _EXPIRED = "the deadline passed before a worker could take it"
 class _Partition:
     """A partition of ours, from its first record to its revocation."""
 
-    __slots__ = ("committed", "offsets", "revoked")
+    __slots__ = ("committed", "offsets", "open_bytes", "position", "revoked")
 
     def __init__(self, start: int) -> None:
         self.offsets = ContiguousOffsets(start)
         self.committed = -1
+        self.open_bytes = 0
+        self.position = start
         self.revoked = False
 
 
 class _Work:
-    """One record; `waiting` is None until its requests are pinned, `n_open` counts all not done."""
+    """One record, until nothing of it is open; `n_bytes` is what it may hold in memory."""
 
-    __slots__ = ("n_open", "part", "record", "said", "tenant", "waiting")
+    __slots__ = ("n_bytes", "n_open", "offset", "part", "place")
 
-    def __init__(self, part: _Partition, record: Record, tenant: str) -> None:
+    def __init__(self, part: _Partition, record: Record, place: Place) -> None:
         self.part = part
-        self.record = record
-        self.tenant = tenant
-        self.said: m.Submission | None = None
-        self.waiting: list[Submitted] | None = None
-        self.n_open = 0
+        self.place = place
+        self.offset = record.offset
+        self.n_bytes = len(record.value or b"")
+        self.n_open = 1
 
-    def done(self, n: int = 1) -> None:
-        """Note that `n` requests need nothing more of us."""
-        self.n_open -= n
-        if self.n_open == 0:
-            self.part.offsets.done(self.record.offset)
+
+_Member = tuple[_Work, Submitted]
+_Key = tuple[str, str, int]
+"""Pool, model, version."""
 
 
 class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka carries no types
     """Takes submissions of some tenants.
 
     Invariants: the committed offset never passes a record with a request that has neither an
-    acknowledged frame nor an acknowledged record; a record waits for a worker until it is ten
-    minutes old; one that waits holds up none of other models; while too much is open nothing is
-    read, and polling goes on, so that the group does not take this gateway for dead.
+    acknowledged frame nor an acknowledged record; a request waits for a worker until its deadline;
+    one that waits holds up none of other models; a pass over what waits costs what it places, not
+    what waits; while too much is open nothing is read, and polling goes on, so that the group does
+    not take this gateway for dead.
     """
 
     def __init__(
@@ -109,7 +115,7 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
     ) -> None:
         self._fail = fail
         entry = topics.topic(topics.SUBMISSIONS)
-        self._tenant_of = {entry.for_tenant(tenant).name: tenant for tenant in tenants}
+        self._tenants = {entry.for_tenant(tenant).name: tenant for tenant in tenants}
         self._instance = instance
         self._source = f"/inferbus/gateway/{instance}"
         self._producer = producer
@@ -118,13 +124,14 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         self._health = health
         self._letters = DeadLetters(producer, instance)
         self._max_tensor_bytes = max_tensor_bytes
+        self._places: dict[str, Place] = {}
         self._predictions = topics.topic(topics.PREDICTIONS)
         self._partitions: dict[TopicPartition, _Partition] = {}
-        self._waiting: deque[_Work] = deque()
+        self._queues: dict[_Key, deque[_Member]] = {}
+        self._unpinned: list[_Member] = []
         self._placed: dict[Inbox, tuple[int, int]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[Any] | None = None
-        self._n_reply_partitions = 0
         self._n_frames = 0
         self._paused = False
         self._consumer = AIOKafkaConsumer(
@@ -149,11 +156,15 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         """
         try:
             async with asyncio.timeout(30.0):
-                self._n_reply_partitions = await self._producer.n_partitions(self._predictions.name)
+                count = await self._producer.n_partitions(self._predictions.name)
                 await self._consumer.start()
         except (TimeoutError, KafkaError) as error:
             raise errors.BusUnavailableError("Kafka does not answer; is it running?") from error
-        self._consumer.subscribe(list(self._tenant_of), listener=self)
+        self._places = {
+            topic: Place(tenant, count, self._max_tensor_bytes)
+            for topic, tenant in self._tenants.items()
+        }
+        self._consumer.subscribe(list(self._places), listener=self)
         self._task = spawn("submissions", self._run())
 
     async def stop(self) -> None:
@@ -181,14 +192,16 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         _log.info("assigned", partitions=len(assigned))
 
     async def _run(self) -> None:
-        """Take submissions until cancelled."""
         self._health.watch("submissions", _SILENCE_S)
-        commit_at_s = 0.0
+        commit_at_s = look_at_s = 0.0
         while True:
             self._health.beat("submissions")
             try:
-                waits = self._pump()
-                await self._read(_CROWDED_POLL_MS if waits else _POLL_MS)
+                if time.monotonic() >= look_at_s:
+                    look_at_s = time.monotonic() + _LOOK_EVERY_S
+                    self._look()
+                placed_all = self._pump()
+                await self._read(_POLL_MS if placed_all else _CROWDED_POLL_MS)
                 if time.monotonic() >= commit_at_s:
                     commit_at_s = time.monotonic() + _COMMIT_EVERY_S
                     await self._commit()
@@ -197,75 +210,103 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
                 await asyncio.sleep(_RETRY_S)
 
     async def _read(self, timeout_ms: int) -> None:
-        n_open = sum(part.offsets.n_open for part in self._partitions.values())
-        if (n_open >= _MAX_OPEN) != self._paused:
+        open_bytes = sum(part.open_bytes for part in self._partitions.values())
+        if (open_bytes >= MAX_OPEN_BYTES) != self._paused:
             self._paused = not self._paused
             places = list(self._consumer.assignment())
             (self._consumer.pause if self._paused else self._consumer.resume)(*places)
         found = await self._consumer.getmany(timeout_ms=timeout_ms, max_records=256)
         for place, records in found.items():
-            part = self._partitions.get(place)
-            if part is None:
-                part = self._partitions[place] = _Partition(records[0].offset)
             for record in records:
-                part.offsets.read(record.offset)
-                self._waiting.append(_Work(part, record, self._tenant_of[place.topic]))
+                await self._take(place, record)
+
+    async def _take(self, place: TopicPartition, record: Record) -> None:
+        part = self._partitions.get(place)
+        if part is None or record.offset < part.position:
+            if part is not None:
+                _log.warning("offsets_went_back", expected=part.position, found=record.offset)
+                part.revoked = True
+            part = self._partitions[place] = _Partition(record.offset)
+        part.offsets.read(record.offset)
+        part.position = record.offset + 1
+        work = _Work(part, record, self._places[place.topic])
+        part.open_bytes += work.n_bytes
+        now_ms = time.time() * 1000
+        try:
+            if submitted.is_json(record):
+                said = await asyncio.to_thread(submitted.read, record, now_ms)
+            else:
+                said = submitted.read(record, now_ms)
+        except UnreadableSubmissionError as error:
+            self._spawn(self._bury(work, record, error))
+            return
+        members = submitted.requests(said, record, work.place)
+        work.n_open = len(members)
+        work.n_bytes += len(members) * _REQUEST_BYTES
+        part.open_bytes += len(members) * _REQUEST_BYTES
+        for one in members:
+            self._pin(work, one)
+
+    def _pin(self, work: _Work, one: Submitted) -> None:
+        try:
+            pool = submitted.pin(one, self._routes, work.place)
+        except errors.NoWorkerError:
+            self._unpinned.append((work, one))
+        except InferbusError as error:
+            self._end(work, one, m.OUTCOME_INVALID_INPUT, error)
+        else:
+            key = (pool, one.request.model, one.request.version)
+            self._queues.setdefault(key, deque()).append((work, one))
+
+    def _look(self) -> None:
+        """Pin what could not be pinned before, and end what has expired."""
+        unpinned, self._unpinned = self._unpinned, []
+        for work, one in self._live(unpinned):
+            self._pin(work, one)
+        for key, queue in list(self._queues.items()):
+            left = self._live(queue)
+            if left:
+                self._queues[key] = deque(left)
+            else:
+                del self._queues[key]
+
+    def _live(self, members: Iterable[_Member]) -> list[_Member]:
+        """Return those that are still ours and in time; end those that are late."""
+        now_ms, left = time.time() * 1000, []
+        for work, one in members:
+            if work.part.revoked:
+                continue
+            if one.deadline_ms <= now_ms:
+                self._end(work, one, m.OUTCOME_EXPIRED, errors.ExpiredError(_EXPIRED))
+            else:
+                left.append((work, one))
+        return left
 
     def _pump(self) -> bool:
-        """Place what can be placed; tell whether something waits."""
+        """Place what can be placed, in turns; tell whether nothing that could be is left."""
         now_ms = time.time() * 1000
         drafts: dict[Inbox, _Draft] = {}
-        for _ in range(len(self._waiting)):
-            work = self._waiting.popleft()
-            if not work.part.revoked and self._advance(work, drafts, now_ms):
-                self._waiting.append(work)
+        n_left = _PLACED_PER_PASS
+        for key, queue in list(self._queues.items()):
+            while queue and n_left and self._place(key, queue[0], drafts, now_ms):
+                queue.popleft()
+                n_left -= 1
+            if not queue:
+                del self._queues[key]
         for draft in drafts.values():
             self._send(draft, now_ms)
-        return bool(self._waiting)
-
-    def _advance(self, work: _Work, drafts: dict[Inbox, _Draft], now_ms: float) -> bool:
-        """Go on with a record; tell whether it has to wait."""
-        too_old = now_ms - work.record.timestamp > submitted.MAX_AGE_MS
-        if work.waiting is None:
-            try:
-                self._pin(work, now_ms)
-            except UnreadableSubmissionError as error:
-                work.n_open = 1
-                self._spawn(self._bury(work, error))
-                return False
-            except errors.NoWorkerError:
-                return True
-        assert work.waiting is not None  # noqa: S101 -- it was pinned
-        still = []
-        for one in work.waiting:
-            if one.error is not None:
-                self._end(work, one, m.OUTCOME_INVALID_INPUT, one.error)
-            elif too_old or one.left_ms(now_ms) <= 0:
-                self._end(work, one, m.OUTCOME_EXPIRED, errors.ExpiredError(_EXPIRED))
-            elif not self._place(work, one, drafts, now_ms):
-                still.append(one)
-        work.waiting = still
-        return bool(still)
-
-    def _pin(self, work: _Work, now_ms: float) -> None:
-        if work.said is None or now_ms - work.record.timestamp > submitted.MAX_AGE_MS:
-            work.said = submitted.read(work.record, now_ms)
-        work.waiting = submitted.requests(
-            work.said,
-            work.record,
-            work.tenant,
-            self._routes,
-            n_partitions=self._n_reply_partitions,
-            max_tensor_bytes=self._max_tensor_bytes,
-        )
-        work.n_open = len(work.waiting)
-        work.said = None
+        return not self._queues
 
     def _place(
-        self, work: _Work, one: Submitted, drafts: dict[Inbox, _Draft], now_ms: float
+        self, key: _Key, member: _Member, drafts: dict[Inbox, _Draft], now_ms: float
     ) -> bool:
-        request = one.request
-        lease = self._placement.choose(one.pool, request.model, request.version, {})
+        work, one = member
+        if work.part.revoked:
+            return True
+        if one.deadline_ms <= now_ms:
+            self._end(work, one, m.OUTCOME_EXPIRED, errors.ExpiredError(_EXPIRED))
+            return True
+        lease = self._placement.choose(*key, {})
         if lease is None:
             return False
         inbox = (lease.pool, lease.inbox)
@@ -286,7 +327,7 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
 
     def _send(self, draft: _Draft, now_ms: float) -> None:
         for _, one in draft.members:
-            one.request.ttl_ms = max(1, one.left_ms(now_ms))
+            one.request.ttl_ms = max(1, int(one.deadline_ms - now_ms))
         value = m.RequestFrame(
             gateway=self._instance, requests=[one.request for _, one in draft.members]
         ).SerializeToString()
@@ -334,18 +375,25 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             else:
                 break
         for work in works:
-            work.done()
+            self._done(work)
 
-    async def _bury(self, work: _Work, error: UnreadableSubmissionError) -> None:
+    def _done(self, work: _Work) -> None:
+        """Note that one request of a record needs nothing more of us."""
+        work.n_open -= 1
+        if work.n_open == 0:
+            work.part.open_bytes -= work.n_bytes
+            work.part.offsets.done(work.offset)
+
+    async def _bury(self, work: _Work, record: Record, error: UnreadableSubmissionError) -> None:
         while True:
             try:
-                await self._letters.put(work.record, error)
+                await self._letters.put(record, error)
             except (InferbusError, KafkaError) as refusal:
                 _log.warning("dead_letter_failed", error=repr(refusal))
                 await asyncio.sleep(_RETRY_S)
             else:
                 break
-        work.done()
+        self._done(work)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = watched(asyncio.get_running_loop().create_task(work, name="submission"), self._fail)
@@ -381,14 +429,14 @@ class _Draft:
 
     def __init__(self, lease: InboxLease) -> None:
         self.lease = lease
-        self.members: list[tuple[_Work, Submitted]] = []
+        self.members: list[_Member] = []
         self.n_bytes = 0
 
     def takes(self, one: Submitted) -> bool:
         """Whether there is room."""
-        fits = self.n_bytes + len(one.request.tensors) <= MAX_FRAME_BYTES
+        fits = self.n_bytes + one.request.ByteSize() <= MAX_FRAME_BYTES
         return fits and len(self.members) < MAX_FRAME_REQUESTS
 
     def add(self, work: _Work, one: Submitted) -> None:
         self.members.append((work, one))
-        self.n_bytes += len(one.request.tensors)
+        self.n_bytes += one.request.ByteSize()

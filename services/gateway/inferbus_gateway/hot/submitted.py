@@ -18,7 +18,6 @@ from inferbus_gateway import errors
 from inferbus_gateway.hot.fit import MAX_ID_CHARACTERS
 from inferbus_gateway.hot.route import Routes
 from inferbus_kit.consume import Record
-from inferbus_kit.errors import InferbusError
 from inferbus_schemas import envelope, ids, names
 from inferbus_schemas import messages as m
 
@@ -26,6 +25,8 @@ MAX_AGE_MS = 600_000
 """A record older than this is dead when it is read; no request may take longer either."""
 MAX_REQUESTS = 1000
 """Requests of one record."""
+MAX_JSON_BYTES = 1 << 20
+"""JSON takes a second of CPU per MiB; whoever writes more at once writes Protobuf."""
 _JSON = b"application/json"
 _PROTOBUF = {b"", b"application/protobuf", b"application/x-protobuf"}
 _ENTROPY_BYTES = 10
@@ -36,19 +37,26 @@ class UnreadableSubmissionError(ValueError):
     """A record that is no submission; the message is for its writer, in a dead letter."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Submitted:
-    """One request of a record; `error` says why it cannot be placed."""
+    """One request of a record: what goes on the bus, what was written, rows, and the deadline.
+
+    `said` is None once the request is pinned: it keeps the whole record in memory.
+    """
 
     request: m.Request
-    pool: str
+    said: m.SubmittedRequest | None
     n_rows: int
     deadline_ms: int
-    error: InferbusError | None
 
     def left_ms(self, now_ms: float) -> int:
         """Return how much of its time is left; 0 or less where none is."""
         return int(self.deadline_ms - now_ms)
+
+
+def is_json(record: Record) -> bool:
+    """Tell whether a record's content type says JSON."""
+    return _kind(record) == _JSON
 
 
 def read(record: Record, now_ms: float) -> m.Submission:
@@ -61,10 +69,11 @@ def read(record: Record, now_ms: float) -> m.Submission:
         raise UnreadableSubmissionError(
             "it is older than ten minutes; nobody waits for it any more"
         )
-    kind = dict(record.headers).get("content-type", b"").partition(b";")[0].strip().lower()
-    value = record.value or b""
+    kind, value = _kind(record), record.value or b""
     try:
         if kind == _JSON:
+            if len(value) > MAX_JSON_BYTES:
+                raise UnreadableSubmissionError("JSON may have 1 MiB at most; write Protobuf")
             said: m.Submission = json_format.Parse(value, m.Submission(), max_recursion_depth=20)
         elif kind in _PROTOBUF:
             said = m.Submission.FromString(value)
@@ -79,6 +88,11 @@ def read(record: Record, now_ms: float) -> m.Submission:
     return said
 
 
+def _kind(record: Record) -> bytes:
+    said = dict(record.headers).get("content-type") or b""
+    return said.partition(b";")[0].strip().lower()
+
+
 def request_id(record: Record, index: int) -> bytes:
     """Return the id of a record's request: UUIDv7 of append time and place, the same each time."""
     place = f"{record.topic}\x1f{record.partition}\x1f{record.offset}\x1f{index}"
@@ -91,71 +105,72 @@ def reply_partition(id_bytes: bytes, n_partitions: int) -> int:
     return zlib.crc32(id_bytes) % n_partitions
 
 
-def requests(
-    said: m.Submission,
-    record: Record,
-    tenant: str,
-    routes: Routes,
-    *,
-    n_partitions: int,
-    max_tensor_bytes: int,
-) -> list[Submitted]:
-    """Return the requests of a record, pinned now.
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What requests of one gateway need to know beside their record."""
 
-    Raises:
-        NoWorkerError: a model of it has never been served yet; the record has to wait.
-    """
+    tenant: str
+    n_reply_partitions: int
+    max_tensor_bytes: int
+
+
+def requests(said: m.Submission, record: Record, place: Place) -> list[Submitted]:
+    """Return the requests of a record; `pin` comes next."""
     traceparent = envelope.traceparent(record.headers)
     if not _SAMPLED.fullmatch(traceparent):
         traceparent = ""
-    return [
-        _one(
-            one,
-            m.Request(
-                id=(id_bytes := request_id(record, index)),
-                tenant=tenant,
-                reply_partition=reply_partition(id_bytes, n_partitions),
-                attempt=1,
-                criticality=1,
-                client_request_id=one.client_request_id[:MAX_ID_CHARACTERS],
-                outputs=one.outputs,
-                traceparent=traceparent,
-                tensors=one.inputs.SerializeToString(),
-            ),
-            record.timestamp + min(one.timeout_ms or MAX_AGE_MS, MAX_AGE_MS),
-            routes,
-            max_tensor_bytes,
+    out = []
+    for index, one in enumerate(said.requests):
+        id_bytes = request_id(record, index)
+        request = m.Request(
+            id=id_bytes,
+            tenant=place.tenant,
+            reply_partition=reply_partition(id_bytes, place.n_reply_partitions),
+            attempt=1,
+            criticality=1,
+            client_request_id=one.client_request_id[:MAX_ID_CHARACTERS],
+            traceparent=traceparent,
+            tensors=one.inputs.SerializeToString(),
         )
-        for index, one in enumerate(said.requests)
-    ]
+        deadline_ms = record.timestamp + min(one.timeout_ms or MAX_AGE_MS, MAX_AGE_MS)
+        out.append(Submitted(request, one, _rows(one.inputs), deadline_ms))
+    return out
 
 
-def _one(
-    one: m.SubmittedRequest,
-    request: m.Request,
-    deadline_ms: int,
-    routes: Routes,
-    max_tensor_bytes: int,
-) -> Submitted:
-    tensors = one.inputs.tensors
-    n_rows = tensors[0].shape[0] if tensors and tensors[0].shape else 1
-    error: InferbusError | None = None
-    pool = ""
+def pin(one: Submitted, routes: Routes, place: Place) -> str:
+    """Pin a request to a version; return its pool.
+
+    Raises:
+        NoWorkerError: its model has never been served yet; it has to wait.
+        InferbusError: it cannot run; the message is for its writer.
+    """
+    said, request = one.said, one.request
+    if said is None:
+        raise ValueError("the request is pinned already")
+    if len(said.client_request_id) > MAX_ID_CHARACTERS:
+        raise errors.InvalidRequestError(
+            f"client_request_id may have {MAX_ID_CHARACTERS} characters at most"
+        )
+    if len(request.tensors) > place.max_tensor_bytes:
+        raise errors.too_large(place.max_tensor_bytes)
     try:
-        if len(one.client_request_id) > MAX_ID_CHARACTERS:
-            raise errors.InvalidRequestError(
-                f"client_request_id may have {MAX_ID_CHARACTERS} characters at most"
-            )
-        if len(request.tensors) > max_tensor_bytes:
-            raise errors.too_large(max_tensor_bytes)
         # What is no name may stand neither in a record nor in a label.
-        request.model = names.check_model(one.model)
-        target = routes.resolve(one.model, one.version)
-        request.version, pool = target.version, target.pool
-    except errors.NoWorkerError:
-        raise
+        request.model = names.check_model(said.model)
     except names.InvalidNameError as refusal:
-        error = errors.InvalidRequestError(str(refusal))
-    except InferbusError as refusal:
-        error = refusal
-    return Submitted(request, pool, max(1, n_rows), deadline_ms, error)
+        raise errors.InvalidRequestError(str(refusal)) from None
+    target = routes.resolve(said.model, said.version)
+    known = {spec.name for spec in target.manifest.signature.outputs}
+    if not known.issuperset(said.outputs) or len(set(said.outputs)) != len(said.outputs):
+        raise errors.InvalidRequestError("outputs must be names of the model's outputs, each once")
+    request.version = target.version
+    request.outputs.extend(said.outputs)
+    one.said = None
+    return target.pool
+
+
+def _rows(inputs: m.TensorSet) -> int:
+    """Return how many rows a request says it has, never more than its bytes can be."""
+    first = inputs.tensors[0] if inputs.tensors else None
+    if first is None or not first.shape:
+        return 1
+    return min(max(1, first.shape[0]), len(first.data) + 1)
