@@ -17,7 +17,7 @@ from confluent_kafka import Consumer, Producer
 from google.protobuf import json_format
 
 from inferbus_dev.topics import create_topics
-from inferbus_gateway.hot import submissions, submitted
+from inferbus_gateway.hot import submission_work, submissions, submitted
 from inferbus_gateway.hot.publish import MAX_FRAME_REQUESTS
 from inferbus_kit.consume import PartitionReader
 from inferbus_schemas import ids, topics
@@ -215,7 +215,7 @@ async def test_a_request_waits_for_a_worker_and_holds_up_no_other(program: Progr
 
 def test_a_frame_holds_what_it_says_it_holds() -> None:
     lease: Any = None
-    draft = submissions._Draft(lease)
+    draft = submission_work.Draft(lease)
     place = submitted.Place("t", 16, 4 << 20)
     record: Any = SimpleNamespace(topic="t", partition=0, offset=0, timestamp=1, headers=())
     one = m.SubmittedRequest(client_request_id="x" * 256)
@@ -229,7 +229,7 @@ def test_a_frame_holds_what_it_says_it_holds() -> None:
     assert draft.n_bytes <= frame.ByteSize() <= draft.n_bytes + 8 * MAX_FRAME_REQUESTS
     big = m.Tensor(name="x", datatype="FP32", shape=[2**62], data=bytes(600_000))
     said = m.Submission(requests=[m.SubmittedRequest(inputs=m.TensorSet(tensors=[big]))] * 2)
-    draft = submissions._Draft(lease)
+    draft = submission_work.Draft(lease)
     first, second = submitted.requests(said, record, place)
     assert draft.takes(first)
     draft.add(None, first)  # type: ignore[arg-type]

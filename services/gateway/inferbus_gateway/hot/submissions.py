@@ -24,20 +24,25 @@ from inferbus_gateway import errors
 from inferbus_gateway.hot import submitted
 from inferbus_gateway.hot.pending import Inbox
 from inferbus_gateway.hot.placement import Placement
-from inferbus_gateway.hot.publish import MAX_FRAME_BYTES, MAX_FRAME_REQUESTS
 from inferbus_gateway.hot.replies import Spawn, terminal
 from inferbus_gateway.hot.route import Routes
+from inferbus_gateway.hot.submission_work import (
+    REQUEST_BYTES,
+    Draft,
+    Key,
+    Member,
+    Partition,
+    Work,
+)
 from inferbus_gateway.hot.submitted import Place, Submitted, UnreadableSubmissionError
 from inferbus_kit.consume import Record
 from inferbus_kit.dlq import DeadLetters
 from inferbus_kit.errors import InferbusError
 from inferbus_kit.health import Health
 from inferbus_kit.lifecycle import Fail, cancel, watched
-from inferbus_kit.offsets import ContiguousOffsets
 from inferbus_kit.produce import Delivery, Producer
 from inferbus_schemas import envelope, ids, topics
 from inferbus_schemas import messages as m
-from inferbus_schemas.membership import InboxLease
 
 _log = structlog.get_logger("submissions")
 
@@ -46,8 +51,6 @@ MAX_BACKLOG_ROWS = 1024
 """Rows that wait at a worker past which submissions wait too: who asks over HTTP goes first."""
 MAX_OPEN_BYTES = 64 << 20
 """Bytes of records that are read and not done past which no more are read."""
-_REQUEST_BYTES = 1024
-"""What a request takes beside its tensors, about."""
 _PLACED_PER_PASS = 256
 _LOOK_EVERY_S = 0.5
 """How often those are looked at that wait for a model to be served, or may have expired."""
@@ -57,37 +60,6 @@ _POLL_MS, _CROWDED_POLL_MS = 200, 20
 _RETRY_S = 0.5
 _REVOKE_TIMEOUT_S = 2.0
 _EXPIRED = "the deadline passed before a worker could take it"
-
-
-class _Partition:
-    """A partition of ours, from its first record to its revocation."""
-
-    __slots__ = ("committed", "offsets", "open_bytes", "position", "revoked")
-
-    def __init__(self, start: int) -> None:
-        self.offsets = ContiguousOffsets(start)
-        self.committed = -1
-        self.open_bytes = 0
-        self.position = start
-        self.revoked = False
-
-
-class _Work:
-    """One record, until nothing of it is open; `n_bytes` is what it may hold in memory."""
-
-    __slots__ = ("n_bytes", "n_open", "offset", "part", "place")
-
-    def __init__(self, part: _Partition, record: Record, place: Place) -> None:
-        self.part = part
-        self.place = place
-        self.offset = record.offset
-        self.n_bytes = len(record.value or b"")
-        self.n_open = 1
-
-
-_Member = tuple[_Work, Submitted]
-_Key = tuple[str, str, int]
-"""Pool, model, version."""
 
 
 class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka carries no types
@@ -126,9 +98,9 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         self._max_tensor_bytes = max_tensor_bytes
         self._places: dict[str, Place] = {}
         self._predictions = topics.topic(topics.PREDICTIONS)
-        self._partitions: dict[TopicPartition, _Partition] = {}
-        self._queues: dict[_Key, deque[_Member]] = {}
-        self._unpinned: list[_Member] = []
+        self._partitions: dict[TopicPartition, Partition] = {}
+        self._queues: dict[Key, deque[Member]] = {}
+        self._unpinned: list[Member] = []
         self._placed: dict[Inbox, tuple[int, int]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[Any] | None = None
@@ -226,10 +198,10 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             if part is not None:
                 _log.warning("offsets_went_back", expected=part.position, found=record.offset)
                 part.revoked = True
-            part = self._partitions[place] = _Partition(record.offset)
+            part = self._partitions[place] = Partition(record.offset)
         part.offsets.read(record.offset)
         part.position = record.offset + 1
-        work = _Work(part, record, self._places[place.topic])
+        work = Work(part, record, self._places[place.topic])
         part.open_bytes += work.n_bytes
         now_ms = time.time() * 1000
         try:
@@ -242,12 +214,12 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             return
         members = submitted.requests(said, record, work.place)
         work.n_open = len(members)
-        work.n_bytes += len(members) * _REQUEST_BYTES
-        part.open_bytes += len(members) * _REQUEST_BYTES
+        work.n_bytes += len(members) * REQUEST_BYTES
+        part.open_bytes += len(members) * REQUEST_BYTES
         for one in members:
             self._pin(work, one)
 
-    def _pin(self, work: _Work, one: Submitted) -> None:
+    def _pin(self, work: Work, one: Submitted) -> None:
         try:
             pool = submitted.pin(one, self._routes, work.place)
         except errors.NoWorkerError:
@@ -270,7 +242,7 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             else:
                 del self._queues[key]
 
-    def _live(self, members: Iterable[_Member]) -> list[_Member]:
+    def _live(self, members: Iterable[Member]) -> list[Member]:
         """Return those that are still ours and in time; end those that are late."""
         now_ms, left = time.time() * 1000, []
         for work, one in members:
@@ -285,7 +257,7 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
     def _pump(self) -> bool:
         """Place what can be placed, in turns; tell whether nothing that could be is left."""
         now_ms = time.time() * 1000
-        drafts: dict[Inbox, _Draft] = {}
+        drafts: dict[Inbox, Draft] = {}
         n_left = _PLACED_PER_PASS
         for key, queue in list(self._queues.items()):
             while queue and n_left and self._place(key, queue[0], drafts, now_ms):
@@ -297,9 +269,7 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             self._send(draft, now_ms)
         return not self._queues
 
-    def _place(
-        self, key: _Key, member: _Member, drafts: dict[Inbox, _Draft], now_ms: float
-    ) -> bool:
+    def _place(self, key: Key, member: Member, drafts: dict[Inbox, Draft], now_ms: float) -> bool:
         work, one = member
         if work.part.revoked:
             return True
@@ -321,11 +291,11 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             self._send(draft, now_ms)
             draft = None
         if draft is None:
-            draft = drafts[inbox] = _Draft(lease)
+            draft = drafts[inbox] = Draft(lease)
         draft.add(work, one)
         return True
 
-    def _send(self, draft: _Draft, now_ms: float) -> None:
+    def _send(self, draft: Draft, now_ms: float) -> None:
         for _, one in draft.members:
             one.request.ttl_ms = max(1, int(one.deadline_ms - now_ms))
         value = m.RequestFrame(
@@ -346,7 +316,7 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             )
         )
 
-    def _end(self, work: _Work, one: Submitted, outcome: m.Outcome, error: InferbusError) -> None:
+    def _end(self, work: Work, one: Submitted, outcome: m.Outcome, error: InferbusError) -> None:
         """Write the record of a request that no worker gets."""
         said = terminal(one.request, 1, outcome, error.code, str(error), self._instance)
         ce_id = f"{ids.text(said.id)}/1/gateway"
@@ -363,7 +333,7 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         )
 
     async def _until_written(
-        self, send: Callable[[], Awaitable[Delivery]], works: list[_Work]
+        self, send: Callable[[], Awaitable[Delivery]], works: list[Work]
     ) -> None:
         """Send until Kafka has it: the ids make twice as good as once."""
         while True:
@@ -377,14 +347,14 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         for work in works:
             self._done(work)
 
-    def _done(self, work: _Work) -> None:
+    def _done(self, work: Work) -> None:
         """Note that one request of a record needs nothing more of us."""
         work.n_open -= 1
         if work.n_open == 0:
             work.part.open_bytes -= work.n_bytes
             work.part.offsets.done(work.offset)
 
-    async def _bury(self, work: _Work, record: Record, error: UnreadableSubmissionError) -> None:
+    async def _bury(self, work: Work, record: Record, error: UnreadableSubmissionError) -> None:
         while True:
             try:
                 await self._letters.put(record, error)
@@ -420,23 +390,3 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         for place, offset in moved.items():
             if (part := self._partitions.get(place)) is not None:
                 part.committed = offset
-
-
-class _Draft:
-    """A frame that is being filled for a lease's owner."""
-
-    __slots__ = ("lease", "members", "n_bytes")
-
-    def __init__(self, lease: InboxLease) -> None:
-        self.lease = lease
-        self.members: list[_Member] = []
-        self.n_bytes = 0
-
-    def takes(self, one: Submitted) -> bool:
-        """Whether there is room."""
-        fits = self.n_bytes + one.request.ByteSize() <= MAX_FRAME_BYTES
-        return fits and len(self.members) < MAX_FRAME_REQUESTS
-
-    def add(self, work: _Work, one: Submitted) -> None:
-        self.members.append((work, one))
-        self.n_bytes += one.request.ByteSize()

@@ -1,0 +1,66 @@
+"""What is open of submissions: records until they are done, and frames that are being filled; pure.
+
+In: records and their requests. Out: counts that bound memory, and offsets that may be committed.
+"""
+
+from __future__ import annotations
+
+from inferbus_gateway.hot.publish import MAX_FRAME_BYTES, MAX_FRAME_REQUESTS
+from inferbus_gateway.hot.submitted import Place, Submitted
+from inferbus_kit.consume import Record
+from inferbus_kit.offsets import ContiguousOffsets
+from inferbus_schemas.membership import InboxLease
+
+REQUEST_BYTES = 1024
+"""What a request takes beside its tensors, about."""
+
+
+class Partition:
+    """A partition of ours, from its first record to its revocation."""
+
+    __slots__ = ("committed", "offsets", "open_bytes", "position", "revoked")
+
+    def __init__(self, start: int) -> None:
+        self.offsets = ContiguousOffsets(start)
+        self.committed = -1
+        self.open_bytes = 0
+        self.position = start
+        self.revoked = False
+
+
+class Work:
+    """One record, until nothing of it is open; `n_bytes` is what it may hold in memory."""
+
+    __slots__ = ("n_bytes", "n_open", "offset", "part", "place")
+
+    def __init__(self, part: Partition, record: Record, place: Place) -> None:
+        self.part = part
+        self.place = place
+        self.offset = record.offset
+        self.n_bytes = len(record.value or b"")
+        self.n_open = 1
+
+
+Member = tuple[Work, Submitted]
+Key = tuple[str, str, int]
+"""Pool, model, version."""
+
+
+class Draft:
+    """A frame that is being filled for a lease's owner."""
+
+    __slots__ = ("lease", "members", "n_bytes")
+
+    def __init__(self, lease: InboxLease) -> None:
+        self.lease = lease
+        self.members: list[Member] = []
+        self.n_bytes = 0
+
+    def takes(self, one: Submitted) -> bool:
+        """Whether there is room."""
+        fits = self.n_bytes + one.request.ByteSize() <= MAX_FRAME_BYTES
+        return fits and len(self.members) < MAX_FRAME_REQUESTS
+
+    def add(self, work: Work, one: Submitted) -> None:
+        self.members.append((work, one))
+        self.n_bytes += one.request.ByteSize()
