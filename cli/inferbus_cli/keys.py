@@ -43,6 +43,7 @@ def create(
     tenant: str | None = None,
     rate: float | None = None,
     burst: int | None = None,
+    tokens_per_min: int | None = None,
     expires: str | None = None,
     registry: str | None = None,
 ) -> None:
@@ -55,13 +56,20 @@ def create(
         tenant: Tenant of the key; your own unless given.
         rate: Requests a second that it may send on average; no limit unless given.
         burst: Requests that may come at once after a pause; a second's worth unless given.
+        tokens_per_min: Tokens of generated text, prompts included, that it may use a minute; no
+            limit unless given.
         expires: How long it lives, as 90d, 12h, 30m or 60s; for ever unless given.
         registry: URL of the registry.
     """
     if burst is not None and rate is None:
         raise CommandError("A burst belongs to a rate: give --rate together with --burst.")
     wish: dict[str, Any] = {"name": name, "scopes": scope}
-    given = {"tenant": tenant, "requests_per_s": rate, "burst": burst}
+    given = {
+        "tenant": tenant,
+        "requests_per_s": rate,
+        "burst": burst,
+        "tokens_per_min": tokens_per_min,
+    }
     wish |= {field: value for field, value in given.items() if value is not None}
     if expires is not None:
         wish["expires_in_s"] = _span_s(expires)
@@ -104,8 +112,9 @@ def _state(one: dict[str, Any]) -> str:
 
 
 def _limit(one: dict[str, Any]) -> str:
-    rate = one["requests_per_s"]
-    return f"  {rate:g}/s, {one['burst']} at once" if rate else ""
+    rate, tokens = one["requests_per_s"], one["tokens_per_min"]
+    requests = f"  {rate:g}/s, {one['burst']} at once" if rate else ""
+    return f"{requests}  {tokens:,} tokens/min" if tokens else requests
 
 
 @app.command

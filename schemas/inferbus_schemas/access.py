@@ -134,6 +134,7 @@ class Principal:
     expires_s: float = math.inf
     requests_per_s: float = 0.0
     burst: int = 0
+    tokens_per_min: int = 0
 
     def infers(self, model: str) -> bool:
         """Tell whether it may ask `model`."""
@@ -168,6 +169,7 @@ def principal(
         expires_s,
         rate,
         max(1, limits.burst) if limits is not None and rate > 0 else 0,
+        0 if limits is None else limits.tokens_per_min,
     )
 
 

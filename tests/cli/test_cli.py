@@ -227,7 +227,8 @@ def test_keys_are_made_listed_rotated_and_revoked(running: RegistryProcess) -> N
     at = {"INFERBUS_REGISTRY_URL": running.url}
     made = inferbus(
         "keys", "create", "ci", "--scope", "models:read", "--scope", "infer:digits",
-        "--tenant", "acme", "--rate", "5", "--burst", "10", "--expires", "90d", env=at,
+        "--tenant", "acme", "--rate", "5", "--burst", "10", "--tokens-per-min", "9000",
+        "--expires", "90d", env=at,
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
     key = made.stdout.strip()
@@ -237,7 +238,7 @@ def test_keys_are_made_listed_rotated_and_revoked(running: RegistryProcess) -> N
     assert inferbus("models", "list", env={**at, "INFERBUS_API_KEY": key}).returncode == 0
     listed = inferbus("keys", "list", "--tenant", "acme", env=at)
     assert f"{key_id}  acme" in listed.stdout
-    assert "infer:digits, models:read  5/s, 10 at once" in listed.stdout
+    assert "models:read  5/s, 10 at once  9,000 tokens/min" in listed.stdout
     assert key not in listed.stdout
     rotated = inferbus("keys", "rotate", key_id, "--overlap", "0s", env=at)
     second = rotated.stdout.strip()

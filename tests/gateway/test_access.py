@@ -183,11 +183,13 @@ class Gateway:
         control = make_app(views, repository, Health(), known, lambda: ids.uuid7(1, 1))
         self.app: Any = front_door(infer, before(text, control))
 
-    async def ask(self, method: str, path: str, presented: bytes | None) -> httpx.Response:
+    async def ask(
+        self, method: str, path: str, presented: bytes | None, body: Any = None
+    ) -> httpx.Response:
         head = [] if presented is None else [(b"authorization", presented)]
         transport = httpx.ASGITransport(app=self.app)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
-            return await http.request(method, path, headers=head)
+            return await http.request(method, path, headers=head, json=body)
 
 
 SCOPES = [*access.ALL_SCOPES, "infer:digits", "infer:other"]
@@ -220,6 +222,34 @@ async def test_every_route_by_every_scope(method: str, path: str, model: str) ->
             assert (got.status_code, got.headers["www-authenticate"]) == (401, "Bearer")
             assert got.headers["x-inferbus-error-code"] == "unauthorized"
             assert "x-request-id" in got.headers
+
+
+BODIES: dict[str, dict[str, Any]] = {
+    "chat/completions": {"messages": [{"role": "user", "content": "x"}]},
+    "completions": {"prompt": "x"},
+    "embeddings": {"input": "x"},
+}
+
+
+@pytest.mark.parametrize("model", ["digits", "foreign"])
+@pytest.mark.parametrize("path", BODIES)
+async def test_a_model_that_stands_in_the_body_is_asked_for_too(path: str, model: str) -> None:
+    """In OpenAI's shape; whether there is such a model is no part of the answer."""
+    gateway = Gateway()
+    body = {"model": model, **BODIES[path]}
+    for number, scope in enumerate(SCOPES, 1):
+        gateway.keys.apply(record(number, scope))
+        got = await gateway.ask("POST", f"/v1/{path}", bearer(number), body)
+        verdict = access.judge(access.principal("acme", "x", [scope]), access.INFER, model)
+        code = got.json()["error"]["code"]
+        assert (got.status_code == 403) == (verdict is Verdict.FORBIDDEN), (scope, got.text)
+        assert (code == "forbidden") == (verdict is Verdict.FORBIDDEN)
+        if verdict is Verdict.HIDDEN:
+            assert got.status_code == 404
+            assert f"{model} is not deployed" in got.json()["error"]["message"]
+    got = await gateway.ask("POST", f"/v1/{path}", None, body)
+    assert (got.status_code, got.headers["www-authenticate"]) == (401, "Bearer")
+    assert got.json()["error"]["code"] == "unauthorized"
 
 
 def test_every_route_stands_in_the_table() -> None:

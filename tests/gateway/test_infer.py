@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from prometheus_client import CollectorRegistry
 
+from inferbus_gateway import errors
 from inferbus_gateway.hot.access import Access
 from inferbus_gateway.hot.incoming import Bodies
 from inferbus_gateway.hot.infer import Infer
 from inferbus_gateway.hot.limits import Limits
 from inferbus_gateway.hot.pending import Pending
-from inferbus_gateway.hot.requests import Requests
+from inferbus_gateway.hot.requests import Requests, Waiter
 from inferbus_kit.metrics import gateway_metrics
+from inferbus_schemas import access
 from inferbus_schemas import manifest as manifests
+from inferbus_schemas import messages as m
 from inferbus_schemas.access import Keyring
 
 
@@ -81,3 +86,44 @@ def test_a_refused_timeout_opens_no_span() -> None:
     assert len(pending) == 0
     assert ask(1000) == 0, "it waits for its record"
     assert len(opened) == len(pending) == 1
+
+
+def test_a_generation_is_charged_to_its_caller_once_it_ended() -> None:
+    parts: Any = SimpleNamespace(partition=0, place=lambda _entry: True, on=False)
+    limits = Limits()
+    requests = Requests(
+        pending=Pending(),
+        publisher=parts,
+        replies=parts,
+        metrics=gateway_metrics(CollectorRegistry()),
+        tracing=parts,
+        max_tensor_bytes=1 << 20,
+        limits=limits,
+        max_tenant_pending=1000,
+    )
+    bounds = m.Limits(tokens_per_min=60)
+    ada = access.principal("acme", "key:1", ["infer:*"], limits=bounds)
+    target: Any = SimpleNamespace(model="m", version=1, pool="default")
+
+    def open_one(generation: m.Generation | None) -> Any:
+        return requests.open(
+            requests.new_id(),
+            target,
+            b"",
+            caller=ada,
+            n_rows=1,
+            outputs=(),
+            client_request_id="",
+            timeout_s=1.0,
+            waiter=Waiter(lambda _entry: None, time.monotonic()),
+            generation=generation,
+        )
+
+    entry = open_one(m.Generation(max_tokens=5))
+    used = m.Generated(prompt_tokens=70, completion_tokens=30)
+    said = m.Prediction(id=entry.id, outcome=m.OUTCOME_OK, generated=used)
+    entry.waiter.resolve(entry, said, 7, 0.0)
+    requests.settle(entry)
+    with pytest.raises(errors.RateLimitedError):
+        open_one(m.Generation(max_tokens=5))
+    assert open_one(None) is not None, "what generates nothing needs no tokens"

@@ -178,6 +178,49 @@ def test_key_and_tenant_are_counted_and_a_refusal_spends_nothing() -> None:
     assert owed["acme"] == 2
 
 
+def writer(tokens_per_min: int) -> access.Principal:
+    limits = m.Limits(tokens_per_min=tokens_per_min)
+    return access.principal("acme", "key:1", ["infer:*"], limits=limits)
+
+
+def test_tokens_are_charged_when_they_are_known() -> None:
+    limits = Limits()
+    ada = writer(600)
+    for _ in range(3):
+        limits.take(ada, 0.0, generating=True)
+    limits.charge(ada, 900, 0.0)
+    with pytest.raises(errors.RateLimitedError) as refused:
+        limits.take(ada, 0.0, generating=True)
+    assert refused.value.retry_after_s == pytest.approx(30.1), "300 too many, at 10 a second"
+    limits.take(ada, 0.0)
+    limits.take(ada, 30.2, generating=True)
+    assert {name: quota.owed for name, quota in limits.due().items()} == {"acme/key:1#tokens": 900}
+
+
+def test_the_tokens_of_a_tenant_are_those_of_all_its_keys() -> None:
+    limits = Limits(tenant_tokens_per_min=60)
+    ada, bob = writer(0), access.principal("acme", "key:2", ["infer:*"])
+    limits.take(ada, 0.0, generating=True)
+    limits.charge(ada, 100, 0.0)
+    for caller_ in (ada, bob):
+        with pytest.raises(errors.RateLimitedError):
+            limits.take(caller_, 0.0, generating=True)
+    limits.take(access.ANONYMOUS, 0.0, generating=True)
+
+
+def test_owed_tokens_reach_the_shared_count_whole() -> None:
+    quota = Quota(10.0, 600, ONE, 0.0, ahead=False)
+    count = Gcra(10.0, 600)
+    quota.charge(2000, ONE, 0.0)
+    assert quota.due(0.0)
+    asked = quota.ask(0.0)
+    assert asked == Ask(owed=2000, want=0)
+    quota.answered(*count.spend(asked.owed, asked.want, 0.0), ONE, 0.0)
+    assert quota.owed == 0
+    assert quota.wait_s(ONE, 0.0) == pytest.approx(140.1)
+    assert quota.wait_s(ONE, 140.2) == 0.0
+
+
 def test_who_has_no_limit_costs_nothing() -> None:
     limits = Limits()
     for _ in range(1000):

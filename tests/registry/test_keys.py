@@ -118,13 +118,15 @@ def test_an_expired_key_opens_nothing(running: RegistryProcess) -> None:
 
 
 def test_rotation_overlaps_and_ends(running: RegistryProcess) -> None:
-    old = make(running, "models:read", "infer:digits", requests_per_s=5, expires_in_s=1000)
+    wish: dict[str, Any] = {"requests_per_s": 5, "tokens_per_min": 900, "expires_in_s": 1000}
+    old = make(running, "models:read", "infer:digits", **wish)
     with running.client as client:
         made = client.post(f"/keys/{an_id(old)}/rotate", json={"overlap_s": 1}).json()
         shown = client.get(f"/keys/{made['id']}").json()
         again = client.post(f"/keys/{an_id(old)}/rotate", json={})
     assert refused(again, 409, "key_ended")
     assert (shown["scopes"], shown["requests_per_s"]) == (["infer:digits", "models:read"], 5.0)
+    assert shown["tokens_per_min"] == 900
     assert shown["expires_at"] is not None
     for key in (old, made["key"]):
         with running.client_of(key) as client:

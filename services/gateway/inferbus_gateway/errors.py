@@ -191,7 +191,7 @@ class UnsupportedEncodingError(InferbusError):
 
 
 class RateLimitedError(InferbusError):
-    """The key or the tenant sent more than its limit; the request was not accepted."""
+    """The key or the tenant is over its limit of requests or tokens; this one was not accepted."""
 
     code = "rate_limited"
     http_status = 429
@@ -199,7 +199,7 @@ class RateLimitedError(InferbusError):
     retryable = True
 
     def __init__(self, retry_after_s: float) -> None:
-        super().__init__("more requests than your limit allows; send fewer, or later")
+        super().__init__("more than your limit of requests or tokens; send fewer, or later")
         self.retry_after_s = retry_after_s
 
 

@@ -49,6 +49,12 @@ class GatewaySettings(Settings):
         ge=0,
         description="Requests that a tenant may start at once after a pause; 0: a second's worth.",
     )
+    tenant_tokens_per_min: int = Field(
+        default=0,
+        ge=0,
+        description="Tokens of generated text, prompts included, that a tenant may use a minute; "
+        "0: no limit.",
+    )
     tenant_max_pending: int = Field(
         default=5_000,
         gt=0,

@@ -79,7 +79,7 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
     replies = Replies(bootstrap, instance, pending, producer, lambda: health.beat("replies"))
     publisher = Publisher(instance, producer, pending, placement)
     rate, burst = settings.tenant_requests_per_s, settings.tenant_burst
-    limits = Limits(rate, burst or max(1, round(rate)))
+    limits = Limits(rate, burst or max(1, round(rate)), settings.tenant_tokens_per_min)
     leases = Leases(settings.valkey_url.get_secret_value(), limits, fleet, metrics.limits_shared)
     requests = Requests(
         limits=limits,

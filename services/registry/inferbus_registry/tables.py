@@ -117,6 +117,7 @@ keys = Table(
     Column("expires_at", DateTime(timezone=True)),
     Column("revoked_at", DateTime(timezone=True)),
     Column("replaced_by", Text),
+    Column("tokens_per_min", Integer, nullable=False, server_default="0"),
     CheckConstraint("length(sha256) = 32", name="sha256"),
     Index(None, "tenant", "id"),
 )

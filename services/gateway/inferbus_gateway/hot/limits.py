@@ -1,4 +1,4 @@
-"""How many requests a key and a tenant may start: counted here, settled with the fleet; pure.
+"""What a key and a tenant may use - requests, tokens: counted here, settled with the fleet; pure.
 
 In: callers, the time, and what the shared count answers. Out: leave to go on, or how long to wait.
 Nothing here waits: a request spends what was leased, or goes ahead within this gateway's share of
@@ -64,10 +64,13 @@ class Quota:
         "used_s",
     )
 
-    def __init__(self, rate_per_s: float, burst: int, part: Part, now_s: float) -> None:
+    def __init__(
+        self, rate_per_s: float, burst: int, part: Part, now_s: float, *, ahead: bool = True
+    ) -> None:
+        """Start full; without `ahead` nothing is leased before it is used."""
         self.rate_per_s = rate_per_s
         self.burst = burst
-        self.block = min(int(rate_per_s * BLOCK_S), MAX_BLOCK, burst)
+        self.block = min(int(rate_per_s * BLOCK_S), MAX_BLOCK, burst) if ahead else 0
         self.owed = 0
         self.queued = False
         self.used_s = now_s
@@ -95,6 +98,21 @@ class Quota:
         self._room = room
         self._denied = True
         return (1.0 - room) / (self.rate_per_s * (1.0 if part.shared else part.share))
+
+    def wait_s(self, part: Part, now_s: float) -> float:
+        """Return 0 while anything is left, or the seconds until there is again; spend nothing."""
+        self.used_s = now_s
+        self._room = self._grown(part, now_s)
+        if self._room >= 1.0:
+            return 0.0
+        self._denied = True
+        return (1.0 - self._room) / (self.rate_per_s * (1.0 if part.shared else part.share))
+
+    def charge(self, n: int, part: Part, now_s: float) -> None:
+        """Spend what was used already, whether or not it was left."""
+        self.used_s = now_s
+        self._room = self._grown(part, now_s) - n
+        self.owed += n
 
     def give_back(self) -> None:
         """Undo the last `take`: another limit refused the request."""
@@ -168,20 +186,37 @@ class Limits:
     forgotten by `forget_idle`; `wake` is called when a quota is to be asked for.
     """
 
-    def __init__(self, tenant_rate_per_s: float = 0.0, tenant_burst: int = 1) -> None:
+    def __init__(
+        self,
+        tenant_rate_per_s: float = 0.0,
+        tenant_burst: int = 1,
+        tenant_tokens_per_min: int = 0,
+    ) -> None:
         self._tenant_rate_per_s = tenant_rate_per_s
         self._tenant_burst = tenant_burst
+        self._tenant_tokens_per_min = tenant_tokens_per_min
         self.wake: Callable[[], None] = _nothing
         self._quotas: dict[str, Quota] = {}
         self._due: dict[str, Quota] = {}
         self.part = Part()
 
-    def take(self, caller: Principal, now_s: float) -> None:
+    def take(self, caller: Principal, now_s: float, *, generating: bool = False) -> None:
         """Spend one request of a caller's key and of its tenant.
 
+        Args:
+            caller: who asks.
+            now_s: monotonic.
+            generating: whether the request generates text, so that tokens must be left too.
+
         Raises:
-            RateLimitedError: one of the two has none left; nothing was spent.
+            RateLimitedError: one of them has none left; nothing was spent.
         """
+        if generating:
+            for name, quota in self._token_quotas(caller, now_s):
+                wait_s = quota.wait_s(self.part, now_s)
+                self._look(name, quota, now_s)
+                if wait_s > 0:
+                    raise RateLimitedError(wait_s)
         key: Quota | None = None
         if caller.requests_per_s > 0:
             key = self._spend(caller.who, caller.requests_per_s, caller.burst, now_s)
@@ -198,11 +233,35 @@ class Limits:
         if quota is None or quota.rate_per_s != rate_per_s or quota.burst != burst:
             quota = self._quotas[name] = Quota(rate_per_s, burst, self.part, now_s)
         wait_s = quota.take(self.part, now_s)
-        if not quota.queued and quota.due(now_s):
-            self.queue(name, quota)
+        self._look(name, quota, now_s)
         if wait_s > 0:
             raise RateLimitedError(wait_s)
         return quota
+
+    def charge(self, caller: Principal, n_tokens: int, now_s: float) -> None:
+        """Spend the tokens that a generation has used; what began within the limit may pass it."""
+        for name, quota in self._token_quotas(caller, now_s):
+            quota.charge(n_tokens, self.part, now_s)
+            self._look(name, quota, now_s)
+
+    def _token_quotas(self, caller: Principal, now_s: float) -> list[tuple[str, Quota]]:
+        found = []
+        for whose, per_min in (
+            (caller.who, caller.tokens_per_min),
+            (caller.tenant, self._tenant_tokens_per_min),
+        ):
+            if per_min > 0:
+                name = f"{whose}#tokens"
+                quota = self._quotas.get(name)
+                if quota is None or quota.burst != per_min:
+                    quota = Quota(per_min / 60, per_min, self.part, now_s, ahead=False)
+                    self._quotas[name] = quota
+                found.append((name, quota))
+        return found
+
+    def _look(self, name: str, quota: Quota, now_s: float) -> None:
+        if not quota.queued and quota.due(now_s):
+            self.queue(name, quota)
 
     def queue(self, name: str, quota: Quota) -> None:
         """Have a quota asked for."""
@@ -211,7 +270,10 @@ class Limits:
         self.wake()
 
     def due(self) -> dict[str, Quota]:
-        """Return, and forget, the quotas to ask for: `<tenant>`, or `<tenant>/<principal>`."""
+        """Return, and forget, the quotas to ask for.
+
+        Their names: `<tenant>` or `<tenant>/<principal>`, and `#tokens` behind that for tokens.
+        """
         found, self._due = self._due, {}
         for quota in found.values():
             quota.queued = False

@@ -37,10 +37,11 @@ class Waiter:
     """Where one request waits for its end; told once, by calling `then` in the reader's own turn.
 
     `prediction` and `offset` are set by a terminal record; `error` where Kafka never saw the
-    request or where no record came in time. `then` must not raise and must not wait.
+    request or where no record came in time; `charged` is who pays for tokens, where there are
+    any. `then` must not raise and must not wait.
     """
 
-    __slots__ = ("error", "offset", "prediction", "read_s", "span", "start_s", "then")
+    __slots__ = ("charged", "error", "offset", "prediction", "read_s", "span", "start_s", "then")
 
     def __init__(self, then: Callable[[Entry], None], start_s: float) -> None:
         self.then = then
@@ -50,6 +51,7 @@ class Waiter:
         self.read_s = 0.0
         self.error: InferbusError | None = None
         self.span: OpenSpan | None = None
+        self.charged: Principal | None = None
 
     @property
     def ended(self) -> bool:
@@ -171,7 +173,9 @@ class Requests:
             raise errors.too_large(self.max_tensor_bytes)
         if self._pending.by_tenant.get(caller.tenant, 0) >= self._max_tenant_pending:
             raise errors.TenantBusyError
-        self._limits.take(caller, waiter.start_s)
+        self._limits.take(caller, waiter.start_s, generating=generation is not None)
+        if generation is not None:
+            waiter.charged = caller
         request = m.Request(
             id=request_id,
             tenant=caller.tenant,
@@ -228,6 +232,10 @@ class Requests:
                 inferbus__version=request.version,
                 inferbus__outcome=outcome,
             )
+        if prediction is not None and waiter.charged is not None:
+            used = prediction.generated
+            n_tokens = used.prompt_tokens + used.completion_tokens
+            self._limits.charge(waiter.charged, n_tokens, time.monotonic())
         if prediction is not None or isinstance(error, errors.OutcomeUnknownError):
             self._count(entry, prediction, outcome, time.monotonic() - waiter.start_s)
         if prediction is None:

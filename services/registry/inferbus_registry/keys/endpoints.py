@@ -28,6 +28,7 @@ class KeyWish(BaseModel):
     tenant: str | None = None
     requests_per_s: float = Field(default=0, ge=0, le=1e6, allow_inf_nan=False)
     burst: int = Field(default=0, strict=True, ge=0, le=1_000_000)
+    tokens_per_min: int = Field(default=0, strict=True, ge=0, le=1_000_000_000)
     expires_in_s: Life | None = None
 
 
@@ -69,6 +70,7 @@ def routes(service: KeyService) -> APIRouter:
                 wish.requests_per_s,
                 wish.burst,
                 wish.expires_in_s,
+                wish.tokens_per_min,
             ),
         )
 

@@ -30,6 +30,7 @@ class KeyRow:
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
     replaced_by: str | None = None
+    tokens_per_min: int = 0
 
 
 async def get(tx: AsyncConnection, key_id: str) -> KeyRow | None:

@@ -40,6 +40,7 @@ class KeyView:
     expires_at: datetime | None
     revoked_at: datetime | None
     replaced_by: str | None
+    tokens_per_min: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ class Wish:
     requests_per_s: float = 0.0
     burst: int = 0
     expires_in_s: int | None = None
+    tokens_per_min: int = 0
 
 
 class KeyService:
@@ -175,6 +177,7 @@ class KeyService:
                 old.requests_per_s,
                 old.burst,
                 expires_in_s,
+                old.tokens_per_min,
             )
             row = _row(key, wish, now, caller.who)
             await repository.add(tx, row)
@@ -276,6 +279,7 @@ def _row(key: str, wish: Wish, now: datetime, who: str) -> KeyRow:
         created_at=now,
         created_by=who,
         expires_at=None if life_s is None else now + timedelta(seconds=life_s),
+        tokens_per_min=wish.tokens_per_min,
     )
 
 
@@ -293,7 +297,11 @@ def _record(row: KeyRow) -> m.AccessKey:
         sha256=row.sha256,
         tenant=row.tenant,
         scopes=row.scopes,
-        limits=m.Limits(requests_per_s=row.requests_per_s, burst=row.burst),
+        limits=m.Limits(
+            requests_per_s=row.requests_per_s,
+            burst=row.burst,
+            tokens_per_min=row.tokens_per_min,
+        ),
         expires_us=_us(row.expires_at),
         revoked=row.revoked_at is not None,
         created_us=_us(row.created_at),
@@ -331,6 +339,7 @@ def _event_part(row: KeyRow) -> dict[str, Any]:
         "scopes": row.scopes,
         "requests_per_s": row.requests_per_s,
         "burst": row.burst,
+        "tokens_per_min": row.tokens_per_min,
         "expires_at": None if row.expires_at is None else row.expires_at.isoformat(),
         "revoked": row.revoked_at is not None,
         "replaced_by": row.replaced_by,
@@ -350,6 +359,7 @@ def _view(row: KeyRow) -> KeyView:
         row.expires_at,
         row.revoked_at,
         row.replaced_by,
+        row.tokens_per_min,
     )
 
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dinferbus/access/v1/keys.proto\x12\x12inferbus.access.v1\"5\n\x06Limits\x12\x16\n\x0erequests_per_s\x18\x01 \x01(\x01\x12\r\n\x05\x62urst\x18\x02 \x01(\rJ\x04\x08\x03\x10\x0b\"\xc6\x01\n\tAccessKey\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x0e\n\x06scopes\x18\x04 \x03(\t\x12*\n\x06limits\x18\x05 \x01(\x0b\x32\x1a.inferbus.access.v1.Limits\x12\x12\n\nexpires_us\x18\x06 \x01(\x03\x12\x0f\n\x07revoked\x18\x07 \x01(\x08\x12\x12\n\ngeneration\x18\x08 \x01(\x04\x12\x12\n\ncreated_us\x18\t \x01(\x03J\x04\x08\n\x10\x15\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dinferbus/access/v1/keys.proto\x12\x12inferbus.access.v1\"M\n\x06Limits\x12\x16\n\x0erequests_per_s\x18\x01 \x01(\x01\x12\r\n\x05\x62urst\x18\x02 \x01(\r\x12\x16\n\x0etokens_per_min\x18\x03 \x01(\rJ\x04\x08\x04\x10\x0b\"\xc6\x01\n\tAccessKey\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x0e\n\x06scopes\x18\x04 \x03(\t\x12*\n\x06limits\x18\x05 \x01(\x0b\x32\x1a.inferbus.access.v1.Limits\x12\x12\n\nexpires_us\x18\x06 \x01(\x03\x12\x0f\n\x07revoked\x18\x07 \x01(\x08\x12\x12\n\ngeneration\x18\x08 \x01(\x04\x12\x12\n\ncreated_us\x18\t \x01(\x03J\x04\x08\n\x10\x15\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,7 +32,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'inferbus.access.v1.keys_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LIMITS']._serialized_start=53
-  _globals['_LIMITS']._serialized_end=106
-  _globals['_ACCESSKEY']._serialized_start=109
-  _globals['_ACCESSKEY']._serialized_end=307
+  _globals['_LIMITS']._serialized_end=130
+  _globals['_ACCESSKEY']._serialized_start=133
+  _globals['_ACCESSKEY']._serialized_end=331
 # @@protoc_insertion_point(module_scope)

@@ -7,12 +7,14 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Limits(_message.Message):
-    __slots__ = ("requests_per_s", "burst")
+    __slots__ = ("requests_per_s", "burst", "tokens_per_min")
     REQUESTS_PER_S_FIELD_NUMBER: _ClassVar[int]
     BURST_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PER_MIN_FIELD_NUMBER: _ClassVar[int]
     requests_per_s: float
     burst: int
-    def __init__(self, requests_per_s: _Optional[float] = ..., burst: _Optional[int] = ...) -> None: ...
+    tokens_per_min: int
+    def __init__(self, requests_per_s: _Optional[float] = ..., burst: _Optional[int] = ..., tokens_per_min: _Optional[int] = ...) -> None: ...
 
 class AccessKey(_message.Message):
     __slots__ = ("id", "sha256", "tenant", "scopes", "limits", "expires_us", "revoked", "generation", "created_us")
