@@ -109,7 +109,8 @@ def text_of(found: asyncpg.Record) -> str:
 
 @pytest.fixture
 async def stack() -> AsyncIterator[Stack]:
-    async with stacks.running(n_workers=2, n_gateways=2) as running:
+    env = {"INFERBUS_DRAIN_TIMEOUT_S": "5"}
+    async with stacks.running(n_workers=2, n_gateways=2, env=env) as running:
         await stacks.push(running, "smollm2")
         yield running
 
@@ -120,7 +121,9 @@ async def test_streams(stack: Stack) -> None:
     await _hostile_parameters_reach_no_engine(stack)
     await _a_client_that_leaves_cancels(stack)
     await _a_lost_gateway_loses_and_doubles_no_token(stack)
+    await _a_gateway_that_stops_sends_its_streams_on(stack)
     await _a_lost_worker_is_an_error_and_no_end(stack)
+    await _a_lost_worker_is_seen_where_the_gateway_is_lost_too(stack)
     await stacks.at_rest(stack)
     await stacks.verify(stack)
 
@@ -281,21 +284,69 @@ async def _a_lost_gateway_loses_and_doubles_no_token(stack: Stack) -> None:
         await stack.wait_ready("gateway", 0)
 
 
+async def _a_gateway_that_stops_sends_its_streams_on(stack: Stack) -> None:
+    heard = Heard()
+    url = f"{stack.gateways[0]}/v1/completions"
+    reading = asyncio.create_task(read("POST", url, heard, json=STORY | {"max_tokens": 400}))
+    await begun(heard, 5)
+    await stack.restart("gateway", 0)
+    await reading
+    assert not heard.done
+    assert heard.error is not None
+    assert heard.error["code"] == "reconnect"
+    rest = await read(
+        "GET",
+        f"{stack.gateways[1]}/v1/streams/{heard.request_id}",
+        Heard(),
+        headers={"last-event-id": heard.places[-1]},
+    )
+    assert rest.done, rest
+    found = await row(stack, heard.request_id)
+    assert found["outcome"] == "ok", "a gateway that stops cancels nothing"
+    assert heard.text + rest.text == text_of(found)
+
+
+async def _kill_the_busy_worker(stack: Stack) -> int:
+    """Kill the worker that generates; return its index."""
+    async with httpx.AsyncClient(trust_env=False) as client:
+        for index in range(2):
+            text = (await client.get(f"{stack.metrics[f'worker-{index}']}/metrics")).text
+            lines = text.splitlines()
+            line = next(one for one in lines if one.startswith("inferbus_backlog_rows "))
+            if float(line.rpartition(" ")[2]) > 0:
+                stack.kill("worker", index, signal.SIGKILL)
+                return index
+    raise AssertionError("no worker generates")
+
+
+async def _a_lost_worker_is_seen_where_the_gateway_is_lost_too(stack: Stack) -> None:
+    heard = Heard()
+    endless = STORY | {"max_tokens": 1500}
+    url = f"{stack.gateways[0]}/v1/completions"
+    reading = asyncio.create_task(read("POST", url, heard, json=endless))
+    await begun(heard, 5)
+    stack.kill("gateway", 0, signal.SIGKILL)
+    await reading
+    await _kill_the_busy_worker(stack)
+    rest = await read(
+        "GET",
+        f"{stack.gateways[1]}/v1/streams/{heard.request_id}",
+        Heard(),
+        headers={"last-event-id": heard.places[-1]},
+    )
+    assert not rest.done
+    assert rest.error is not None
+    assert rest.error["code"] == "worker_lost"
+    assert (await row(stack, heard.request_id))["outcome"] == "failed"
+
+
 async def _a_lost_worker_is_an_error_and_no_end(stack: Stack) -> None:
     heard = Heard()
     endless = STORY | {"max_tokens": 1500}
     url = f"{stack.http}/v1/completions"
     reading = asyncio.create_task(read("POST", url, heard, json=endless))
     await begun(heard, 5)
-    async with httpx.AsyncClient(trust_env=False) as client:
-        for index in range(2):
-            text = (await client.get(f"{stack.metrics[f'worker-{index}']}/metrics")).text
-            line = next(
-                one for one in text.splitlines() if one.startswith("inferbus_backlog_rows ")
-            )
-            if float(line.rpartition(" ")[2]) > 0:
-                stack.kill("worker", index, signal.SIGKILL)
-                killed = index
+    killed = await _kill_the_busy_worker(stack)
     await reading
     assert not heard.done
     assert heard.error is not None
