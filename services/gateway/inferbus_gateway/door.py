@@ -24,6 +24,8 @@ _OPENAI = (
     ("POST", "chat/completions"),
     ("POST", "completions"),
     ("POST", "embeddings"),
+    ("POST", "rerank"),
+    ("POST", "score"),
     ("GET", "models"),
     ("GET", "streams/{request_id}"),
 )

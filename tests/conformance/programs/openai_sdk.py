@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import openai
 
@@ -91,6 +92,20 @@ def others(client: openai.OpenAI) -> None:
     assert [len(one.embedding) for one in packed.data] == [384, 384, 384]
     one, other = packed.data[0].embedding, plain.data[0].embedding
     assert max(abs(a - b) for a, b in zip(one, other, strict=True)) < 1e-5
+    order = client.post(
+        "/rerank",
+        cast_to=dict[str, Any],
+        body={
+            "model": "minilm",
+            "query": "a sleeping kitten",
+            "documents": ["the bank raised rates", "a cat naps on the couch", {"text": "a dog"}],
+            "top_n": 2,
+        },
+    )
+    assert [one["index"] for one in order["results"]] == [1, 2], order
+    pairs = {"model": "minilm", "text_1": "a cat", "text_2": ["a cat", "interest rates"]}
+    score = client.post("/score", cast_to=dict[str, Any], body=pairs)
+    assert score["data"][0]["score"] > 0.999 > score["data"][1]["score"] + 0.5
     for call, kind in (
         (lambda: client.models.retrieve("nobody"), openai.NotFoundError),
         (lambda: client.embeddings.create(model="smollm2", input="a"), openai.BadRequestError),

@@ -1,4 +1,4 @@
-"""The OpenAI API: chat completions, completions, embeddings, models, streams; plain ASGI.
+"""The OpenAI API: chats, completions, embeddings, reranking, models, streams; plain ASGI.
 
 In: one HTTP request under `/v1` or `/openai/v1`, or Triton's `generate`. Out: an answer in the
 shape that the `openai` SDK reads, errors too. Bodies are read by hand, as all hot ones are: what is
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -17,7 +18,7 @@ import structlog
 from inferbus_gateway import errors
 from inferbus_gateway.control.resume import Resumer
 from inferbus_gateway.door import Door, peer_of
-from inferbus_gateway.hot import dialects, embeddings, prompts
+from inferbus_gateway.hot import dialects, embeddings, prompts, rerank
 from inferbus_gateway.hot.access import Access
 from inferbus_gateway.hot.answer import Answer, Headers, send
 from inferbus_gateway.hot.generations import Call, EndedError, Generations
@@ -69,7 +70,9 @@ class OpenAI:
         self._by_path: dict[str, Route] = {
             "/v1/chat/completions": self._chat,
             "/v1/completions": self._text,
-            "/v1/embeddings": self._embeddings,
+            "/v1/embeddings": partial(self._vectors, embeddings.read),
+            "/v1/rerank": partial(self._vectors, rerank.read_rerank),
+            "/v1/score": partial(self._vectors, rerank.read_score),
             "/v1/models": self._models,
         }
         self._door = Door(self._serve, access, self._turn_away)
@@ -200,23 +203,28 @@ class OpenAI:
             headers.append((b"x-inferbus-receipt", receipt.encode()))
             await send(send_, _json(200, headers, call.dialect.answer(prediction)))
 
-    async def _embeddings(
-        self, scope: Scope, receive: Receive, send_: Send, request_id: bytes
+    async def _vectors(
+        self,
+        read: Callable[[prompts.Body, Target], embeddings.Ask],
+        scope: Scope,
+        receive: Receive,
+        send_: Send,
+        request_id: bytes,
     ) -> None:
         head, body = await self._read(scope, receive)
         name, version = prompts.model_of(body)
         caller = self._caller(scope, head, name)
         target = self._routes.resolve(name, version)
-        ask = embeddings.read(body, target)
-        answered = await embeddings.run(
-            self._requests, request_id, caller=caller, target=target, ask=ask, head=head
+        ask = read(body, target)
+        vectors = await embeddings.run(
+            self._requests, request_id, caller=caller, target=target, texts=ask.texts, head=head
         )
         headers = [
             (b"x-request-id", ids.text(request_id).encode()),
             (b"x-inferbus-model-version", target.version_header),
-            (b"x-inferbus-receipt", ",".join(answered.receipts).encode()),
+            (b"x-inferbus-receipt", ",".join(vectors.receipts).encode()),
         ]
-        await send(send_, _json(200, headers, answered.body))
+        await send(send_, _json(200, headers, ask.answer(request_id, vectors.raw)))
 
     async def _models(
         self, scope: Scope, _receive: Receive, send_: Send, request_id: bytes

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from inferbus_gateway.hot import embeddings, prompts
+from inferbus_gateway.hot import embeddings, prompts, rerank
 from inferbus_schemas import generation as limits
 
 Body = dict[str, Any]
@@ -26,6 +26,8 @@ def describe(document: Body) -> None:
         paths[f"{prefix}/v1/chat/completions"] = _post("ChatRequest", "Chat completion", tag, True)
         paths[f"{prefix}/v1/completions"] = _post("TextRequest", "Completion", tag, True)
         paths[f"{prefix}/v1/embeddings"] = _post("EmbeddingsRequest", "Embeddings", tag, False)
+        paths[f"{prefix}/v1/rerank"] = _post("RerankRequest", "Documents by nearness", tag, False)
+        paths[f"{prefix}/v1/score"] = _post("ScoreRequest", "Nearness of pairs", tag, False)
         paths[f"{prefix}/v1/models"] = _get("Models that the key may see", tag)
         paths[f"{prefix}/v1/models/{{model}}"] = _get("One model, or name:version", tag, "model")
         paths[f"{prefix}/v1/streams/{{request_id}}"] = _get(
@@ -182,6 +184,31 @@ def _schemas() -> Body:
                 "input": _texts(embeddings.MAX_INPUTS),
                 "encoding_format": {"enum": ["float", "base64"]},
                 "dimensions": _whole(1),
+            },
+        },
+        "RerankRequest": {
+            "type": "object",
+            "required": ["model", "query", "documents"],
+            "properties": {
+                "model": {"type": "string"},
+                "query": {"type": "string", "minLength": 1},
+                "documents": {
+                    "type": "array",
+                    "items": {"type": ["string", "object"]},
+                    "minItems": 1,
+                    "maxItems": rerank.MAX_DOCUMENTS,
+                },
+                "top_n": _whole(1),
+                "return_documents": {"type": "boolean"},
+            },
+        },
+        "ScoreRequest": {
+            "type": "object",
+            "required": ["model", "text_1", "text_2"],
+            "properties": {
+                "model": {"type": "string"},
+                "text_1": _texts(rerank.MAX_DOCUMENTS),
+                "text_2": _texts(rerank.MAX_DOCUMENTS),
             },
         },
         "GenerateRequest": {

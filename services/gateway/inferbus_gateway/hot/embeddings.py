@@ -10,7 +10,7 @@ import asyncio
 import base64
 import struct
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from inferbus_gateway.errors import FailedError, ParameterError, WrongTaskError
 from inferbus_gateway.hot.incoming import Head, timeout_s
@@ -26,35 +26,59 @@ MAX_INPUTS = 2048
 _KNOWN = frozenset({"model", "input", "encoding_format", "dimensions", "user"})
 _SPAN = "POST /v1/embeddings"
 
+USAGE = {"prompt_tokens": 0, "total_tokens": 0}
+"""The engine does not count tokens; clients of the API want the numbers to be there."""
+
+
+class Ask(Protocol):
+    """What is made of the vectors of some texts."""
+
+    @property
+    def texts(self) -> list[bytes]: ...
+
+    def answer(self, request_id: bytes, vectors: list[bytes]) -> dict[str, Any]:
+        """Return the body of the answer; `vectors` stand in the order of the texts."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class Embed:
     """Texts, and whether vectors go out as base64."""
 
     model: str
     texts: list[bytes]
     base64: bool
 
+    def answer(self, _request_id: bytes, vectors: list[bytes]) -> dict[str, Any]:
+        """Return the body of the answer."""
+        data = [
+            {
+                "object": "embedding",
+                "index": index,
+                "embedding": base64.b64encode(vector).decode()
+                if self.base64
+                else list(numbers(vector)),
+            }
+            for index, vector in enumerate(vectors)
+        ]
+        return {"object": "list", "data": data, "model": self.model, "usage": USAGE}
+
 
 @dataclass(frozen=True, slots=True)
-class Answered:
-    """The answer's body and the receipts of the records that it was made from."""
+class Vectors:
+    """FP32 vectors, little-endian, one per text, and the receipts of the records they stand in."""
 
-    body: dict[str, Any]
+    raw: list[bytes]
     receipts: list[str]
 
 
-def read(body: dict[str, Any], target: Target) -> Ask:
+def read(body: dict[str, Any], target: Target) -> Embed:
     """Check a body.
 
     Raises:
         ParameterError, WrongTaskError: it is refused.
     """
-    if target.manifest.task != TASK:
-        raise WrongTaskError(f"model {target.model} does not make embeddings")
-    for name in body:
-        if name not in _KNOWN:
-            raise ParameterError(name[:64], "unknown parameter")
+    check(body, target, _KNOWN)
     form = body.get("encoding_format", "float")
     if form not in ("float", "base64"):
         raise ParameterError("encoding_format", "encoding_format is float or base64")
@@ -65,16 +89,34 @@ def read(body: dict[str, Any], target: Target) -> Ask:
     texts = [said] if isinstance(said, str) else said
     if not isinstance(texts, list) or not 0 < len(texts) <= MAX_INPUTS:
         raise ParameterError("input", f"input is a text or a list of 1 to {MAX_INPUTS} texts")
-    return Ask(str(body["model"]), [_encoded(text) for text in texts], form == "base64")
+    return Embed(str(body["model"]), [encoded(text, "input") for text in texts], form == "base64")
 
 
-def _encoded(text: Any) -> bytes:
+def check(body: dict[str, Any], target: Target, known: frozenset[str]) -> None:
+    """Check that the model makes vectors and that every field is known.
+
+    Raises:
+        ParameterError, WrongTaskError: it is refused.
+    """
+    if target.manifest.task != TASK:
+        raise WrongTaskError(f"model {target.model} does not make embeddings")
+    for name in body:
+        if name not in known:
+            raise ParameterError(name[:64], "unknown parameter")
+
+
+def encoded(text: Any, param: str) -> bytes:
+    """Return a text as the model takes it.
+
+    Raises:
+        ParameterError: it is none, or empty.
+    """
     if not isinstance(text, str) or not text:
-        raise ParameterError("input", "each input is a text that is not empty; tokens are not read")
+        raise ParameterError(param, f"each {param} is a text and not empty; tokens are not read")
     try:
         return text.encode()
     except UnicodeEncodeError:
-        raise ParameterError("input", "an input holds half of a surrogate pair") from None
+        raise ParameterError(param, f"{param} holds half of a surrogate pair") from None
 
 
 async def run(
@@ -83,10 +125,10 @@ async def run(
     *,
     caller: Principal,
     target: Target,
-    ask: Ask,
+    texts: list[bytes],
     head: Head,
-) -> Answered:
-    """Ask the model.
+) -> Vectors:
+    """Ask the model for the vectors of texts.
 
     Raises:
         InferbusError: a part was refused or ended otherwise than OK.
@@ -94,8 +136,8 @@ async def run(
     name = target.manifest.signature.inputs[0].name
     n_rows = target.manifest.batching.max_rows
     parts: list[asyncio.Task[tuple[m.Prediction, str]]] = []
-    for at in range(0, len(ask.texts), n_rows):
-        rows = ask.texts[at : at + n_rows]
+    for at in range(0, len(texts), n_rows):
+        rows = texts[at : at + n_rows]
         tensor = m.Tensor(
             name=name, datatype="BYTES", shape=[len(rows)], data=tensors.join_bytes(rows)
         )
@@ -116,21 +158,13 @@ async def run(
         # Each part is settled, also where another one fails or is refused.
         parts.append(asyncio.create_task(_settled(requests, future)))
     answers = await asyncio.gather(*parts)
-    vectors = [vector for prediction, _ in answers for vector in _rows(prediction)]
-    data = [
-        {
-            "object": "embedding",
-            "index": index,
-            "embedding": base64.b64encode(vector).decode()
-            if ask.base64
-            else list(struct.unpack(f"<{len(vector) // 4}f", vector)),
-        }
-        for index, vector in enumerate(vectors)
-    ]
-    # The engine does not count tokens; clients of the API want the numbers to be there.
-    usage = {"prompt_tokens": 0, "total_tokens": 0}
-    body = {"object": "list", "data": data, "model": ask.model, "usage": usage}
-    return Answered(body, [receipt for _, receipt in answers])
+    raw = [vector for prediction, _ in answers for vector in _rows(prediction)]
+    return Vectors(raw, [receipt for _, receipt in answers])
+
+
+def numbers(vector: bytes) -> tuple[float, ...]:
+    """Return a vector's numbers."""
+    return struct.unpack(f"<{len(vector) // 4}f", vector)
 
 
 async def _settled(requests: Requests, ended: asyncio.Future[Entry]) -> tuple[m.Prediction, str]:
