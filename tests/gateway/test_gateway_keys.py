@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import signal
 import time
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 
+from inferbus_dev import valkey
+from inferbus_dev.supervisor import Supervisor
 from inferbus_schemas import access, topics
 from inferbus_schemas import messages as m
-from tests.support.gateway_side import GatewayProcess, GatewaySide, prediction, rows
+from tests.support.gateway_side import GatewayProcess, GatewaySide, free_port, prediction, rows
 from tests.support.provider import provider
 
 if TYPE_CHECKING:
@@ -148,3 +151,48 @@ async def test_a_tenant_has_so_many_unanswered_requests_and_no_more(side: Gatewa
     assert [one.status_code for one in await asyncio.gather(*waiting)] == [200, 200]
     silent = False
     assert (await ask(side, gateway, key)).status_code == 200
+
+
+async def shared(gateway: GatewayProcess) -> float:
+    """Return whether the gateway counts with others now, as its metric says."""
+    async with httpx.AsyncClient(trust_env=False) as http:
+        text = (await http.get(f"http://127.0.0.1:{gateway.metrics_port}/metrics")).text
+    (line,) = [one for one in text.splitlines() if one.startswith("inferbus_limits_shared ")]
+    return float(line.split()[1])
+
+
+async def test_a_valkey_that_stands_still_or_dies_fails_no_request(
+    side: GatewaySide, tmp_path: Path
+) -> None:
+    key = access.make_key(os.urandom(access.KEY_ENTROPY_BYTES))
+    bounds = m.Limits(requests_per_s=200, burst=200)
+    await put_key(side, key, f"infer:{side.model}", limits=bounds)
+    await side.worker(lambda request: [prediction(request)])
+    server = valkey.prepare(tmp_path / "valkey", tmp_path / "valkey.log", free_port())
+    supervisor = Supervisor()
+    spec = valkey.child(server, lambda: os.environ)
+    await supervisor.start(spec)
+    try:
+        gateway = await side.gateway(key=key, INFERBUS_VALKEY_URL=server.url)
+
+        async def ten_answers() -> None:
+            got = await asyncio.gather(*(ask(side, gateway, key) for _ in range(10)))
+            assert {one.status_code for one in got} == {200}
+
+        async def is_shared(said: float) -> None:
+            async with asyncio.timeout(20):
+                while await shared(gateway) != said:
+                    await ten_answers()
+
+        await is_shared(1)
+        supervisor.signal("valkey-0", signal.SIGSTOP)
+        await is_shared(0)
+        supervisor.signal("valkey-0", signal.SIGCONT)
+        await is_shared(1)
+        await supervisor.stop(["valkey-0"])
+        await is_shared(0)
+        await ten_answers()
+        await supervisor.start(spec)
+        await is_shared(1)
+    finally:
+        await supervisor.stop(["valkey-0"])
