@@ -194,7 +194,7 @@ async def test_the_index_says_how_far_each_version_is(control: Control) -> None:
 async def test_load_and_unload_need_the_registry(control: Control) -> None:
     for verb in ("load", "unload"):
         got = await control.ask(f"/v2/repository/models/m/{verb}", "POST")
-        check_error(got, 403, "forbidden")
+        check_error(got, 401, "unauthorized")
         got = await control.ask(f"/v2/repository/models/m/{verb}", "POST", key=bearer(1))
         check_error(got, 503, "registry_unavailable")
         got = await control.ask(f"/v2/repository/models/No%20name/{verb}", "POST", key=bearer(1))

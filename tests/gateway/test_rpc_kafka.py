@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import struct
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from inferbus_gateway.gen import open_inference_pb2 as pb
+from inferbus_schemas import manifest as manifests
 from inferbus_schemas import messages as m
 from tests.support.gateway_side import (
     GatewayProcess,
@@ -157,6 +159,37 @@ async def test_an_answer_is_the_record_and_names_it(side: GatewaySide, client: C
     assert list(answer.outputs[0].contents.bytes_contents) == [b"2.500000:1", b"1.000000:0"]
     for coding in (grpc.Compression.Gzip, grpc.Compression.Deflate):
         assert (await client.infer(client.request(), compression=coding)).raw_output_contents
+
+
+@pytest.mark.parametrize("datatype", ["BF16", "FP16"])
+async def test_half_floats_travel_raw_over_both_protocols(
+    kafka_bootstrap: str, gateway: GatewayProcess, tmp_path: Path, datatype: Any
+) -> None:
+    spec = manifests.TensorSpec("x", datatype, (-1, 3))
+    halves = manifests.Signature((spec,), (manifests.TensorSpec("y", datatype, (-1, 3)),))
+    side = GatewaySide(kafka_bootstrap, tmp_path, halves)
+    await side.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.grpc_port}") as channel:
+            client = Client(channel, side, gateway)
+            await client.worker(echo)
+            raw = b"\x80\x3f\x00\x40\x7f\x7f"
+            asked = client.request(raw=raw)
+            asked.inputs[0].datatype = datatype
+            answer = await client.infer(asked)
+            assert (answer.outputs[0].datatype, list(answer.raw_output_contents)) == (
+                datatype,
+                [raw],
+            )
+        given = {"name": "x", "datatype": datatype, "shape": [1, 3]}
+        given["parameters"] = {"binary_data_size": len(raw)}
+        text = json.dumps({"inputs": [given], "parameters": {"binary_data_output": True}}).encode()
+        head = {"inference-header-content-length": str(len(text))}
+        async with httpx.AsyncClient() as http:
+            got = await http.post(gateway.url + side.path, content=text + raw, headers=head)
+        assert got.content[int(got.headers["inference-header-content-length"]) :] == raw
+    finally:
+        await side.stop()
 
 
 @pytest.mark.parametrize(

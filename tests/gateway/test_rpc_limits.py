@@ -11,7 +11,9 @@ import pytest
 
 from inferbus_gateway.api.rpc import SERVICE
 from inferbus_gateway.gen import open_inference_pb2 as pb
-from tests.gateway.test_rpc_access import Listener
+from inferbus_schemas import access
+from tests.gateway.test_access import bearer, record
+from tests.gateway.test_rpc_access import METHODS, Listener
 
 OWN = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]
 
@@ -60,6 +62,27 @@ async def test_what_is_not_grpc_ends_its_connection(listener: Listener, noise: b
     writer.close()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{listener.server.port}") as channel:
         assert await live(channel)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+async def test_a_message_that_is_none_is_refused_and_ends_its_call(
+    listener: Listener, name: str
+) -> None:
+    listener.keys.apply(record(1, *access.ALL_SCOPES))
+    head = (("authorization", bearer(1).decode()),)
+    raw: Any = {"request_serializer": bytes, "response_deserializer": bytes}
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{listener.server.port}", OWN) as channel:
+        if name == "ModelStreamInfer":
+            ask = channel.stream_stream(f"/{SERVICE}/{name}", **raw)
+            said = [one async for one in ask(iter([b"\xff" * 4] * 2), metadata=head, timeout=10)]
+            for one in said:
+                answer = pb.ModelStreamInferResponse.FromString(one)
+                assert "the message is not of the kind" in answer.error_message
+            assert len(said) == 2
+            return
+        call = channel.unary_unary(f"/{SERVICE}/{name}", **raw)
+        code = await refused(call(b"\xff" * 4, metadata=head, timeout=10))
+        assert code == grpc.StatusCode.INVALID_ARGUMENT
 
 
 async def test_large_heads_and_messages_are_refused(listener: Listener) -> None:

@@ -100,7 +100,7 @@ def repository(client: Any, head: dict[str, str]) -> None:
         "INVALID_ARGUMENT",
         "failed to load",
     )
-    refused(lambda: client.unload_model("digits"), "PERMISSION_DENIED", "scope deploy")
+    refused(lambda: client.unload_model("digits"), "UNAUTHENTICATED", "a key is needed")
     client.unload_model("digits", headers=head)
     refused(lambda: client.is_model_ready("digits"), "NOT_FOUND")
     client.load_model("digits", headers=head)

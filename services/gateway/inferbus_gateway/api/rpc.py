@@ -25,7 +25,7 @@ from inferbus_gateway.control.repository import ModelRepository
 from inferbus_gateway.door import METHODS
 from inferbus_gateway.gen import open_inference_pb2 as pb
 from inferbus_gateway.hot.access import Access
-from inferbus_gateway.hot.rpc_infer import RpcInfer, refusal_metadata, status
+from inferbus_gateway.hot.rpc_infer import RpcInfer, readable, reader, refusal_metadata, status
 from inferbus_kit.errors import InferbusError, StartupError
 from inferbus_kit.health import Health
 from inferbus_kit.lifecycle import cancel
@@ -119,19 +119,19 @@ class RpcServer:
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             name: grpc.unary_unary_rpc_method_handler(
                 self._guarded(METHODS[name], answer),
-                request_deserializer=kind.FromString,
+                request_deserializer=reader(kind),
                 response_serializer=_serialised,
             )
             for name, kind, answer in service.methods()
         }
         handlers["ModelInfer"] = grpc.unary_unary_rpc_method_handler(
             infer.unary,
-            request_deserializer=pb.ModelInferRequest.FromString,
+            request_deserializer=reader(pb.ModelInferRequest),
             response_serializer=_serialised,
         )
         handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
             infer.stream,
-            request_deserializer=pb.ModelInferRequest.FromString,
+            request_deserializer=reader(pb.ModelInferRequest),
             response_serializer=_serialised,
         )
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
@@ -142,9 +142,10 @@ class RpcServer:
         async def method(asked: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Message:
             request_id = ids.text(self._new_id())
             try:
+                question = readable(asked)
                 if policy != PUBLIC:
-                    self._access.check_call(context, policy, _model(asked))
-                said = await answer(asked, _presented(context))
+                    self._access.check_call(context, policy, _model(question))
+                said = await answer(question, _presented(context))
             except InferbusError as error:
                 failed = error
             except Exception:  # noqa: BLE001 -- each call is answered in our own words

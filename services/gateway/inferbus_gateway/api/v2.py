@@ -227,7 +227,8 @@ def _infer_operation(name: str, parameters: list[str]) -> dict[str, Any]:
         "summary": "Infer",
         "description": "Tensors as JSON, or as bytes after the JSON where the header "
         "Inference-Header-Content-Length gives the length of the JSON. The header "
-        "x-inferbus-timeout-ms sets the deadline (default 30 s, at most 600 s).",
+        "x-inferbus-timeout-ms sets the deadline (default 30 s, at most 600 s). The parameter "
+        "classification of an output asks for its greatest values, as `value:index:label`.",
         "parameters": [
             {"name": each, "in": "path", "required": True, "schema": {"type": "string"}}
             for each in parameters

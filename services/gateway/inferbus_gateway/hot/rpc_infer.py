@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import grpc
 import structlog
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from inferbus_gateway import errors
 from inferbus_gateway.gen import open_inference_pb2 as pb
@@ -39,10 +39,44 @@ Metadata = tuple[tuple[str, str], ...]
 Context = grpc.aio.ServicerContext[pb.ModelInferRequest, pb.ModelInferResponse]
 StreamContext = grpc.aio.ServicerContext[pb.ModelInferRequest, pb.ModelStreamInferResponse]
 
+M = TypeVar("M", bound=Message)
 STREAM_WINDOW: Final = 32
 """Requests of one stream that are read and not answered; past it the stream is read no further."""
 _SPAN = "inference.GRPCInferenceService/ModelInfer"
 _BROKEN = "something went wrong here; the request id names it in our log"
+
+
+class Unreadable:
+    """Stands for a message that is none of its kind.
+
+    An error of a deserializer would leave the call open, with no answer, until its client goes.
+    """
+
+
+def reader(kind: type[M]) -> Callable[[bytes], M | Unreadable]:
+    """Return the deserializer of a kind of message; it never raises."""
+
+    def read(raw: bytes) -> M | Unreadable:
+        try:
+            return kind.FromString(raw)
+        except DecodeError:
+            return Unreadable()
+
+    return read
+
+
+def readable(asked: M | Unreadable) -> M:
+    """Return the message.
+
+    Raises:
+        InvalidRequestError: it is none.
+    """
+    if isinstance(asked, Unreadable):
+        raise errors.InvalidRequestError("the message is not of the kind that this method takes")
+    return asked
+
+
+Asked = pb.ModelInferRequest | Unreadable
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +111,7 @@ class RpcInfer:
         self._requests = requests
         self._metrics = metrics
 
-    async def unary(self, asked: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
+    async def unary(self, asked: Asked, context: Context) -> pb.ModelInferResponse:
         """Answer one request; a failure ends the call with its status."""
         ended = await self._ask(asked, context, context.time_remaining())
         if ended.answer is not None:
@@ -88,7 +122,7 @@ class RpcInfer:
         raise AssertionError  # `abort` raises
 
     async def stream(
-        self, asked: AsyncIterator[pb.ModelInferRequest], context: StreamContext
+        self, asked: AsyncIterator[Asked], context: StreamContext
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
         """Answer the requests of a stream in their order; a failure ends only its request."""
         window: asyncio.Queue[tuple[str, asyncio.Future[Ended]] | None] = asyncio.Queue(
@@ -96,26 +130,29 @@ class RpcInfer:
         )
 
         async def read() -> None:
-            async for one in asked:
-                await window.put((one.id, self._ask(one, context, context.time_remaining())))
+            try:
+                async for one in asked:
+                    name = "" if isinstance(one, Unreadable) else one.id
+                    await window.put((name, self._ask(one, context, context.time_remaining())))
+            except Exception:  # noqa: BLE001 -- whatever ends the reading, what was read is answered
+                _log.exception("rpc_stream_failed")
             await window.put(None)
 
-        reader = asyncio.create_task(read(), name="rpc-stream")
+        reading = asyncio.create_task(read(), name="rpc-stream")
         try:
             while (waiting := await window.get()) is not None:
                 yield _wrapped(waiting[0], await waiting[1])
         finally:
-            await cancel(reader)
+            await cancel(reading)
 
-    def _ask(
-        self, asked: pb.ModelInferRequest, call: Call, remaining_s: float | None
-    ) -> asyncio.Future[Ended]:
+    def _ask(self, message: Asked, call: Call, remaining_s: float | None) -> asyncio.Future[Ended]:
         """Open one request; the future is resolved even where nobody waits for it any more."""
         future: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
         request_id = self._requests.new_id()
         start_s = time.monotonic()
         try:
             self._requests.admit()
+            asked = readable(message)
             caller = self._access.check_call(call, INFER, asked.model_name)
             target = self._routes.resolve(asked.model_name, asked.model_version)
             question = _Question(target, oip_proto.parse(asked, target.manifest.signature))
