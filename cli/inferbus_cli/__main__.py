@@ -21,6 +21,7 @@ _COMMANDS = {
     "models": ("inferbus_cli.models:app", "Push, list and roll out models."),
     "keys": ("inferbus_cli.keys:app", "Make, list, rotate and revoke API keys."),
     "predict": ("inferbus_cli.predict:predict", "Send one request and show its answer."),
+    "jobs": ("inferbus_cli.jobs:app", "Run many rows, look how far they are, fetch results."),
     "predictions": ("inferbus_cli.predictions:app", "Look up answers in the log."),
     "log": ("inferbus_cli.log_app:app", "Operate the prediction log."),
     "audit": ("inferbus_cli.audit:app", "Check that the log is whole and unaltered."),

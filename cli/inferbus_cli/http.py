@@ -5,7 +5,8 @@ In: a service's URL. Out: answers that are good, or a `CommandError` with what t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -69,10 +70,31 @@ class Service:
         options: dict[str, Any] = {} if timeout_s is None else {"timeout": timeout_s}
         if json is not None:
             options["json"] = json
-        try:
+        with self._trouble():
             answer = self._client.request(
                 method, path, content=content, headers=dict(headers or {}), **options
             )
+        if answer.status_code >= httpx.codes.BAD_REQUEST and answer.status_code not in accept:
+            raise CommandError(self._refusal(answer))
+        return answer
+
+    def stream(self, path: str) -> Iterator[bytes]:
+        """Yield the body of an address as it comes.
+
+        Raises:
+            CommandError: as `call`.
+        """
+        with self._trouble(), self._client.stream("GET", path) as answer:
+            if answer.status_code >= httpx.codes.BAD_REQUEST:
+                answer.read()
+                raise CommandError(self._refusal(answer))
+            yield from answer.iter_bytes()
+
+    @contextmanager
+    def _trouble(self) -> Iterator[None]:
+        """Turn what goes wrong on the way into a sentence."""
+        try:
+            yield
         except httpx.ConnectError as error:
             raise CommandError(
                 f"The {self._name} at {self._url} does not answer: start the stack with "
@@ -86,9 +108,6 @@ class Service:
             raise CommandError(
                 f"The {self._name} at {self._url} broke the connection off; try again."
             ) from error
-        if answer.status_code >= httpx.codes.BAD_REQUEST and answer.status_code not in accept:
-            raise CommandError(self._refusal(answer))
-        return answer
 
     def get(self, path: str) -> Any:
         """Return the JSON of an address."""

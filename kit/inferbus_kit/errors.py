@@ -43,3 +43,12 @@ class BusUnavailableError(InferbusError):
     http_status = 503
     grpc_status = "UNAVAILABLE"
     retryable = True
+
+
+class ObjectStoreError(InferbusError):
+    """The object store did not do what it was asked for."""
+
+    code = "object_store_unavailable"
+    http_status = 503
+    grpc_status = "UNAVAILABLE"
+    retryable = True

@@ -31,13 +31,17 @@ Direct = Callable[[bytes], Handler | None]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a client may do; times hold to within `sweep_s`, None is unlimited."""
+    """What a client may do; times hold to within `sweep_s`, None is unlimited.
+
+    `streamed` are paths whose handlers bound the body themselves, as they read it.
+    """
 
     head_bytes: int = 32 << 10
     headers: int = 100
     pipelined: int = 100
     connections: int | None = None
     body_bytes: int | None = None
+    streamed: frozenset[bytes] = frozenset()
     body_bytes_per_s: int = 1 << 10
     body_window_s: float = 10.0
     head_s: float = 10.0
@@ -191,7 +195,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._direct = direct
         self._limits, self._room, self._phase = limits, limits.head_bytes, HEAD
         self._since_s = self._read_s = self.loop.time()
-        self._refusal = MALFORMED
+        self._refusal, self._body_limit = MALFORMED, limits.body_bytes
         self._body_bytes = self._window_bytes = self._unread_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -233,7 +237,10 @@ class GuardedProtocol(HttpToolsProtocol):
                 chunked = True
         if len(self.headers) > limits.headers or len(self.pipeline) >= limits.pipelined:
             self._stop_parser(HEAD_TOO_LARGE)
-        if limits.body_bytes is not None and body_bytes > limits.body_bytes:
+        self._body_limit = limits.body_bytes
+        if self._body_limit is not None and self.url.partition(b"?")[0] in limits.streamed:
+            self._body_limit = None
+        if self._body_limit is not None and body_bytes > self._body_limit:
             self._stop_parser(BODY_TOO_LARGE)
         # httptools would skip this body, then read it as the next request.
         upgrade = self.parser.should_upgrade()
@@ -274,7 +281,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         self._room = self._limits.head_bytes
         self._body_bytes += len(body)
-        if self._body_bytes > (self._limits.body_bytes or self._body_bytes):
+        if self._body_bytes > (self._body_limit or self._body_bytes):
             self._stop_parser(BODY_TOO_LARGE)
         cycle: object = self.cycle
         if isinstance(cycle, Exchange):

@@ -115,6 +115,8 @@ class WorkerMetrics:
     dead_letters: Counter
     tokens: Counter
     first_token_seconds: Histogram
+    job_rows: Counter
+    job_chunks: Counter
 
 
 def worker_metrics(registry: CollectorRegistry) -> WorkerMetrics:
@@ -177,6 +179,17 @@ def worker_metrics(registry: CollectorRegistry) -> WorkerMetrics:
             "From a generation's start in its engine to its first token.",
             _MODEL,
             buckets=_SECONDS,
+            registry=registry,
+        ),
+        job_rows=Counter(
+            "inferbus_job_rows",
+            "Rows of jobs that have their results, by how they ended.",
+            (*_MODEL, "outcome"),
+            registry=registry,
+        ),
+        job_chunks=Counter(
+            "inferbus_job_chunks",
+            "Chunks of jobs that were brought to their end.",
             registry=registry,
         ),
     )

@@ -12,6 +12,7 @@ from inferbus_schemas.gen.inferbus.fleet.v1.heartbeats_pb2 import (
     GatewayBeat,
     GatewayModel,
     Heartbeat,
+    JobVersion,
     Readiness,
     Resident,
     State,
@@ -47,6 +48,20 @@ from inferbus_schemas.gen.inferbus.inference.v1.submissions_pb2 import (
     SubmittedRequest,
 )
 from inferbus_schemas.gen.inferbus.inference.v1.tensors_pb2 import Tensor, TensorSet
+from inferbus_schemas.gen.inferbus.jobs.v1.jobs_pb2 import (
+    CHUNK_STATE_DONE,
+    CHUNK_STATE_RUNNING,
+    Chunk,
+    ChunkCommand,
+    ChunkResults,
+    ChunkState,
+    ChunkStatus,
+    Job,
+    JobCancelled,
+    JobStatus,
+    Row,
+    RowResult,
+)
 from inferbus_schemas.gen.inferbus.models.v1.deployments_pb2 import (
     Alias,
     Deployment,
@@ -55,6 +70,8 @@ from inferbus_schemas.gen.inferbus.models.v1.deployments_pb2 import (
 from inferbus_schemas.gen.inferbus.models.v1.versions_pb2 import ModelVersion
 
 __all__ = [
+    "CHUNK_STATE_DONE",
+    "CHUNK_STATE_RUNNING",
     "OUTCOME_ATTEMPT_FAILED",
     "OUTCOME_CANCELLED",
     "OUTCOME_DEADLINE_EXCEEDED",
@@ -78,12 +95,21 @@ __all__ = [
     "Alias",
     "Cancellation",
     "Choice",
+    "Chunk",
+    "ChunkCommand",
+    "ChunkResults",
+    "ChunkState",
+    "ChunkStatus",
     "Deployment",
     "GatewayBeat",
     "GatewayModel",
     "Generated",
     "Generation",
     "Heartbeat",
+    "Job",
+    "JobCancelled",
+    "JobStatus",
+    "JobVersion",
     "Limits",
     "ModelVersion",
     "Outcome",
@@ -94,6 +120,8 @@ __all__ = [
     "Request",
     "RequestFrame",
     "Resident",
+    "Row",
+    "RowResult",
     "State",
     "Submission",
     "SubmittedRequest",

@@ -30,6 +30,8 @@ VERSIONS = "models.versions"
 DEPLOYMENTS = "models.deployments"
 HEARTBEATS = "fleet.heartbeats"
 KEYS = "access.keys"
+JOB_CHUNKS = "jobs.chunks"
+JOB_STATUS = "jobs.status"
 
 
 class Topic(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"name": "topic"}):

@@ -66,6 +66,7 @@ def test_short_names_match_the_files() -> None:
     constants = {topics.REQUESTS, topics.PREDICTIONS, topics.VERSIONS, topics.DEPLOYMENTS}
     constants |= {topics.HEARTBEATS, topics.KEYS, topics.TOKENS, topics.CANCELLATIONS}
     constants |= {topics.SUBMISSIONS}
+    constants |= {topics.JOB_CHUNKS, topics.JOB_STATUS}
     assert files == constants == set(topics.catalogue())
 
 
@@ -75,7 +76,7 @@ def test_tokens_stand_in_the_partition_of_their_prediction() -> None:
 
 
 def test_topic_names_stand_nowhere_else() -> None:
-    pattern = re.compile(r"inferbus\.(inference|models|fleet|access)\.[a-z]+[.\"']")
+    pattern = re.compile(r"inferbus\.(inference|models|fleet|access|jobs)\.[a-z]+[.\"']")
     places = [
         path
         for folder in ("kit", "services", "cli", "dev")

@@ -139,9 +139,12 @@ class Side:
         )
         self._producer = Producer(self.bootstrap, client_id="worker-test")
         await self._producer.start()
-        await self._follow(topics.HEARTBEATS, 0, "earliest", self._apply_beat)
-        await self._follow(topics.PREDICTIONS, REPLY_PARTITION, "end", self._apply_prediction)
-        await self._follow(topics.TOKENS, REPLY_PARTITION, "end", self._apply_chunk)
+        for topic, partition, start, apply in (
+            (topics.HEARTBEATS, 0, "earliest", self._apply_beat),
+            (topics.PREDICTIONS, REPLY_PARTITION, "end", self._apply_prediction),
+            (topics.TOKENS, REPLY_PARTITION, "end", self._apply_chunk),
+        ):
+            await self.follow(topics.topic(topic).name, partition, start, apply)
 
     async def stop(self) -> None:
         for worker in self._workers:
@@ -152,12 +155,13 @@ class Side:
             await reader.stop()
         await self.producer.stop()
 
-    async def _follow(
+    async def follow(
         self, topic: str, partition: int, start: Any, apply: Callable[[Record], None]
     ) -> None:
+        """Give each record of a topic's partition to `apply`."""
         reader = PartitionReader(
             self.bootstrap,
-            topics.topic(topic).name,
+            topic,
             partition,
             client_id="worker-test",
             start=start,
@@ -247,13 +251,20 @@ class Side:
         )
         await self._write(topics.DEPLOYMENTS, model, said.SerializeToString())
 
-    async def beat_as_gateway(self, model: str, acts_on: int, pinned: Sequence[int]) -> None:
-        """Beat once as a gateway that acts on a generation and pins these versions."""
+    async def beat_as_gateway(
+        self, model: str, acts_on: int, pinned: Sequence[int], job_version: int = 0
+    ) -> None:
+        """Beat once as a gateway that acts on a generation and pins these versions.
+
+        Where it is given, an unfinished job is pinned to `job_version`.
+        """
+        held = [m.JobVersion(pool=self.pool, model=model, version=job_version)]
         said = m.Heartbeat(
             instance=f"gateway-{self.pool}",
             state=m.STATE_ACTIVE,
             gateway=m.GatewayBeat(
-                models=[m.GatewayModel(model=model, generation=acts_on, pinned=pinned)]
+                models=[m.GatewayModel(model=model, generation=acts_on, pinned=pinned)],
+                job_versions=held if job_version else [],
             ),
             life=1,
         )

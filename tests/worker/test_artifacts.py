@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from inferbus_kit.errors import StartupError
+from inferbus_kit.objects import open_store
 from inferbus_schemas.manifest import FileEntry, Manifest, Signature, TensorSpec
-from inferbus_worker.artifacts import ArtifactError, Artifacts, blob_path, open_store
+from inferbus_worker.artifacts import ArtifactError, Artifacts, blob_path
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -27,6 +27,7 @@ from inferbus_gateway.hot.replies import Replies
 from inferbus_gateway.hot.requests import Requests
 from inferbus_gateway.hot.streams import Streams
 from inferbus_gateway.hot.submissions import Submissions
+from inferbus_gateway.job_wiring import Jobs
 from inferbus_gateway.settings import GatewaySettings
 from inferbus_kit.consume import StateReader
 from inferbus_kit.errors import InferbusError
@@ -74,6 +75,7 @@ class Process:
     upkeep: Upkeep
     leases: Leases
     tokens: Tokens | None
+    jobs: Jobs
     beats: Beats
     beater: Beater
 
@@ -173,6 +175,8 @@ class _Gateway:
         if self._process.tokens is not None:
             self._lifecycle.spawn("tokens", self._process.tokens.run())
         self._lifecycle.spawn("judge", self._judge())
+        if (dispatcher := self._process.jobs.dispatcher) is not None:
+            self._lifecycle.spawn("jobs", dispatcher.run())
 
     async def open(self) -> None:
         await self._process.http_server.start()

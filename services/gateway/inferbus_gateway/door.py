@@ -19,6 +19,8 @@ from inferbus_schemas.policies import Match, Policies, WrongMethod
 
 _MODEL = "/v2/models/{model}"
 _VERSION = f"{_MODEL}/versions/{{version}}"
+_JOBS = "/v1/jobs"
+_JOB = f"{_JOBS}/{{job}}"
 
 _OPENAI = (
     ("POST", "chat/completions"),
@@ -66,6 +68,12 @@ POLICIES = Policies(
         },
         ("GET", "/v1/models/{model}"): access.MODELS_READ,
         ("GET", "/openai/v1/models/{model}"): access.MODELS_READ,
+        ("POST", _JOBS): access.AUTHENTICATED,
+        ("GET", _JOBS): access.AUTHENTICATED,
+        ("GET", _JOB): access.AUTHENTICATED,
+        ("DELETE", _JOB): access.AUTHENTICATED,
+        ("GET", f"{_JOB}/results"): access.AUTHENTICATED,
+        ("POST", f"{_JOB}/retry"): access.AUTHENTICATED,
     }
 )
 """Each route of the gateway. One whose model stands in its body is AUTHENTICATED here, and asks

@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 
 from inferbus_kit import errors as kit
-from inferbus_kit.errors import InferbusError, OverloadedError
+from inferbus_kit.errors import InferbusError, ObjectStoreError, OverloadedError
 from inferbus_schemas import messages as m
 
 __all__ = [
@@ -21,11 +21,16 @@ __all__ = [
     "ForbiddenError",
     "InferbusError",
     "InvalidRequestError",
+    "JobNotFinishedError",
+    "JobNotFoundError",
+    "JobsNotConfiguredError",
+    "KeyReusedError",
     "LoadFailedError",
     "MethodNotAllowedError",
     "NoWorkerError",
     "NotDeployedError",
     "NotFoundError",
+    "ObjectStoreError",
     "OutcomeUnknownError",
     "OutputTooLargeError",
     "OverloadedError",
@@ -42,6 +47,7 @@ __all__ = [
     "UnauthorizedError",
     "UnknownModelError",
     "UnsupportedEncodingError",
+    "UnsupportedMediaTypeError",
     "WrongTaskError",
     "too_large",
 ]
@@ -214,6 +220,46 @@ class TenantBusyError(InferbusError):
     def __init__(self) -> None:
         super().__init__("your tenant has too many unanswered requests; wait for some of them")
         self.retry_after_s = 0.0
+
+
+class UnsupportedMediaTypeError(InferbusError):
+    """The body's Content-Type is not one that the route reads."""
+
+    code = "unsupported_media_type"
+    http_status = 415
+    grpc_status = "UNIMPLEMENTED"
+
+
+class JobNotFoundError(InferbusError):
+    """There is no such job, or it is another tenant's."""
+
+    code = "job_not_found"
+    http_status = 404
+    grpc_status = "NOT_FOUND"
+
+
+class JobNotFinishedError(InferbusError):
+    """The job has not ended, so it has no results yet and cannot be tried again."""
+
+    code = "job_not_finished"
+    http_status = 409
+    grpc_status = "FAILED_PRECONDITION"
+
+
+class KeyReusedError(InferbusError):
+    """The key of a submission stands for another one."""
+
+    code = "idempotency_key_reused"
+    http_status = 422
+    grpc_status = "INVALID_ARGUMENT"
+
+
+class JobsNotConfiguredError(InferbusError):
+    """This gateway has no object store, so it takes no jobs."""
+
+    code = "jobs_not_configured"
+    http_status = 501
+    grpc_status = "UNIMPLEMENTED"
 
 
 class NoWorkerError(InferbusError):

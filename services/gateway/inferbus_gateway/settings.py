@@ -96,3 +96,13 @@ class GatewaySettings(Settings):
     def takes_tokens(self) -> bool:
         """Whether a provider of tokens is set, be it in part."""
         return bool(self.oidc_issuer or self.oidc_audience or self.oidc_jwks_url)
+
+    object_store_url: str = Field(
+        default="",
+        description="Where inputs and results of jobs are, such as file:///path or s3://bucket; "
+        "the same as the workers' and the registry's. Empty: this gateway takes no jobs.",
+    )
+    max_job_rows: int = Field(default=10_000_000, gt=0, description="Most rows of one job.")
+    max_job_bytes: int = Field(
+        default=8 << 30, gt=0, description="Largest input of one job, in bytes."
+    )

@@ -33,7 +33,9 @@ from inferbus_gateway.hot.route import Routes
 from inferbus_gateway.hot.rpc_infer import RpcInfer
 from inferbus_gateway.hot.streams import Streams
 from inferbus_gateway.hot.submissions import Submissions
+from inferbus_gateway.job_wiring import STREAMED, jobs_of
 from inferbus_gateway.settings import GatewaySettings
+from inferbus_kit import guard
 from inferbus_kit.consume import Record, StateReader
 from inferbus_kit.health import Health, health_app
 from inferbus_kit.heartbeat import Beater
@@ -135,7 +137,15 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
     repository = ModelRepository(routes, settings.registry_url)
     upkeep = Upkeep(pending, publisher, replies, fleet, metrics)
     feed = StateFeed(routes, fleet, upkeep, keys, access)
-    beats = Beats(instance, life=secrets.randbits(64), pins=pins, pending=pending, replies=replies)
+    jobs = jobs_of(settings, control, health, routes, requests.new_id)
+    beats = Beats(
+        instance,
+        life=secrets.randbits(64),
+        pins=pins,
+        pending=pending,
+        replies=replies,
+        job_versions=jobs.fold.versions,
+    )
 
     def reader(topic: str, apply: Callable[[Record], None]) -> StateReader:
         return StateReader(
@@ -155,13 +165,17 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
         http_server=HttpServer(
             front_door(
                 infer,
-                before(openai, make_app(views, repository, health, access, requests.new_id)),
+                before(
+                    openai,
+                    make_app(views, repository, health, access, requests.new_id, jobs.router),
+                ),
             ),
             settings.http_host,
             settings.http_port,
             drain_s=settings.drain_timeout_s,
             max_connections=settings.max_connections,
             max_body_bytes=settings.max_body_bytes,
+            limits=guard.Limits(streamed=STREAMED),
             direct=side_door(infer),
         ),
         rpc_server=RpcServer(
@@ -185,6 +199,7 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
             reader(topics.VERSIONS, feed.version),
             reader(topics.DEPLOYMENTS, feed.deployment),
             reader(topics.KEYS, feed.key),
+            reader(topics.JOB_STATUS, jobs.feed),
         ),
         fleet=fleet,
         replies=replies,
@@ -196,6 +211,7 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
         upkeep=upkeep,
         leases=leases,
         tokens=tokens,
+        jobs=jobs,
         beats=beats,
         beater=Beater(control, instance, "gateway", beats.make, on_failure=fail),
     )

@@ -32,6 +32,7 @@ from inferbus_worker.hot.consume import Desk
 from inferbus_worker.hot.emit import Emitter
 from inferbus_worker.hot.letters import Letters
 from inferbus_worker.hot.tokens import TokenSender
+from inferbus_worker.jobs.consume import JobLoop
 from inferbus_worker.settings import WorkerSettings
 
 _log = structlog.get_logger("worker")
@@ -59,6 +60,8 @@ class Process:
     emitter: Emitter
     letters: Letters
     token_records: Producer
+    job_records: Producer
+    jobs: JobLoop
     tokens: TokenSender
     cancellations: Cancellations
     desk: Desk
@@ -116,6 +119,7 @@ def add_stages(process: Process, lifecycle: Lifecycle) -> None:
         "token-records", start=process.token_records.start, stop=process.token_records.stop
     )
     lifecycle.add("tokens", stop=process.tokens.stop)
+    lifecycle.add("job-records", start=process.job_records.start, stop=process.job_records.stop)
     lifecycle.add(
         "cancellations", start=process.cancellations.start, stop=process.cancellations.stop
     )
@@ -131,6 +135,7 @@ def add_stages(process: Process, lifecycle: Lifecycle) -> None:
         stop=worker.drain,
         stop_timeout_s=process.settings.drain_timeout_s + 5.0,
     )
+    lifecycle.add("jobs", start=process.jobs.start, stop=process.jobs.stop, stop_timeout_s=15.0)
 
 
 class _Worker:

@@ -14,13 +14,12 @@ import os
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import obstore
 import structlog
-from obstore.store import LocalStore, ObjectStore, from_url
+from obstore.store import ObjectStore
 
-from inferbus_kit.errors import InferbusError, StartupError
+from inferbus_kit.errors import InferbusError
 from inferbus_schemas.manifest import FileEntry, Manifest, version_sha256
 
 _log = structlog.get_logger("artifacts")
@@ -32,23 +31,6 @@ class ArtifactError(InferbusError):
     """A file of a version is not to be had, or is not what its digest says."""
 
     code = "artifact_unavailable"
-
-
-def open_store(url: str) -> ObjectStore:
-    """Return the store at `url`.
-
-    Raises:
-        StartupError: the URL names no store.
-    """
-    if not url:
-        raise StartupError("INFERBUS_OBJECT_STORE_URL is not set; say where version files are")
-    try:
-        parts = urlsplit(url)
-        if parts.scheme == "file":
-            return LocalStore(unquote(parts.path), mkdir=True)
-        return from_url(url)
-    except Exception as error:
-        raise StartupError("INFERBUS_OBJECT_STORE_URL names no store that can be used") from error
 
 
 def blob_path(sha256: str) -> str:

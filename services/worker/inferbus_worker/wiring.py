@@ -15,15 +15,16 @@ from inferbus_kit.heartbeat import Beater
 from inferbus_kit.http import HttpServer
 from inferbus_kit.lifecycle import Fail, Lifecycle
 from inferbus_kit.metrics import worker_metrics
+from inferbus_kit.objects import Objects, open_store
 from inferbus_kit.produce import Producer
 from inferbus_kit.settings import load
 from inferbus_kit.telemetry import Tracing, configure_logs
 from inferbus_schemas import messages as m
 from inferbus_schemas import topics
-from inferbus_schemas.membership import Membership
+from inferbus_schemas.membership import InboxLease, Member, Membership
 from inferbus_worker import VERSION
 from inferbus_worker.app import LoadReport, Process, add_stages
-from inferbus_worker.artifacts import Artifacts, open_store
+from inferbus_worker.artifacts import Artifacts
 from inferbus_worker.control.desired import Desired
 from inferbus_worker.control.lease import Lease, WriteBeat
 from inferbus_worker.control.residents import EngineLimits, Residents
@@ -35,6 +36,9 @@ from inferbus_worker.hot.emit import Emitter
 from inferbus_worker.hot.letters import Letters
 from inferbus_worker.hot.loops import Loops
 from inferbus_worker.hot.tokens import TokenSender
+from inferbus_worker.jobs.chunk import ChunkRunner, Outlets
+from inferbus_worker.jobs.consume import JobLoop
+from inferbus_worker.jobs.rows import RowRunner
 from inferbus_worker.settings import WorkerSettings
 
 
@@ -156,6 +160,32 @@ def wire(settings: WorkerSettings, fail: Fail) -> Process:
             on_failure=fail,
         )
 
+    def lives(other: bytes) -> bool:
+        seen: list[InboxLease | Member] = [*fleet.leases(settings.pool), *fleet.joining()]
+        return any(one.life == int(other, 16) and not fleet.expired(one) for one in seen)
+
+    job_records = Producer(bootstrap, client_id=f"{instance}-jobs")
+    job_letters = Letters(
+        DeadLetters(control, instance),
+        loops,
+        topics.topic(topics.JOB_CHUNKS, settings.pool).name,
+        metrics.dead_letters,
+    )
+    job_loop = JobLoop(
+        bootstrap,
+        settings.pool,
+        ChunkRunner(
+            RowRunner(desk, instance),
+            Outlets(Objects(store), job_records, job_letters, metrics, lives),
+            instance,
+            life,
+        ),
+        desk=desk,
+        letters=job_letters,
+        loops=loops,
+        client_id=f"{instance}-jobs",
+    )
+
     return Process(
         settings=settings,
         health=health,
@@ -173,6 +203,8 @@ def wire(settings: WorkerSettings, fail: Fail) -> Process:
         emitter=emitter,
         letters=letters,
         token_records=token_records,
+        job_records=job_records,
+        jobs=job_loop,
         tokens=tokens,
         cancellations=Cancellations(
             bootstrap,

@@ -11,7 +11,7 @@ from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import structlog
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
@@ -93,9 +93,10 @@ def make_app(
     health: Health,
     access: Access,
     new_id: Callable[[], bytes],
+    *more: APIRouter,
 ) -> Asgi:
     """Return the app of the control routes behind its door; each answer names a request id."""
-    inner = Door(control_routes(views, repository, health), access, _refuse)
+    inner = Door(control_routes(views, repository, health, *more), access, _refuse)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         extra = [(b"x-request-id", ids.text(new_id()).encode())]
@@ -112,7 +113,9 @@ def make_app(
     return app
 
 
-def control_routes(views: Views, repository: ModelRepository, health: Health) -> FastAPI:
+def control_routes(
+    views: Views, repository: ModelRepository, health: Health, *more: APIRouter
+) -> FastAPI:
     """Return the app of the control routes without its door; its document has all routes."""
     app = FastAPIOffline(
         title="Inferbus gateway",
@@ -127,6 +130,8 @@ def control_routes(views: Views, repository: ModelRepository, health: Health) ->
     _add_server_routes(app, views, health)
     app.include_router(extensions.routes(views, repository))
     _add_model_routes(app, views)
+    for router in more:
+        app.include_router(router)
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
     return app
 

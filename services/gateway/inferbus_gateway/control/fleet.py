@@ -7,6 +7,7 @@ routing state, keys, and this gateway's beats.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterable
 
 from inferbus_gateway import VERSION
 from inferbus_gateway.control.upkeep import Upkeep
@@ -64,8 +65,16 @@ class Beats:
     """What this gateway's heartbeat says."""
 
     def __init__(
-        self, instance: str, *, life: int, pins: Pins, pending: Pending, replies: Replies
+        self,
+        instance: str,
+        *,
+        life: int,
+        pins: Pins,
+        pending: Pending,
+        replies: Replies,
+        job_versions: Callable[[], Iterable[tuple[str, str, int]]] = tuple,
     ) -> None:
+        self._job_versions = job_versions
         self._instance = instance
         self._life = life
         self._pins = pins
@@ -86,6 +95,10 @@ class Beats:
             models=self._pins.beat(flying),
             in_flight=len(self._pending),
             generation_read=self._pins.generation,
+            job_versions=[
+                m.JobVersion(pool=pool, model=model, version=version)
+                for pool, model, version in sorted(self._job_versions())
+            ],
         )
         state = m.STATE_DRAINING if self.draining else m.STATE_ACTIVE
         return self.key, m.Heartbeat(

@@ -119,6 +119,19 @@ class Routes:
             target = self._targets[model, version] = self._look_up(model, version)
         return target
 
+    def pinned_to(self, model: str, version: int, pool: str) -> Target:
+        """Return a version as a target in a pool, whether or not it is still deployed there.
+
+        Raises:
+            UnknownModelError: there is no such version.
+        """
+        found = self._versions.get((model, version))
+        if found is None:
+            raise unknown_model(model)
+        return Target(
+            model, version, pool, found.sha256, found.manifest, str(version).encode("ascii")
+        )
+
     def _look_up(self, model: str, text: str) -> Target:
         if self._pins.deployment(model) is None:
             raise unknown_model(model)

@@ -26,7 +26,8 @@ def versions_to_hold(
     long as some live gateway does not act on that generation of its model yet (a gateway whose beat
     does not tell of the model acts on none), or still pins the version or has it in flight. Where a
     model's deployment has ended, only pins and requests in flight keep a version. While no gateway
-    lives, nobody can say what it still pins: everything is kept.
+    lives, nobody can say what it still pins: everything is kept. A version that an unfinished job
+    is pinned to is held, with generation 0, whether or not it was held before.
 
     Args:
         deployments: the newest deployment of each model.
@@ -42,6 +43,10 @@ def versions_to_hold(
         for version in part.versions
     }
     gateways = [member.beat.gateway for member in membership.gateways()]
+    for gateway in gateways:
+        for one in gateway.job_versions:
+            if one.pool == pool:
+                hold.setdefault((one.model, one.version), 0)
     for model, version in held:
         newest = deployments.get(model)
         generation = 0 if newest is None else newest.generation

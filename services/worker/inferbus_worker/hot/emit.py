@@ -95,10 +95,10 @@ class OkAnswer(NamedTuple):
 class Emitter:
     """Builds and sends records.
 
-    Invariants: one record per call; a member is done only when its record is acknowledged, or
-    its frame is so old that nobody waits for it; a record that Kafka did not take is sent again,
-    same bytes, but an OK never later than 60 s after the deadline; no error ends the sending; ids
-    of acknowledged terminal records are remembered.
+    Invariants: one record per call, to the request's keeper where it has one; a member is done only
+    when its record is acknowledged, or its frame is so old that nobody waits for it; a record that
+    Kafka did not take is sent again, same bytes, but an OK never later than 60 s after the
+    deadline; no error ends the sending; ids of acknowledged terminal records are remembered.
     """
 
     def __init__(
@@ -226,6 +226,9 @@ class Emitter:
         self.ended(work, m.OUTCOME_EXPIRED, *_EXPIRED, served)
 
     def _put(self, work: Work, record: m.Prediction, outcome: int, traceparent: str) -> None:
+        if work.keeper is not None:
+            work.keeper.keep(work, record)
+            return
         partition = work.request.reply_partition
         lane = self._lanes.get(partition)
         if lane is None:

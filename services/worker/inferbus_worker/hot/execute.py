@@ -32,6 +32,7 @@ _log = structlog.get_logger("execute")
 
 DEPTH = 2
 """Batches given to an engine at once: while it computes one, the next is on its socket."""
+MAX_JOB_ROWS = 512
 _FATAL_ALONE = 2
 
 
@@ -102,6 +103,8 @@ class Executor:
         self._engine: Engine | None = None
         self.served = served
         self.failed_reason = ""
+        self.job_rows = (1, max(DEPTH * max_rows, MAX_JOB_ROWS))
+        """Rows of jobs that should be here for the engine to be full, and that may be."""
 
     def attach(self, engine: Engine) -> None:
         """Use this engine; once, before the first request."""

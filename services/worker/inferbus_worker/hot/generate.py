@@ -105,6 +105,8 @@ class Generator:
         self._engine: Engine | None = None
         self.served = served
         self.failed_reason = ""
+        # One slot is left to requests, and no row waits before one.
+        self.job_rows = (max(1, parallel - 1),) * 2
 
     def attach(self, engine: Engine) -> None:
         """Use this engine; once, before the first request."""

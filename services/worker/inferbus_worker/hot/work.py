@@ -19,6 +19,13 @@ class Inbox(Protocol):
         """Every member of the frame at `offset` is done."""
 
 
+class Keeper(Protocol):
+    """Who takes the record of a request in the place of the prediction stream."""
+
+    def keep(self, work: Work, record: m.Prediction) -> None:
+        """Take the record that ends this attempt at a request; must not raise."""
+
+
 class Frame:
     """A frame that was read and the number of its members that are not done.
 
@@ -51,7 +58,8 @@ class Frame:
 class Work:
     """One request on its way. Times are seconds of the monotonic clock.
 
-    `data` and `shapes` stand in the order of the version's inputs.
+    `data` and `shapes` stand in the order of the version's inputs; with a `keeper` its record goes
+    there and nowhere else.
     """
 
     request: m.Request
@@ -63,6 +71,7 @@ class Work:
     shapes: tuple[tuple[int, ...], ...] = ()
     data: tuple[bytes, ...] = ()
     n_alone_deaths: int = 0
+    keeper: Keeper | None = None
 
     def frame_age_ms(self, now_s: float) -> float:
         """Return how old its frame is at `now_s`, by the broker's clock."""

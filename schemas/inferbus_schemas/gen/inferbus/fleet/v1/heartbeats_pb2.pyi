@@ -83,17 +83,29 @@ class WorkerBeat(_message.Message):
     rows_per_s: float
     def __init__(self, pool: _Optional[str] = ..., inbox: _Optional[int] = ..., epoch: _Optional[int] = ..., end_offset: _Optional[int] = ..., residents: _Optional[_Iterable[_Union[Resident, _Mapping]]] = ..., generation_applied: _Optional[int] = ..., backlog_rows: _Optional[int] = ..., queue_age_ms: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., rows_per_s: _Optional[float] = ...) -> None: ...
 
+class JobVersion(_message.Message):
+    __slots__ = ("pool", "model", "version")
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    pool: str
+    model: str
+    version: int
+    def __init__(self, pool: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
+
 class GatewayBeat(_message.Message):
-    __slots__ = ("reply_partition", "models", "in_flight", "generation_read")
+    __slots__ = ("reply_partition", "models", "in_flight", "generation_read", "job_versions")
     REPLY_PARTITION_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
     IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     GENERATION_READ_FIELD_NUMBER: _ClassVar[int]
+    JOB_VERSIONS_FIELD_NUMBER: _ClassVar[int]
     reply_partition: int
     models: _containers.RepeatedCompositeFieldContainer[GatewayModel]
     in_flight: int
     generation_read: int
-    def __init__(self, reply_partition: _Optional[int] = ..., models: _Optional[_Iterable[_Union[GatewayModel, _Mapping]]] = ..., in_flight: _Optional[int] = ..., generation_read: _Optional[int] = ...) -> None: ...
+    job_versions: _containers.RepeatedCompositeFieldContainer[JobVersion]
+    def __init__(self, reply_partition: _Optional[int] = ..., models: _Optional[_Iterable[_Union[GatewayModel, _Mapping]]] = ..., in_flight: _Optional[int] = ..., generation_read: _Optional[int] = ..., job_versions: _Optional[_Iterable[_Union[JobVersion, _Mapping]]] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ("instance", "state", "worker", "gateway", "life", "inferbus_version")

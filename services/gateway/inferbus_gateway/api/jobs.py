@@ -1,0 +1,379 @@
+"""Routes of jobs: submit, look, list, fetch results, cancel, try failed rows again.
+
+In: HTTP, an upload as it streams. Out: JSON, or results as they are read; errors as RFC 9457
+problem documents.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Annotated, Any
+
+import structlog
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from starlette.requests import ClientDisconnect
+
+from inferbus_gateway import errors
+from inferbus_gateway.control.jobs.dispatch import Dispatcher
+from inferbus_gateway.control.jobs.fold import Fold, Progress
+from inferbus_gateway.control.jobs.results import Results, line
+from inferbus_gateway.control.jobs.submit import Submissions, Wish
+from inferbus_gateway.hot.route import Routes, Target, unknown_model
+from inferbus_kit.errors import InferbusError
+from inferbus_kit.objects import Objects
+from inferbus_schemas import access, ids, jobs
+from inferbus_schemas import messages as m
+from inferbus_schemas.access import Principal, Verdict
+
+_log = structlog.get_logger("jobs")
+
+PATH = "/v1/jobs"
+JSON_LINES = "application/x-ndjson"
+_LINES = frozenset({JSON_LINES, "application/jsonl", "application/json-lines"})
+_MAX_KEY_CHARACTERS = 256
+_PIECE_BYTES = 64 << 10
+_CLIENT_LEFT = 499
+_LINGER_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the routes need."""
+
+    routes: Routes
+    fold: Fold
+    objects: Objects
+    submissions: Submissions
+    dispatcher: Dispatcher
+    results: Results
+
+
+class Counts(BaseModel):
+    """Rows of a job; `refused` are those of `failed`, or to be, that could not be read."""
+
+    rows: int
+    done: int
+    ok: int
+    failed: int
+    cancelled: int
+    refused: int
+
+
+class JobBody(BaseModel):
+    """A job. `state`: queued, running, completed, cancelling or cancelled."""
+
+    id: str
+    model: str
+    version: int
+    state: str
+    counts: Counts
+    progress: float
+    rows_per_s: float
+    eta_s: float | None
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+    parent: str | None
+    client_job_id: str | None
+
+
+class JobList(BaseModel):
+    """Jobs, newest first; `next` goes into `before` for those behind them."""
+
+    jobs: list[JobBody]
+    next: str | None
+
+
+class Problem(BaseModel):
+    """An error as RFC 9457 writes it; `code` is stable."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+
+
+def problem(error: InferbusError, status: int | None = None) -> Response:
+    """Return an error as a problem document."""
+    code = status or error.http_status
+    title = HTTPStatus(code).phrase
+    body = Problem(type="about:blank", title=title, status=code, detail=str(error), code=error.code)
+    head = {"x-inferbus-error-code": error.code}
+    if code == HTTPStatus.SERVICE_UNAVAILABLE:
+        head["retry-after"] = "2"
+    return JSONResponse(body.model_dump(), code, head, media_type="application/problem+json")
+
+
+class _Route(APIRoute):
+    """A route whose errors are problem documents."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        inner = super().get_route_handler()
+
+        async def handler(request: Request) -> Response:
+            try:
+                return await inner(request)
+            except InferbusError as error:
+                answer = problem(error)
+            except RequestValidationError:
+                answer = problem(errors.InvalidRequestError("a parameter is wrong; see /docs"))
+            except ClientDisconnect:
+                return Response(status_code=_CLIENT_LEFT)
+            if request.method == "POST" and not await _read_out(request):
+                # What is left of an upload must not go on arriving.
+                answer.headers["connection"] = "close"
+            return answer
+
+        return handler
+
+
+async def _read_out(request: Request) -> bool:
+    """Drop what still arrives of a refused upload, for a moment; tell whether that was all of it.
+
+    A connection that is closed on unread bytes takes the answer with it.
+    """
+    try:
+        async with asyncio.timeout(_LINGER_S):
+            async for _ in request.stream():
+                pass
+    except (TimeoutError, ClientDisconnect):
+        return False
+    except RuntimeError:
+        return True  # it was read to its end before
+    return True
+
+
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "description": HTTPStatus(status).phrase}
+    for status in (400, 401, 403, 404, 409, 413, 415, 422, 501, 503)
+}
+_UPLOAD: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            JSON_LINES: {
+                "schema": {"type": "string"},
+                "example": '{"features": [5.1, 3.5, 1.4, 0.2]}\n{"features": [4.9, 3, 1.4, 0.2]}\n',
+            }
+        },
+    }
+}
+
+
+def router(parts: Parts | None) -> APIRouter:
+    """Return the routes; without `parts` each says that jobs are not set up here."""
+    made = APIRouter(prefix=PATH, tags=["jobs"], route_class=_Route, responses=_PROBLEMS)
+    routes = _Routes(parts)
+    made.post("", status_code=202, openapi_extra=_UPLOAD, response_model=JobBody)(routes.submit)
+    made.get("", response_model=JobList)(routes.listing)
+    made.get("/{job}", response_model=JobBody)(routes.look)
+    made.delete("/{job}", response_model=JobBody)(routes.cancel)
+    made.get("/{job}/results", response_class=StreamingResponse)(routes.fetch)
+    made.post("/{job}/retry", status_code=202, response_model=JobBody)(routes.retry)
+    return made
+
+
+class _Routes:
+    """The endpoints. A job of another tenant is one that does not exist."""
+
+    def __init__(self, parts: Parts | None) -> None:
+        self._maybe = parts
+
+    @property
+    def _parts(self) -> Parts:
+        if self._maybe is None:
+            raise errors.JobsNotConfiguredError(
+                "this gateway has no object store: set INFERBUS_OBJECT_STORE_URL"
+            )
+        return self._maybe
+
+    async def submit(
+        self,
+        request: Request,
+        model: Annotated[str, Query(max_length=64)],
+        version: Annotated[str, Query(max_length=64)] = "",
+        client_job_id: Annotated[str, Query(max_length=_MAX_KEY_CHARACTERS)] = "",
+    ) -> Response:
+        """Take a job: a line of JSON per row, the body of an infer request or the row's inputs.
+
+        With the header Idempotency-Key, or a client_job_id, sending it again gives the same job.
+        """
+        parts = self._parts
+        caller = _caller(request)
+        target = _target(parts, caller, model, version)
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind not in _LINES:
+            raise errors.UnsupportedMediaTypeError(f"send rows as {JSON_LINES}")
+        if request.headers.get("content-encoding", "identity") != "identity":
+            raise errors.UnsupportedEncodingError("send the rows without a Content-Encoding")
+        wish = Wish(target, caller.tenant, caller.name, _key(request, client_job_id), client_job_id)
+        job, new = await parts.submissions.submit(wish, request.stream())
+        return self._answer(job.id, HTTPStatus.ACCEPTED if new else HTTPStatus.OK)
+
+    async def listing(
+        self,
+        request: Request,
+        limit: Annotated[int, Query(ge=1, le=200)] = 50,
+        before: Annotated[str, Query(max_length=36)] = "",
+    ) -> JobList:
+        """List your tenant's jobs, newest first."""
+        last = jobs.parse_id(before) if before else b""
+        if last is None:
+            raise errors.InvalidRequestError("before must be the id of a job")
+        found = self._parts.fold.of_tenant(_caller(request).tenant, _now_ms(), last, limit)
+        more = ids.text(found[-1].job.id) if len(found) == limit else None
+        return JobList(jobs=[_body(one) for one in found], next=more)
+
+    async def look(self, request: Request, job: str) -> JobBody:
+        """Tell how far a job is."""
+        return _body(await self._progress(request, job))
+
+    async def cancel(self, request: Request, job: str) -> JobBody:
+        """Cancel what has not run of a job; of a job that has ended nothing changes."""
+        progress = await self._progress(request, job)
+        if not progress.finished:
+            await self._parts.dispatcher.cancel(progress.job, _caller(request).name)
+        return _body(await self._progress(request, job))
+
+    async def fetch(self, request: Request, job: str) -> StreamingResponse:
+        """Return one line of JSON for each row of the input, in its order."""
+        progress = await self._progress(request, job)
+        _finished(progress)
+        rows = self._parts.results.rows(progress.job)
+        first = await anext(rows)
+        return StreamingResponse(_written(first, rows), media_type=JSON_LINES)
+
+    async def retry(self, request: Request, job: str) -> Response:
+        """Make a new job of the rows that failed or were cancelled; its results overlay these."""
+        parts = self._parts
+        caller = _caller(request)
+        progress = await self._progress(request, job)
+        _finished(progress)
+        old = progress.job
+        _may(caller, old.model)
+        target = parts.routes.pinned_to(old.model, old.version, old.pool)
+        wish = Wish(target, caller.tenant, caller.name, _key(request, ""))
+        new = await parts.submissions.submit_rows(wish, parts.results.failed(old), old.id)
+        return self._answer(new.id, HTTPStatus.ACCEPTED)
+
+    async def _progress(self, request: Request, text: str) -> Progress:
+        """Return a job of the caller's tenant.
+
+        Raises:
+            JobNotFoundError: there is none.
+        """
+        parts = self._parts
+        job_id = jobs.parse_id(text)
+        if job_id is not None:
+            if job_id not in parts.fold:
+                # Another gateway may have taken it a moment ago.
+                raw = await parts.objects.get(jobs.job_path(job_id))
+                if raw is not None:
+                    parts.fold.apply(m.JobStatus(job=m.Job.FromString(raw)), _now_ms())
+            found = parts.fold.progress(job_id, _now_ms())
+            if found is not None and found.job.tenant == _caller(request).tenant:
+                return found
+        raise errors.JobNotFoundError("there is no such job")
+
+    def _answer(self, job_id: bytes, status: int) -> Response:
+        progress = self._parts.fold.progress(job_id, _now_ms())
+        if progress is None:
+            raise errors.JobNotFoundError("there is no such job")
+        location = f"{PATH}/{ids.text(job_id)}"
+        return JSONResponse(_body(progress).model_dump(), status, {"location": location})
+
+
+async def _written(first: m.RowResult, rows: AsyncIterator[m.RowResult]) -> AsyncIterator[bytes]:
+    """Yield the lines of results in pieces worth a write."""
+    held, size_bytes = [line(first)], 0
+    async for row in rows:
+        held.append(line(row))
+        size_bytes += len(held[-1])
+        if size_bytes > _PIECE_BYTES:
+            yield b"".join(held)
+            held, size_bytes = [], 0
+    yield b"".join(held)
+
+
+def _caller(request: Request) -> Principal:
+    caller: Principal = request.state.principal
+    return caller
+
+
+def _may(caller: Principal, model: str) -> None:
+    """Check that the caller may ask this model.
+
+    Raises:
+        ForbiddenError, UnknownModelError: it may not, or may not know that there is one.
+    """
+    verdict = access.judge(caller, access.INFER, model)
+    if verdict is Verdict.HIDDEN:
+        raise unknown_model(model)
+    if verdict is Verdict.FORBIDDEN:
+        raise errors.ForbiddenError("your key lacks the scope to infer with this model")
+
+
+def _target(parts: Parts, caller: Principal, model: str, version: str) -> Target:
+    _may(caller, model)
+    return parts.routes.resolve(model, version)
+
+
+def _key(request: Request, client_job_id: str) -> str:
+    """Return what names this submission; empty where nothing does."""
+    given = request.headers.get("idempotency-key", "")
+    if len(given) > _MAX_KEY_CHARACTERS:
+        raise errors.InvalidRequestError("Idempotency-Key is too long")
+    if given:
+        return f"key:{given}"
+    return f"id:{client_job_id}" if client_job_id else ""
+
+
+def _finished(progress: Progress) -> None:
+    if not progress.finished:
+        raise errors.JobNotFinishedError(f"the job is {progress.state}; wait until it has ended")
+
+
+def _body(one: Progress) -> JobBody:
+    job = one.job
+    return JobBody(
+        id=ids.text(job.id),
+        model=job.model,
+        version=job.version,
+        state=one.state,
+        counts=Counts(
+            rows=job.n_rows,
+            done=one.n_done,
+            ok=one.n_ok,
+            failed=one.n_failed,
+            cancelled=one.n_cancelled,
+            refused=job.n_refused,
+        ),
+        progress=round(one.n_done / job.n_rows, 4),
+        rows_per_s=round(one.rows_per_s, 1),
+        eta_s=None if one.left_s is None else round(one.left_s, 1),
+        created_at=_time(one.created_ms) or "",
+        started_at=_time(one.started_ms),
+        finished_at=_time(one.finished_ms),
+        parent=ids.text(job.parent) if job.parent else None,
+        client_job_id=job.client_job_id or None,
+    )
+
+
+def _time(unix_ms: int) -> str | None:
+    if not unix_ms:
+        return None
+    return datetime.fromtimestamp(unix_ms / 1000, UTC).isoformat(timespec="milliseconds")
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

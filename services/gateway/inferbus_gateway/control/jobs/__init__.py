@@ -1,0 +1,1 @@
+"""Jobs: many rows for one version, accepted here, run by workers, folded from what they say."""

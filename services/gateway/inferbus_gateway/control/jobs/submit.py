@@ -1,0 +1,228 @@
+"""A job from its upload to its acceptance.
+
+In: a wish and the bytes of its input, as they stream. Out: chunks in the object store, then the
+job, accepted at one moment: when the object that holds it is created. A gateway that dies before
+leaves objects that nobody names; one that dies after leaves a job that any gateway goes on with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+
+from inferbus_gateway import errors
+from inferbus_gateway.control.jobs.chunks import Chunks, rows_per_chunk
+from inferbus_gateway.control.jobs.dispatch import Dispatcher
+from inferbus_gateway.control.jobs.lines import Lines
+from inferbus_gateway.control.jobs.rows import RowReader
+from inferbus_gateway.hot.route import Target
+from inferbus_kit.objects import Objects
+from inferbus_schemas import generation, jobs
+from inferbus_schemas import messages as m
+
+_TURN_S = 0.002
+"""Rows are read for so long at a stretch; then the requests of others have their turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one job may have, and how many may be on their way in at once."""
+
+    max_rows: int
+    max_input_bytes: int
+    max_row_bytes: int
+    max_at_once: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a client wants. `key` names the submission, so that a second one is the same job."""
+
+    target: Target
+    tenant: str
+    principal: str
+    key: str = ""
+    client_job_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Received:
+    """An input that was read to its end."""
+
+    folder: str
+    sha256: bytes
+    n_rows: int
+    n_refused: int
+    n_chunks: int
+
+
+class Submissions:
+    """Takes jobs.
+
+    Invariants: a job is accepted whole or not at all; of all submissions with one key exactly one
+    is accepted, and the others are told so or refused; memory holds a piece of the upload, one
+    line and one chunk.
+    """
+
+    def __init__(
+        self,
+        objects: Objects,
+        dispatcher: Dispatcher,
+        limits: Limits,
+        new_id: Callable[[], bytes],
+    ) -> None:
+        self._objects = objects
+        self._dispatcher = dispatcher
+        self._limits = limits
+        self._new_id = new_id
+        self._n_open = 0
+
+    async def submit(self, wish: Wish, body: AsyncIterator[bytes]) -> tuple[m.Job, bool]:
+        """Take a job whose input is JSON lines; tell whether it is new.
+
+        Raises:
+            TooLargeError, InvalidRequestError: its input.
+            KeyReusedError: the key stands for another job.
+            OverloadedError: too many are on their way in.
+            ObjectStoreError, BusUnavailableError: it was not accepted, or will go on by itself;
+                with a key, sending it again tells.
+        """
+        if self._n_open >= self._limits.max_at_once:
+            raise errors.OverloadedError("too many jobs are being uploaded; try again shortly")
+        self._n_open += 1
+        folder = f"uploads/{secrets.token_hex(16)}"
+        accepted = False
+        try:
+            received = await self._receive(wish, body, folder)
+            job, accepted = await self._accept(wish, received)
+        finally:
+            self._n_open -= 1
+            if not accepted:
+                await asyncio.shield(self._discard(folder))
+        if accepted or not self._dispatcher.knows(job.id):
+            await self._dispatcher.dispatch(job)
+        return job, accepted
+
+    async def submit_rows(self, wish: Wish, rows: AsyncIterator[m.Row], parent: bytes) -> m.Job:
+        """Take a job of rows that an earlier job had read already; they keep their numbers.
+
+        Raises:
+            InvalidRequestError: there are none.
+            ObjectStoreError, BusUnavailableError: see `submit`.
+        """
+        folder = f"uploads/{secrets.token_hex(16)}"
+        chunks = Chunks(rows_per_chunk(wish.target.manifest, generation.TASK))
+        n_rows = n_chunks = 0
+        async for row in rows:
+            n_rows += 1
+            if (full := chunks.add(row)) is not None:
+                await self._keep(folder, n_chunks, full)
+                n_chunks += 1
+        if (rest := chunks.rest()) is not None:
+            await self._keep(folder, n_chunks, rest)
+            n_chunks += 1
+        if not n_rows:
+            raise errors.InvalidRequestError("no row of the job can be tried again")
+        received = _Received(folder, hashlib.sha256(parent).digest(), n_rows, 0, n_chunks)
+        job, _ = await self._accept(wish, received, parent)
+        await self._dispatcher.dispatch(job)
+        return job
+
+    async def _receive(self, wish: Wish, body: AsyncIterator[bytes], folder: str) -> _Received:
+        """Read an upload to its end, keeping its chunks under `folder`."""
+        digest = hashlib.sha256()
+        manifest = wish.target.manifest
+        reader = RowReader(manifest.signature, self._limits.max_row_bytes)
+        chunks = Chunks(rows_per_chunk(manifest, generation.TASK))
+        n_rows = n_refused = n_chunks = 0
+        turn_s = time.monotonic()
+        async for lines in self._lines(body, digest.update):
+            for line in lines:
+                row = reader.read(n_rows, line)
+                n_rows += 1
+                n_refused += bool(row.refused)
+                if n_rows > self._limits.max_rows:
+                    raise errors.TooLargeError(
+                        f"the input has over {self._limits.max_rows} rows; send several jobs"
+                    )
+                if (full := chunks.add(row)) is not None:
+                    await self._keep(folder, n_chunks, full)
+                    n_chunks += 1
+                if time.monotonic() - turn_s > _TURN_S:
+                    await asyncio.sleep(0)
+                    turn_s = time.monotonic()
+        if (rest := chunks.rest()) is not None:
+            await self._keep(folder, n_chunks, rest)
+            n_chunks += 1
+        if not n_rows:
+            raise errors.InvalidRequestError("the input has no rows; send one JSON object a line")
+        return _Received(folder, digest.digest(), n_rows, n_refused, n_chunks)
+
+    async def _lines(
+        self, body: AsyncIterator[bytes], update: Callable[[bytes], None]
+    ) -> AsyncIterator[Iterator[bytes | None]]:
+        """Yield the lines of a body, piece by piece; `update` sees all of its bytes."""
+        limits = self._limits
+        lines = Lines(limits.max_row_bytes)
+        n_bytes = 0
+        async for piece in body:
+            n_bytes += len(piece)
+            if n_bytes > limits.max_input_bytes:
+                raise errors.TooLargeError(
+                    f"the input is over {limits.max_input_bytes} bytes; send several jobs"
+                )
+            update(piece)
+            yield lines.feed(piece)
+        yield lines.end()
+
+    async def _keep(self, folder: str, number: int, chunk: m.Chunk) -> None:
+        await self._objects.put(jobs.input_path(folder, number), chunk.SerializeToString())
+
+    async def _accept(
+        self, wish: Wish, received: _Received, parent: bytes = b""
+    ) -> tuple[m.Job, bool]:
+        """Make the job, or return the one that stands for the key already."""
+        target = wish.target
+        key_sha256 = hashlib.sha256(wish.key.encode()).digest() if wish.key else b""
+        job = m.Job(
+            id=await self._id(wish.tenant, key_sha256),
+            tenant=wish.tenant,
+            model=target.model,
+            version=target.version,
+            pool=target.pool,
+            n_rows=received.n_rows,
+            n_chunks=received.n_chunks,
+            n_refused=received.n_refused,
+            input=received.folder,
+            input_sha256=received.sha256,
+            n_partitions=await self._dispatcher.n_prediction_partitions(),
+            parent=parent,
+            client_job_id=wish.client_job_id,
+            principal=wish.principal,
+            key_sha256=key_sha256,
+        )
+        if await self._objects.create(jobs.job_path(job.id), job.SerializeToString()):
+            return job, True
+        first = m.Job.FromString(await self._objects.get(jobs.job_path(job.id)) or b"")
+        if (first.model, first.input_sha256) != (job.model, job.input_sha256):
+            raise errors.KeyReusedError("this key stands for a job with another model or input")
+        return first, False
+
+    async def _id(self, tenant: str, key_sha256: bytes) -> bytes:
+        """Return a new id, or the one that the key stands for."""
+        fresh = self._new_id()
+        if not key_sha256:
+            return fresh
+        path = jobs.key_path(tenant, key_sha256)
+        if await self._objects.create(path, fresh):
+            return fresh
+        return await self._objects.get(path) or fresh
+
+    async def _discard(self, folder: str) -> None:
+        with contextlib.suppress(errors.InferbusError):
+            await self._objects.delete_folder(folder)

@@ -1,0 +1,348 @@
+"""Jobs at a gateway process, on real Kafka and a real store; no worker but the test itself."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from aiokafka import AIOKafkaConsumer
+from aiokafka.structs import TopicPartition
+
+from inferbus_kit.objects import Objects, open_store
+from inferbus_schemas import access, ids, jobs, topics
+from inferbus_schemas import messages as m
+from tests.support.gateway_side import GatewaySide, prediction
+
+JSON_LINES = {"content-type": "application/x-ndjson"}
+
+
+@pytest.fixture
+async def side(kafka_bootstrap: str, tmp_path: Path) -> AsyncIterator[GatewaySide]:
+    made = GatewaySide(kafka_bootstrap, tmp_path)
+    await made.start()
+    await made.worker(lambda request: [prediction(request)])
+    yield made
+    await made.stop()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Objects:
+    return Objects(open_store((tmp_path / "objects").as_uri()))
+
+
+@pytest.fixture
+async def http(side: GatewaySide, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+    url = (tmp_path / "objects").as_uri()
+    gateway = await side.gateway(INFERBUS_OBJECT_STORE_URL=url, INFERBUS_MAX_JOB_ROWS="3000")
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=20, trust_env=False) as client:
+        yield client
+
+
+def lines(n_rows: int, *, start: int = 0) -> bytes:
+    return b"".join(b'{"x": [%d, 0, 0]}\n' % number for number in range(start, start + n_rows))
+
+
+async def submit(
+    http: httpx.AsyncClient, side: GatewaySide, body: bytes, **head: str
+) -> httpx.Response:
+    return await http.post(
+        f"/v1/jobs?model={side.model}", content=body, headers={**JSON_LINES, **head}
+    )
+
+
+async def commands(side: GatewaySide, job_id: bytes) -> list[m.ChunkCommand]:
+    """Return a job's commands, as they stand in the topic now."""
+    topic = topics.topic(topics.JOB_CHUNKS, side.pool).name
+    places = [
+        TopicPartition(topic, number) for number in range(await side.producer.n_partitions(topic))
+    ]
+    consumer = AIOKafkaConsumer(bootstrap_servers=side.bootstrap, enable_auto_commit=False)
+    await consumer.start()
+    try:
+        consumer.assign(places)
+        await consumer.seek_to_beginning()
+        ends = await consumer.end_offsets(places)
+        left = {place for place, end in ends.items() if end}
+        found = []
+        while left:
+            for place, records in (await consumer.getmany(timeout_ms=100)).items():
+                found += [m.ChunkCommand.FromString(record.value or b"") for record in records]
+                if records and records[-1].offset + 1 >= ends[place]:
+                    left.discard(place)
+    finally:
+        await consumer.stop()
+    return sorted((one for one in found if one.job.id == job_id), key=lambda one: one.chunk)
+
+
+async def finish(
+    side: GatewaySide, store: Objects, command: m.ChunkCommand, *, fail: bool = False
+) -> None:
+    """Do what a worker does with a chunk: answer with the inputs, or fail each row."""
+    job = command.job
+    raw = await store.get(jobs.input_path(job.input, command.chunk))
+    results = m.ChunkResults()
+    for row in m.Chunk.FromString(raw or b"").rows:
+        request = m.Request(
+            id=jobs.row_id(job.id, row.number),
+            tenant=job.tenant,
+            model=job.model,
+            version=job.version,
+            tensors=row.tensors,
+        )
+        outcome = m.OUTCOME_FAILED if fail or row.refused else m.OUTCOME_OK
+        said = prediction(request, outcome, error_code="no" if outcome != m.OUTCOME_OK else "")
+        results.rows.add(number=row.number, prediction=said)
+    path = jobs.results_path(job.id, command.chunk)
+    await store.create(path, results.SerializeToString())
+    n_failed = sum(row.prediction.outcome != m.OUTCOME_OK for row in results.rows)
+    status = m.ChunkStatus(
+        job=job.id,
+        chunk=command.chunk,
+        state=m.CHUNK_STATE_DONE,
+        n_ok=len(results.rows) - n_failed,
+        n_failed=n_failed,
+    )
+    key = jobs.chunk_key(job.id, command.chunk)
+    await side.write(topics.JOB_STATUS, 0, key, m.JobStatus(chunk=status).SerializeToString())
+
+
+def kept(side: GatewaySide) -> set[Path]:
+    """Return the folders of uploads that hold something."""
+    uploads = side.folder / "objects" / "uploads"
+    return {path.parent for path in uploads.rglob("*") if path.is_file()}
+
+
+async def ended(http: httpx.AsyncClient, job: str) -> dict[str, Any]:
+    async with asyncio.timeout(15):
+        while True:
+            found: dict[str, Any] = (await http.get(f"/v1/jobs/{job}")).json()
+            if found["state"] in {"completed", "cancelled"}:
+                return found
+            await asyncio.sleep(0.02)
+
+
+def job_id(answer: httpx.Response) -> bytes:
+    found = jobs.parse_id(answer.json()["id"])
+    assert found is not None
+    return found
+
+
+@pytest.mark.timeout(120)
+async def test_a_job_from_upload_to_results_and_a_second_try(
+    side: GatewaySide, store: Objects, http: httpx.AsyncClient
+) -> None:
+    body = lines(1000) + b"{bad\n" + lines(20, start=1001)
+    answer = await submit(http, side, body, **{"idempotency-key": "one"})
+    assert answer.status_code == 202, answer.text
+    job = answer.json()
+    assert answer.headers["location"] == f"/v1/jobs/{job['id']}"
+    assert (job["state"], job["counts"]["rows"], job["counts"]["refused"]) == ("queued", 1021, 1)
+
+    sent = await commands(side, job_id(answer))
+    assert [one.chunk for one in sent] == [0, 1, 2, 3]
+    assert {one.job.pool for one in sent} == {side.pool}
+    assert (await http.get(f"/v1/jobs/{job['id']}/results")).status_code == 409
+    for command in sent:
+        await finish(side, store, command, fail=command.chunk >= 2)
+    job = await ended(http, job["id"])
+    assert (job["counts"]["ok"], job["counts"]["failed"], job["progress"]) == (512, 509, 1.0)
+
+    first = [json.loads(line) for line in await results(http, job["id"])]
+    assert [row["row"] for row in first] == list(range(1021))
+    assert first[5]["outputs"] == [
+        {"name": "y", "datatype": "FP32", "shape": [1, 3], "data": [5.0, 0.0, 0.0]}
+    ]
+    assert {row["status"] for row in first[512:]} == {"failed"}
+
+    again = await http.post(f"/v1/jobs/{job['id']}/retry")
+    assert again.status_code == 202, again.text
+    assert again.json()["parent"] == job["id"]
+    assert again.json()["counts"]["rows"] == 508  # what could not be read never can
+    for command in await commands(side, job_id(again)):
+        await finish(side, store, command)
+    await ended(http, again.json()["id"])
+    both = [json.loads(line) for line in await results(http, again.json()["id"])]
+    assert [row["row"] for row in both] == list(range(1021))
+    assert [row["row"] for row in both if row["status"] == "failed"] == [1000]
+    assert both[:512] == first[:512]
+
+    listed = (await http.get("/v1/jobs?limit=1")).json()
+    assert [one["id"] for one in listed["jobs"]] == [again.json()["id"]]
+    listed = (await http.get(f"/v1/jobs?limit=1&before={listed['next']}")).json()
+    assert [one["id"] for one in listed["jobs"]] == [job["id"]]
+
+
+async def results(http: httpx.AsyncClient, job: str) -> list[str]:
+    answer = await http.get(f"/v1/jobs/{job}/results")
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"].startswith("application/x-ndjson")
+    return answer.text.splitlines()
+
+
+@pytest.mark.timeout(180)
+async def test_submissions(side: GatewaySide, store: Objects, http: httpx.AsyncClient) -> None:
+    """One gateway for all of it, since starting it is what costs."""
+    await _one_key_is_one_job(side, http)
+    await _a_job_whose_gateway_died_is_taken_over(side, store, http)
+    await _an_unfinished_job_keeps_its_version_in_the_beats(side, store, http)
+    await _cancel_leaves_a_mark_for_workers(side, store, http)
+    await _hostile_uploads(side, http)
+
+
+async def _one_key_is_one_job(side: GatewaySide, http: httpx.AsyncClient) -> None:
+    head = {"idempotency-key": "k"}
+    answers = await asyncio.gather(*(submit(http, side, lines(600), **head) for _ in range(4)))
+    assert sorted(one.status_code for one in answers) == [200, 200, 200, 202]
+    assert len({one.json()["id"] for one in answers}) == 1
+    other = await submit(http, side, lines(601), **head)
+    assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
+    named = [
+        await http.post(
+            f"/v1/jobs?model={side.model}&client_job_id=k", content=lines(1), headers=JSON_LINES
+        )
+        for _ in range(2)
+    ]
+    assert [one.status_code for one in named] == [202, 200]
+    assert named[0].json()["id"] != answers[0].json()["id"]
+    # What the others uploaded is gone; the input of each job is left.
+    assert await side.until(lambda: len(kept(side)) == 2)
+
+
+async def _a_job_whose_gateway_died_is_taken_over(
+    side: GatewaySide, store: Objects, http: httpx.AsyncClient
+) -> None:
+    job = m.Job(
+        id=ids.uuid7(1, secrets.randbits(74)),
+        tenant=access.LOCAL_TENANT,
+        model=side.model,
+        version=side.version,
+        pool=side.pool,
+        n_rows=1,
+        n_chunks=1,
+        input="uploads/gone",
+        n_partitions=16,
+    )
+    # Accepted, and nobody on the bus knows of it: whoever asks finds it, and it goes on.
+    await store.create(jobs.job_path(job.id), job.SerializeToString())
+    found = (await http.get(f"/v1/jobs/{ids.text(job.id)}")).json()
+    assert (found["state"], found["counts"]["rows"]) == ("queued", 1)
+    async with asyncio.timeout(30):
+        while not await commands(side, job.id):  # noqa: ASYNC110 -- a plain poll is clearest
+            await asyncio.sleep(0.5)
+
+
+async def _an_unfinished_job_keeps_its_version_in_the_beats(
+    side: GatewaySide, store: Objects, http: httpx.AsyncClient
+) -> None:
+    answer = await submit(http, side, lines(1))
+    want = (side.pool, side.model, side.version)
+
+    def pinned() -> bool:
+        return any(
+            want == (one.pool, one.model, one.version)
+            for member in side.fleet.gateways()
+            for one in member.beat.gateway.job_versions
+        )
+
+    assert await side.until(pinned)
+    (command,) = await commands(side, job_id(answer))
+    await finish(side, store, command)
+
+
+async def _cancel_leaves_a_mark_for_workers(
+    side: GatewaySide, store: Objects, http: httpx.AsyncClient
+) -> None:
+    answer = await submit(http, side, lines(3))
+    gone = await http.delete(f"/v1/jobs/{answer.json()['id']}")
+    assert (gone.status_code, gone.json()["state"]) == (200, "cancelling")
+    assert await store.exists(jobs.cancel_path(job_id(answer)))
+
+
+async def _hostile_uploads(side: GatewaySide, http: httpx.AsyncClient) -> None:
+    for body, want in (
+        (b"", (400, "invalid_request")),
+        (b"\n \r\n\n", (400, "invalid_request")),
+        (lines(200_000), (413, "request_too_large")),
+    ):
+        answer = await http.post(f"/v1/jobs?model={side.model}", content=body, headers=JSON_LINES)
+        assert (answer.status_code, answer.json()["code"]) == want
+        assert answer.headers["content-type"] == "application/problem+json"
+    for head, want in (
+        ({"content-type": "text/csv"}, (415, "unsupported_media_type")),
+        ({}, (415, "unsupported_media_type")),
+        ({**JSON_LINES, "content-encoding": "gzip"}, (415, "unsupported_encoding")),
+        ({**JSON_LINES, "idempotency-key": "k" * 300}, (400, "invalid_request")),
+    ):
+        answer = await http.post(f"/v1/jobs?model={side.model}", content=b"{}", headers=head)
+        assert (answer.status_code, answer.json()["code"]) == want
+    for where, want in (
+        ("/v1/jobs", (400, "invalid_request")),
+        ("/v1/jobs?model=no-such", (404, "unknown_model")),
+        (f"/v1/jobs?model={side.model}&version=99", (404, "unknown_model")),
+        ("/v1/jobs?model=..%2F..%2Fetc", (404, "unknown_model")),
+        (f"/v1/jobs?model={side.model}&client_job_id={'x' * 300}", (400, "invalid_request")),
+    ):
+        answer = await http.post(where, content=b"{}", headers=JSON_LINES)
+        assert (answer.status_code, answer.json()["code"]) == want, where
+    for name in ("x", "..", "%2e%2e%2fjob", ids.text(ids.uuid7(1, 1)), "0" * 5000):
+        for method, path in (("GET", ""), ("DELETE", ""), ("GET", "/results"), ("POST", "/retry")):
+            answer = await http.request(method, f"/v1/jobs/{name}{path}")
+            assert answer.status_code == 404, (method, name, path)
+    before = kept(side)
+    # A client that leaves in the middle leaves nothing behind, nor does what was refused.
+    port = http.base_url.port
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(
+        b"POST /v1/jobs?model=%s HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/jsonl\r\n"
+        b"content-length: 9000000\r\n\r\n" % side.model.encode() + lines(2000)
+    )
+    await writer.drain()
+    assert await side.until(lambda: kept(side) > before)
+    writer.close()
+    assert await side.until(lambda: kept(side) == before)
+
+
+@pytest.mark.timeout(120)
+async def test_a_job_is_its_tenants_alone(side: GatewaySide, tmp_path: Path) -> None:
+    keys = [access.make_key(os.urandom(access.KEY_ENTROPY_BYTES)) for _ in range(3)]
+    scopes = (f"infer:{side.model}", "infer:*", "models:read")
+    for key, tenant, scope in zip(keys, ("acme", "other", "acme"), scopes, strict=True):
+        said = m.AccessKey(
+            id=access.key_id(key),
+            sha256=access.key_sha256(key),
+            tenant=tenant,
+            scopes=[scope],
+            generation=secrets.randbits(40),
+        )
+        await side.write(topics.KEYS, 0, said.id, said.SerializeToString())
+    url = (tmp_path / "objects").as_uri()
+    gateway = await side.gateway(key=keys[0], INFERBUS_OBJECT_STORE_URL=url)
+    heads = [{"authorization": f"Bearer {key}", **JSON_LINES} for key in keys]
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=20, trust_env=False) as client:
+        where = f"/v1/jobs?model={side.model}"
+        made = await client.post(where, content=lines(1), headers=heads[0])
+        assert made.status_code == 202
+        job = f"/v1/jobs/{made.json()['id']}"
+        assert (await client.post(where, content=lines(1), headers=heads[2])).status_code == 403
+        assert (await client.post(where, content=lines(1))).status_code == 401
+        for method, path in (("GET", ""), ("DELETE", ""), ("GET", "/results"), ("POST", "/retry")):
+            answer = await client.request(method, f"{job}{path}", headers=heads[1])
+            assert (answer.status_code, answer.json()["code"]) == (404, "job_not_found")
+        assert (await client.get("/v1/jobs", headers=heads[1])).json()["jobs"] == []
+        seen = (await client.get("/v1/jobs", headers=heads[2])).json()["jobs"]
+        assert [one["id"] for one in seen] == [made.json()["id"]]
+
+
+@pytest.mark.timeout(120)
+async def test_a_gateway_without_a_store_takes_no_jobs(side: GatewaySide) -> None:
+    gateway = await side.gateway()
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=20, trust_env=False) as client:
+        answer = await submit(client, side, lines(1))
+        assert (answer.status_code, answer.json()["code"]) == (501, "jobs_not_configured")

@@ -1,0 +1,134 @@
+"""A job on the whole stack while its workers and its gateway are killed: each row once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import httpx
+import pytest
+
+from inferbus_dev.stack import Stack
+from inferbus_models import samples
+from tests.support import stacks
+from tests.support.sample_models import model_folder
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+MODEL = "minilm"
+N_ROWS = 2000
+BAD = frozenset(range(7, N_ROWS, 211))
+WORDS = ("cat", "mat", "bus", "kafka", "sat", "on", "the", "a")
+
+
+@pytest.fixture
+async def stack() -> AsyncIterator[Stack]:
+    async with stacks.running(n_workers=2) as running:
+        await stacks.push(running, MODEL)
+        yield running
+
+
+def rows() -> list[str]:
+    """Return the rows; each text is another, so that answers cannot be taken for one another."""
+    chance = random.Random(1)
+    made = [
+        json.dumps({"text": f"{number} {' '.join(chance.choices(WORDS, k=6))}"})
+        for number in range(N_ROWS)
+    ]
+    for number in BAD:
+        made[number] = '{"text": 5}'
+    return made
+
+
+async def test_a_job_survives_the_death_of_everybody(stack: Stack, tmp_path: Path) -> None:
+    texts = rows()
+    async with httpx.AsyncClient(base_url=stack.http, timeout=30, trust_env=False) as http:
+        answer = await http.post(
+            f"/v1/jobs?model={MODEL}",
+            content="\n".join(texts).encode(),
+            headers={"content-type": "application/x-ndjson"},
+        )
+        assert answer.status_code == 202, answer.text
+        job = answer.json()["id"]
+        await _until(http, job, lambda said: said["state"] != "queued")
+        stack.kill("worker", 0, signal.SIGKILL)
+        await _until(http, job, lambda said: said["counts"]["done"] > 0)
+        stack.kill("gateway", 0, signal.SIGKILL)
+        stack.kill("worker", 1, signal.SIGKILL)
+        done = await _until(http, job, lambda said: said["state"] == "completed")
+        assert done["counts"] == {
+            "rows": N_ROWS,
+            "done": N_ROWS,
+            "ok": N_ROWS - len(BAD),
+            "failed": len(BAD),
+            "cancelled": 0,
+            "refused": len(BAD),
+        }
+        found = (await http.get(f"/v1/jobs/{job}/results")).text.splitlines()
+        results = [json.loads(line) for line in found]
+        assert [row["row"] for row in results] == list(range(N_ROWS))
+        assert {row["row"] for row in results if row["status"] != "ok"} == BAD
+        await _answers_are_the_rows_own(http, texts, results)
+    await stacks.at_rest(stack)
+    await _the_log_has_each_row_once(stack, results)
+    await _by_the_command_line(stack, tmp_path)
+
+
+async def _until(http: httpx.AsyncClient, job: str, what: Any) -> dict[str, Any]:
+    async with asyncio.timeout(200):
+        while True:
+            with contextlib.suppress(httpx.HTTPError):
+                answer = await http.get(f"/v1/jobs/{job}")
+                if answer.status_code == httpx.codes.OK and what(said := answer.json()):
+                    found: dict[str, Any] = said
+                    return found
+            await asyncio.sleep(0.05)
+
+
+async def _answers_are_the_rows_own(
+    http: httpx.AsyncClient, texts: list[str], results: list[dict[str, Any]]
+) -> None:
+    tolerance = max(one.tolerance for one in samples.load(model_folder(MODEL)))
+    for number in random.Random(2).sample(sorted(set(range(N_ROWS)) - BAD), 10):
+        text = json.loads(texts[number])["text"]
+        one = {"name": "text", "datatype": "BYTES", "shape": [1], "data": [text]}
+        answer = await http.post(f"/v2/models/{MODEL}/infer", json={"inputs": [one]})
+        alone = answer.json()["outputs"][0]["data"]
+        in_job = results[number]["outputs"][0]["data"]
+        assert max(abs(a - b) for a, b in zip(alone, in_job, strict=True)) <= tolerance
+
+
+async def _the_log_has_each_row_once(stack: Stack, results: list[dict[str, Any]]) -> None:
+    connection = await asyncpg.connect(stack.postgres, ssl=False)
+    try:
+        logged = await connection.fetch("SELECT request_id, outcome FROM log.predictions")
+    finally:
+        await connection.close()
+    outcomes = {str(row["request_id"]): row["outcome"] for row in logged}
+    assert len(outcomes) == len(logged)
+    for row in results:
+        want = "ok" if row["status"] == "ok" else "invalid_input"
+        assert outcomes[row["request_id"]] == want
+    assert len(logged) == N_ROWS + 10
+
+
+async def _by_the_command_line(stack: Stack, tmp_path: Path) -> None:
+    async def jobs(*argv: str) -> str:
+        return await stacks.cli("jobs", *argv, "--gateway", stack.http, api_key=stack.api_key)
+
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(rows()[:8]))
+    job = (await jobs("submit", MODEL, str(path), "--wait", "--job-id", "mine")).strip()
+    assert (await jobs("submit", MODEL, str(path), "--job-id", "mine")).strip() == job
+    results = [json.loads(line) for line in (await jobs("results", job)).splitlines()]
+    assert [row["status"] for row in results] == ["ok"] * 7 + ["failed"]
+    assert job in await jobs("list")
+    assert json.loads(await jobs("get", job, "--json"))["state"] == "completed"
+    assert "completed" in await jobs("cancel", job)

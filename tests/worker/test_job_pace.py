@@ -1,0 +1,57 @@
+"""The pace of jobs: full alone, small and behind beside requests, never nothing."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inferbus_worker.jobs.pace import Pace
+
+
+def learnt(least: int, most: int, row_s: float) -> Pace:
+    pace = Pace(least, most)
+    for _ in range(200):
+        pace.took(row_s)
+    return pace
+
+
+def test_alone_the_engine_is_kept_full() -> None:
+    pace = learnt(1, 512, 0.0009)
+    first = pace.room(0, 0, 100.0)
+    assert 45 <= first <= 55
+    assert pace.room(first, 0, 100.0) == first
+    assert pace.room(2 * first, 0, 100.0) == 0
+
+
+def test_beside_requests_a_few_milliseconds_at_a_time() -> None:
+    pace = learnt(1, 512, 0.0009)
+    assert pace.room(0, 3, 100.0) == 4  # none went for long: starved
+    assert pace.room(0, 3, 100.1) == 0  # a request waits
+    assert pace.room(4, 0, 100.1) == 0  # rows are still out
+    assert pace.room(0, 0, 100.1) == 4
+    assert pace.room(0, 0, 103.0) > 40  # quiet again
+
+
+def test_slow_rows_go_one_at_a_time_or_as_many_as_run_side_by_side() -> None:
+    pace = learnt(3, 3, 5.0)
+    assert pace.room(0, 0, 100.0) == 3
+    assert pace.room(2, 0, 100.0) == 1
+    assert pace.room(3, 0, 100.0) == 0
+    assert pace.room(0, 1, 100.5) == 1
+    assert pace.room(1, 1, 101.0) == 0
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 300), st.integers(0, 2), st.floats(0.001, 1.0), st.floats(0, 10))
+    )
+)
+def test_never_too_many_and_never_stuck(steps: list[tuple[int, int, float, float]]) -> None:
+    pace = Pace(1, 64)
+    now_s = 50.0
+    for n_out, interactive, step_s, row_s in steps:
+        now_s += step_s
+        assert 0 <= pace.room(n_out, interactive, now_s) <= max(0, 64 - min(n_out, 64))
+        pace.took(row_s)
+    assert pace.room(0, 1, now_s + 1.0) >= 1
+    assert pace.room(0, 0, now_s + 10.0) >= 1
