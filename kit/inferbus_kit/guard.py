@@ -237,9 +237,8 @@ class GuardedProtocol(HttpToolsProtocol):
                 chunked = True
         if len(self.headers) > limits.headers or len(self.pipeline) >= limits.pipelined:
             self._stop_parser(HEAD_TOO_LARGE)
-        self._body_limit = limits.body_bytes
-        if self._body_limit is not None and self.url.partition(b"?")[0] in limits.streamed:
-            self._body_limit = None
+        streamed = self.url.partition(b"?")[0] in limits.streamed
+        self._body_limit = None if streamed else limits.body_bytes
         if self._body_limit is not None and body_bytes > self._body_limit:
             self._stop_parser(BODY_TOO_LARGE)
         # httptools would skip this body, then read it as the next request.

@@ -6,17 +6,14 @@ In: a URL such as file:///folder or s3://bucket/prefix. Out: bytes, and who was 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from urllib.parse import unquote, urlsplit
 
 import obstore
-import structlog
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from inferbus_kit.errors import ObjectStoreError, StartupError
-
-_log = structlog.get_logger("objects")
 
 
 def open_store(url: str) -> ObjectStore:
@@ -25,15 +22,14 @@ def open_store(url: str) -> ObjectStore:
     Raises:
         StartupError: the URL names no store that can be used.
     """
-    if not url:
-        raise StartupError("INFERBUS_OBJECT_STORE_URL is not set; say where files are kept")
     try:
         parts = urlsplit(url)
-        if parts.scheme == "file":
-            return LocalStore(unquote(parts.path), mkdir=True)
-        return from_url(url)
+        local = parts.scheme == "file"
+        return LocalStore(unquote(parts.path), mkdir=True) if local else from_url(url)
     except Exception as error:
-        raise StartupError("INFERBUS_OBJECT_STORE_URL names no store that can be used") from error
+        raise StartupError(
+            "INFERBUS_OBJECT_STORE_URL must say where files are kept, as file:///path or s3://bucket"
+        ) from error
 
 
 class Objects:
@@ -52,20 +48,18 @@ class Objects:
         Raises:
             ObjectStoreError: it may have been written or not.
         """
-        try:
-            with _translated(path):
-                await obstore.put_async(self._store, path, body, mode="create", use_multipart=False)
-        except AlreadyExistsError:
-            return False
-        return True
+        with contextlib.suppress(AlreadyExistsError), _translated():
+            await obstore.put_async(self._store, path, body, mode="create", use_multipart=False)
+            return True
+        return False
 
-    async def put(self, path: str, body: bytes | AsyncIterator[bytes]) -> None:
+    async def put(self, path: str, body: bytes) -> None:
         """Write an object, over the one that is there.
 
         Raises:
             ObjectStoreError: it may have been written or not.
         """
-        with _translated(path):
+        with _translated():
             await obstore.put_async(self._store, path, body)
 
     async def get(self, path: str) -> bytes | None:
@@ -74,25 +68,18 @@ class Objects:
         Raises:
             ObjectStoreError: it cannot be read.
         """
-        try:
-            with _translated(path):
-                found = await obstore.get_async(self._store, path)
-                return bytes(await found.bytes_async())
-        except FileNotFoundError:
-            return None
+        with contextlib.suppress(FileNotFoundError), _translated():
+            found = await obstore.get_async(self._store, path)
+            return bytes(await found.bytes_async())
+        return None
 
     async def exists(self, path: str) -> bool:
-        """Tell whether there is such an object.
+        """Tell whether there is such an object, which is small.
 
         Raises:
             ObjectStoreError: nobody can say.
         """
-        try:
-            with _translated(path):
-                await obstore.head_async(self._store, path)
-        except FileNotFoundError:
-            return False
-        return True
+        return await self.get(path) is not None
 
     async def delete(self, path: str) -> None:
         """Delete an object, if there is one.
@@ -100,7 +87,7 @@ class Objects:
         Raises:
             ObjectStoreError: it may be left.
         """
-        with contextlib.suppress(FileNotFoundError), _translated(path):
+        with contextlib.suppress(FileNotFoundError), _translated():
             await obstore.delete_async(self._store, path)
 
     async def delete_folder(self, folder: str) -> None:
@@ -109,19 +96,18 @@ class Objects:
         Raises:
             ObjectStoreError: some may be left.
         """
-        with _translated(folder):
+        with _translated():
             async for batch in obstore.list(self._store, prefix=f"{folder}/"):
-                with contextlib.suppress(FileNotFoundError):
-                    await obstore.delete_async(self._store, [meta["path"] for meta in batch])
+                for meta in batch:
+                    await self.delete(meta["path"])
 
 
 @contextlib.contextmanager
-def _translated(path: str) -> Iterator[None]:
+def _translated() -> Iterator[None]:
     """Turn the store's troubles into ours; absence and presence stay what they are."""
     try:
         yield
     except (FileNotFoundError, AlreadyExistsError):
         raise
     except (BaseError, OSError) as error:
-        _log.warning("object_store_failed", path=path, error=repr(error)[:500])
         raise ObjectStoreError("the object store does not answer; try again shortly") from error
