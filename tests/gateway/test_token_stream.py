@@ -119,12 +119,32 @@ def test_a_forwarded_request_is_never_placed_again() -> None:
     )
     pending.add(entry, 0.0)
     pending.placed(entry, lease(0), Frame())
-    entry.forwarded = True
+    pending.forwarding(entry)
     assert pending.ended(entry.id, 1, m.OUTCOME_ATTEMPT_FAILED, 1.0) is None
     assert pending.to_place(50.0) == []
     due = pending.tick(2.0)
     assert due.exhausted == [entry]
     assert pending.tick(3.0).exhausted == []
+
+
+def test_tokens_of_a_worker_that_was_given_up_end_the_request() -> None:
+    """Its worker was taken for lost, and its first tokens come late: no second run begins."""
+    pending = Pending()
+    entry = Entry(
+        m.Request(id=REQUEST_ID, model="m", version=1, may_retry=True),
+        "default",
+        n_rows=1,
+        deadline_s=100.0,
+        waiter=None,
+    )
+    pending.add(entry, 0.0)
+    pending.placed(entry, lease(0), Frame())
+    assert pending.lease_seen(lease(0), expired=True, now_s=1.0) == [entry]
+    assert pending.to_place(1.0) == [entry]
+    pending.forwarding(entry)
+    assert pending.to_place(1.0) == []
+    assert pending.tick(2.0).exhausted == [entry]
+    assert pending.ended(entry.id, 1, m.OUTCOME_OK, 3.0) is entry, "the late worker may still win"
 
 
 def _events(raw: bytes) -> list[dict[str, Any]]:

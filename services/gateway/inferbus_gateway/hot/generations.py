@@ -183,7 +183,7 @@ class Generations:
             self._streams.close(call.request_id)
 
     def _forwarding(self, entry: Entry, start_s: float) -> None:
-        entry.forwarded = True
+        self._requests.forwarding(entry)
         self._first_token_seconds.labels(entry.request.model, str(entry.request.version)).observe(
             time.monotonic() - start_s
         )

@@ -201,6 +201,13 @@ class Pending:
             self._attempt_failed(entry, now_s)
         return None
 
+    def forwarding(self, entry: Entry) -> None:
+        """Note that a part of its answer leaves; where no attempt is open any more, that is all."""
+        entry.forwarded = True
+        if entry.id in self._waiting and entry.attempt:
+            del self._waiting[entry.id]
+            self._exhausted.append(entry)
+
     def unacknowledged(self, entry: Entry, now_s: float) -> None:
         """Close an attempt whose frame may never have been written; its number is used up."""
         if entry.id in self._entries and entry.inbox is not None:

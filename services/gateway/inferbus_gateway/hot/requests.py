@@ -204,6 +204,10 @@ class Requests:
         self._publisher.place(entry)
         return entry
 
+    def forwarding(self, entry: Entry) -> None:
+        """Note that a part of its answer leaves: it is never placed again."""
+        self._pending.forwarding(entry)
+
     def opener(self) -> tuple[Waiter, asyncio.Future[Entry]]:
         """Return a waiter for callers that await, and the future of its ended entry."""
         future: asyncio.Future[Entry] = asyncio.get_running_loop().create_future()
