@@ -26,6 +26,7 @@ _OPENAI = (
     ("POST", "chat/completions"),
     ("POST", "completions"),
     ("POST", "embeddings"),
+    ("POST", "responses"),
     ("POST", "rerank"),
     ("POST", "score"),
     ("GET", "models"),

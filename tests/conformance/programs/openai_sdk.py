@@ -83,6 +83,34 @@ def streamed(client: openai.OpenAI) -> None:
         assert events.get_final_completion().choices[0].message.content == ANSWER
 
 
+def responses(client: openai.OpenAI) -> None:
+    asked = {
+        "model": "smollm2",
+        "instructions": "You are a helpful assistant.",
+        "input": "What is the capital of France?",
+        "temperature": 0,
+    }
+    said = client.responses.create(**asked, max_output_tokens=16)
+    assert (said.output_text, said.status) == (ANSWER, "completed"), said
+    assert said.usage.output_tokens == 8
+    cut = client.responses.create(**asked, max_output_tokens=3)
+    assert (cut.status, cut.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+    events = list(client.responses.create(**asked, max_output_tokens=16, stream=True))
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert events[0].type == "response.created"
+    deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
+    assert "".join(deltas) == ANSWER
+    assert events[-1].type == "response.completed"
+    assert events[-1].response.output_text == ANSWER
+    with client.responses.stream(**asked, max_output_tokens=16) as stream:
+        assert stream.get_final_response().output_text == ANSWER
+    error = refused(
+        lambda: client.responses.create(**asked, previous_response_id="resp_1"),
+        openai.BadRequestError,
+    )
+    assert error.param == "previous_response_id"
+
+
 def others(client: openai.OpenAI) -> None:
     assert "smollm2" in [model.id for model in client.models.list()]
     assert client.models.retrieve("smollm2").object == "model"
@@ -148,6 +176,7 @@ def main() -> None:
         client = openai.OpenAI(base_url=sys.argv[1] + prefix, api_key=sys.argv[2], max_retries=0)
         whole(client)
         streamed(client)
+        responses(client)
         others(client)
         if prefix == "/v1":
             asyncio.run(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import structlog
@@ -18,7 +18,7 @@ import structlog
 from inferbus_gateway import errors
 from inferbus_gateway.control.resume import Resumer
 from inferbus_gateway.door import Door, peer_of
-from inferbus_gateway.hot import dialects, embeddings, prompts, rerank
+from inferbus_gateway.hot import dialects, embeddings, prompts, rerank, responses
 from inferbus_gateway.hot.access import Access
 from inferbus_gateway.hot.answer import Answer, Headers, send
 from inferbus_gateway.hot.generations import Call, EndedError, Generations
@@ -40,6 +40,13 @@ _BROKEN = "something went wrong here; the request id names it in our log"
 _UNAUTHORIZED = 401
 
 Route = Callable[[Scope, Receive, Send, bytes], Awaitable[None]]
+
+
+class _Kind(NamedTuple):
+    """How a route of text is read and how it writes."""
+
+    read: Callable[[prompts.Body, generation.GenerationSettings], prompts.Ask]
+    dialect: Callable[[bytes], dialects.Dialect]
 
 
 class OpenAI:
@@ -68,8 +75,9 @@ class OpenAI:
         self._metrics = metrics
         self._bodies = bodies
         self._by_path: dict[str, Route] = {
-            "/v1/chat/completions": self._chat,
-            "/v1/completions": self._text,
+            "/v1/chat/completions": partial(self._text, _Kind(prompts.chat, dialects.Chat)),
+            "/v1/completions": partial(self._text, _Kind(prompts.text, dialects.Text)),
+            "/v1/responses": partial(self._text, _Kind(responses.read, responses.Responses)),
             "/v1/embeddings": partial(self._vectors, embeddings.read),
             "/v1/rerank": partial(self._vectors, rerank.read_rerank),
             "/v1/score": partial(self._vectors, rerank.read_score),
@@ -157,24 +165,22 @@ class OpenAI:
             raise errors.WrongTaskError(f"model {target.model} does not generate text")
         return target, generation.settings(target.manifest)
 
-    async def _chat(self, scope: Scope, receive: Receive, send_: Send, request_id: bytes) -> None:
+    async def _text(
+        self,
+        kind: _Kind,
+        scope: Scope,
+        receive: Receive,
+        send_: Send,
+        request_id: bytes,
+    ) -> None:
         head, body = await self._read(scope, receive)
         name, version = prompts.model_of(body)
         caller = self._caller(scope, head, name)
         target, settings = self._generating(name, version)
-        ask, dialect = prompts.chat(body, settings), dialects.Chat(request_id)
-        span, keep = "POST /v1/chat/completions", _keeps(scope)
-        call = Call(request_id, caller, target, ask, dialect, head, span, keep)
-        await self._run(call, receive, send_)
-
-    async def _text(self, scope: Scope, receive: Receive, send_: Send, request_id: bytes) -> None:
-        head, body = await self._read(scope, receive)
-        name, version = prompts.model_of(body)
-        caller = self._caller(scope, head, name)
-        target, settings = self._generating(name, version)
-        ask, dialect = prompts.text(body, settings), dialects.Text(request_id)
-        span, keep = "POST /v1/completions", _keeps(scope)
-        call = Call(request_id, caller, target, ask, dialect, head, span, keep)
+        ask, span = kind.read(body, settings), f"POST {scope['path'].removeprefix(_PREFIX)}"
+        call = Call(
+            request_id, caller, target, ask, kind.dialect(request_id), head, span, _keeps(scope)
+        )
         await self._run(call, receive, send_)
 
     async def _generate(

@@ -26,6 +26,7 @@ def describe(document: Body) -> None:
         paths[f"{prefix}/v1/chat/completions"] = _post("ChatRequest", "Chat completion", tag, True)
         paths[f"{prefix}/v1/completions"] = _post("TextRequest", "Completion", tag, True)
         paths[f"{prefix}/v1/embeddings"] = _post("EmbeddingsRequest", "Embeddings", tag, False)
+        paths[f"{prefix}/v1/responses"] = _post("ResponsesRequest", "Response", tag, True)
         paths[f"{prefix}/v1/rerank"] = _post("RerankRequest", "Documents by nearness", tag, False)
         paths[f"{prefix}/v1/score"] = _post("ScoreRequest", "Nearness of pairs", tag, False)
         paths[f"{prefix}/v1/models"] = _get("Models that the key may see", tag)
@@ -184,6 +185,20 @@ def _schemas() -> Body:
                 "input": _texts(embeddings.MAX_INPUTS),
                 "encoding_format": {"enum": ["float", "base64"]},
                 "dimensions": _whole(1),
+            },
+        },
+        "ResponsesRequest": {
+            "type": "object",
+            "required": ["model", "input"],
+            "properties": {
+                "model": {"type": "string"},
+                "input": {"type": ["string", "array"]},
+                "instructions": {"type": "string"},
+                "max_output_tokens": _whole(1),
+                "temperature": _number(0, 2),
+                "top_p": _number(0, 1),
+                "text": {"type": "object"},
+                "stream": {"type": "boolean"},
             },
         },
         "RerankRequest": {
