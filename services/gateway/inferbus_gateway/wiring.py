@@ -122,16 +122,21 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
         metrics=metrics,
         bodies=bodies,
     )
-    submissions = Submissions(
-        bootstrap,
-        instance,
-        settings.submission_tenants,
-        producer=producer,
-        placement=placement,
-        routes=routes,
-        health=health,
-        fail=fail,
-        max_tensor_bytes=settings.max_body_bytes,
+    # Built only where it is used: a consumer that is never started is never closed.
+    submissions = (
+        Submissions(
+            bootstrap,
+            instance,
+            settings.submission_tenants,
+            producer=producer,
+            placement=placement,
+            routes=routes,
+            health=health,
+            fail=fail,
+            max_tensor_bytes=settings.max_body_bytes,
+        )
+        if settings.submission_tenants
+        else None
     )
     views = Views(routes, requests.statistics)
     repository = ModelRepository(routes, settings.registry_url)
@@ -206,7 +211,7 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
         publisher=publisher,
         requests=requests,
         infer=infer,
-        submissions=submissions if settings.submission_tenants else None,
+        submissions=submissions,
         streams=streams,
         upkeep=upkeep,
         leases=leases,
