@@ -18,7 +18,7 @@ from aiokafka.structs import TopicPartition
 from inferbus_kit.objects import Objects, open_store
 from inferbus_schemas import access, ids, jobs, topics
 from inferbus_schemas import messages as m
-from tests.support.gateway_side import GatewaySide, prediction
+from tests.support.gateway_side import GatewaySide, prediction, rows
 
 JSON_LINES = {"content-type": "application/x-ndjson"}
 
@@ -95,9 +95,12 @@ async def finish(
             model=job.model,
             version=job.version,
             tensors=row.tensors,
+            client_request_id=row.client_request_id,
         )
         outcome = m.OUTCOME_FAILED if fail or row.refused else m.OUTCOME_OK
-        said = prediction(request, outcome, error_code="no" if outcome != m.OUTCOME_OK else "")
+        said = prediction(request, outcome)
+        if outcome != m.OUTCOME_OK:
+            said.error_code = "no"
         results.rows.add(number=row.number, prediction=said)
     path = jobs.results_path(job.id, command.chunk)
     await store.create(path, results.SerializeToString())
@@ -194,6 +197,7 @@ async def test_submissions(side: GatewaySide, store: Objects, http: httpx.AsyncC
     await _an_unfinished_job_keeps_its_version_in_the_beats(side, store, http)
     await _cancel_leaves_a_mark_for_workers(side, store, http)
     await _hostile_uploads(side, http)
+    await _nobody_waits(side, store, http)
 
 
 async def _one_key_is_one_job(side: GatewaySide, http: httpx.AsyncClient) -> None:
@@ -346,3 +350,23 @@ async def test_a_gateway_without_a_store_takes_no_jobs(side: GatewaySide) -> Non
     async with httpx.AsyncClient(base_url=gateway.url, timeout=20, trust_env=False) as client:
         answer = await submit(client, side, lines(1))
         assert (answer.status_code, answer.json()["code"]) == (501, "jobs_not_configured")
+
+
+async def _nobody_waits(side: GatewaySide, store: Objects, http: httpx.AsyncClient) -> None:
+    """A single request that prefers its answer later is a job of one row."""
+    head = {"prefer": "respond-async, wait=1"}
+    answer = await http.post(side.path, json=rows([1, 2, 3], id="mine"), headers=head)
+    assert (answer.status_code, answer.headers["preference-applied"]) == (202, "respond-async")
+    where = answer.headers["location"]
+    assert answer.json() == {"job": where}
+    name = where.rpartition("/")[2]
+    (command,) = await commands(side, jobs.parse_id(name) or b"")
+    await finish(side, store, command)
+    await ended(http, name)
+    (line,) = await results(http, name)
+    row = json.loads(line)
+    assert (row["id"], row["status"], row["outputs"][0]["data"]) == ("mine", "ok", [1.0, 2.0, 3.0])
+    bad = await http.post(side.path, json={"inputs": []}, headers=head)
+    assert (bad.status_code, set(bad.json())) == (400, {"error"})
+    plain = await http.post(side.path, json=rows([1, 2, 3]), headers={"prefer": "return=minimal"})
+    assert plain.status_code == 200

@@ -16,12 +16,14 @@ from inferbus_gateway.control.jobs.dispatch import Dispatcher, job_feed
 from inferbus_gateway.control.jobs.fold import Fold
 from inferbus_gateway.control.jobs.results import Results
 from inferbus_gateway.control.jobs.submit import Limits, Submissions
+from inferbus_gateway.hot.infer import Later
 from inferbus_gateway.hot.route import Routes
 from inferbus_gateway.settings import GatewaySettings
 from inferbus_kit.consume import Record
 from inferbus_kit.health import Health
 from inferbus_kit.objects import Objects, open_store
 from inferbus_kit.produce import Producer
+from inferbus_schemas.access import Principal
 
 STREAMED = frozenset({api.PATH.encode()})
 """Paths whose bodies are read as they stream, within bounds of their own."""
@@ -35,6 +37,7 @@ class Jobs:
     feed: Callable[[Record], None]
     router: APIRouter
     dispatcher: Dispatcher | None
+    later: Later | None
 
 
 def jobs_of(
@@ -42,7 +45,9 @@ def jobs_of(
     producer: Producer,
     health: Health,
     routes: Routes,
+    *,
     new_id: Callable[[], bytes],
+    charge: Callable[[Principal], None],
 ) -> Jobs:
     """Build it.
 
@@ -51,7 +56,7 @@ def jobs_of(
     """
     fold = Fold()
     if not settings.object_store_url:
-        return Jobs(fold, job_feed(fold), api.router(None), None)
+        return Jobs(fold, job_feed(fold), api.router(None), None, None)
     objects = Objects(open_store(settings.object_store_url))
     dispatcher = Dispatcher(producer, objects, fold, settings.instance, health)
     limits = Limits(settings.max_job_rows, settings.max_job_bytes, settings.max_body_bytes)
@@ -62,5 +67,6 @@ def jobs_of(
         submissions=Submissions(objects, dispatcher, limits, new_id),
         dispatcher=dispatcher,
         results=Results(objects),
+        charge=charge,
     )
-    return Jobs(fold, job_feed(fold), api.router(parts), dispatcher)
+    return Jobs(fold, job_feed(fold), api.router(parts), dispatcher, api.Later(parts))

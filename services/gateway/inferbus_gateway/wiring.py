@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -102,7 +103,22 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
         tokens = provider.Tokens(settings, access.changed)
         access.verify = tokens.principal
     bodies = Bodies(settings.max_body_bytes, settings.max_pending_bytes)
-    infer = Infer(access=access, routes=routes, requests=requests, metrics=metrics, bodies=bodies)
+    jobs = jobs_of(
+        settings,
+        control,
+        health,
+        routes,
+        new_id=requests.new_id,
+        charge=lambda caller: limits.take(caller, time.monotonic()),
+    )
+    infer = Infer(
+        access=access,
+        routes=routes,
+        requests=requests,
+        metrics=metrics,
+        bodies=bodies,
+        later=jobs.later,
+    )
     streams = Streams(bootstrap, instance, lambda: health.beat("streams"))
     openai = OpenAI(
         access=access,
@@ -142,7 +158,6 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
     repository = ModelRepository(routes, settings.registry_url)
     upkeep = Upkeep(pending, publisher, replies, fleet, metrics)
     feed = StateFeed(routes, fleet, upkeep, keys, access)
-    jobs = jobs_of(settings, control, health, routes, requests.new_id)
     beats = Beats(
         instance,
         life=secrets.randbits(64),

@@ -55,6 +55,8 @@ class Parts:
     submissions: Submissions
     dispatcher: Dispatcher
     results: Results
+    charge: Callable[[Principal], None]
+    """Spends one request of a caller's limits, or raises."""
 
 
 class Counts(BaseModel):
@@ -216,6 +218,7 @@ class _Routes:
             raise errors.UnsupportedMediaTypeError(f"send rows as {JSON_LINES}")
         if request.headers.get("content-encoding", "identity") != "identity":
             raise errors.UnsupportedEncodingError("send the rows without a Content-Encoding")
+        parts.charge(caller)
         wish = Wish(target, caller.tenant, caller.name, _key(request, client_job_id), client_job_id)
         job, new = await parts.submissions.submit(wish, request.stream())
         return self._answer(job.id, HTTPStatus.ACCEPTED if new else HTTPStatus.OK)
@@ -261,6 +264,7 @@ class _Routes:
         _finished(progress)
         old = progress.job
         _may(caller, old.model)
+        parts.charge(caller)
         target = parts.routes.pinned_to(old.model, old.version, old.pool)
         wish = Wish(target, caller.tenant, caller.name, _key(request, ""))
         new = await parts.submissions.submit_rows(wish, parts.results.failed(old), old.id)
@@ -291,6 +295,40 @@ class _Routes:
             raise errors.JobNotFoundError("there is no such job")
         location = f"{PATH}/{ids.text(job_id)}"
         return JSONResponse(_body(progress).model_dump(), status, {"location": location})
+
+
+class Later:
+    """Takes single requests that nobody waits for, as jobs of one row.
+
+    Invariants: each is told once where its result will be, or why it was not taken.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __call__(
+        self, target: Target, row: m.Row, caller: Principal, tell: Callable[[str | Exception], None]
+    ) -> None:
+        """Take one; `tell` is called later."""
+        self._parts.charge(caller)
+        task = asyncio.create_task(self._take(target, row, caller, tell), name="respond-async")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _take(
+        self, target: Target, row: m.Row, caller: Principal, tell: Callable[[str | Exception], None]
+    ) -> None:
+        async def single() -> AsyncIterator[m.Row]:
+            yield row
+
+        try:
+            wish = Wish(target, caller.tenant, caller.name)
+            job = await self._parts.submissions.submit_rows(wish, single())
+        except Exception as error:  # noqa: BLE001 -- each request is answered in our own words
+            tell(error)
+        else:
+            tell(f"{PATH}/{ids.text(job.id)}")
 
 
 async def _written(first: m.RowResult, rows: AsyncIterator[m.RowResult]) -> AsyncIterator[bytes]:

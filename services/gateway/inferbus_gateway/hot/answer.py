@@ -56,6 +56,19 @@ def ok(
     return Answer(200, headers, rendered.body)
 
 
+def accepted(where: str, request_id: str) -> Answer:
+    """Return the answer of a request whose result will be elsewhere."""
+    body = msgspec.json.encode({"job": where})
+    headers = [
+        _JSON,
+        (b"content-length", b"%d" % len(body)),
+        (b"x-request-id", request_id.encode()),
+        (b"location", where.encode()),
+        (b"preference-applied", b"respond-async"),
+    ]
+    return Answer(202, headers, body)
+
+
 def reject(
     error: InferbusError,
     request_id: str,

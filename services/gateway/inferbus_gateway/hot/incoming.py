@@ -29,6 +29,7 @@ class Head:
     traceparent: str = ""
     authorization: bytes | None = None
     host: bytes = b""
+    respond_async: bool = False
     coding: bytes = b""
 
 
@@ -108,7 +109,7 @@ class Bodies:
         return out
 
 
-def read_head(headers: Headers) -> Head:
+def read_head(headers: Headers) -> Head:  # noqa: C901 -- one look at each header costs least
     """Return what the headers say; their names are in lower case."""
     head = Head()
     for name, value in headers:
@@ -126,6 +127,8 @@ def read_head(headers: Headers) -> Head:
             head.authorization = value
         elif name == b"traceparent":
             head.traceparent = value.decode("latin-1")
+        elif name == b"prefer":
+            head.respond_async = b"respond-async" in value
         elif name == b"accept-encoding" and value in CODINGS:
             head.coding = value
     return head

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from inferbus_gateway import errors
 from inferbus_gateway.hot import classify, oip
 from inferbus_gateway.hot.access import Access
-from inferbus_gateway.hot.answer import Answer, ok, reject, send
+from inferbus_gateway.hot.answer import Answer, accepted, ok, reject, send
 from inferbus_gateway.hot.compress import compressing
 from inferbus_gateway.hot.incoming import Bodies, Head, read_head, timeout_s
 from inferbus_gateway.hot.pending import Entry
@@ -35,6 +35,9 @@ _log = structlog.get_logger("infer")
 
 Done = Callable[[Answer], None]
 """Takes the answer of one request, once; must not raise."""
+
+Later = Callable[[Target, m.Row, Principal, Callable[[str | Exception], None]], None]
+"""Takes a request that nobody waits for, and tells where its answer will be, or why nowhere."""
 
 _SPAN = "POST /v2/models/{model}/infer"
 _SAMPLE_EVERY = 8
@@ -59,7 +62,9 @@ class Infer:
         metrics: GatewayMetrics,
         bodies: Bodies,
         access: Access,
+        later: Later | None = None,
     ) -> None:
+        self._later = later
         self._access = access
         self._routes = routes
         self._requests = requests
@@ -129,6 +134,16 @@ class Infer:
         parsed = oip.parse(body, head.json_length, target.manifest.signature)
         if head.coding:
             done = compressing(head.coding, done)
+        if head.respond_async and self._later is not None:
+            if parsed.classes:
+                raise errors.InvalidRequestError("classification needs an answer at once")
+            row = m.Row(
+                tensors=parsed.tensors,
+                outputs=parsed.outputs,
+                client_request_id=parsed.client_request_id,
+            )
+            self._later(target, row, caller, partial(self._taken, request_id, done))
+            return
         call = _Call(target, parsed, done)
         self._requests.open(
             request_id,
@@ -144,6 +159,13 @@ class Infer:
             span=_SPAN,
         )
         call.parsed_s = time.monotonic()
+
+    def _taken(self, request_id: bytes, done: Done, where: str | Exception) -> None:
+        """Answer a request that nobody waits for: where its result will be."""
+        if isinstance(where, Exception):
+            done(self._refused(where, request_id))
+        else:
+            done(accepted(where, ids.text(request_id)))
 
     def _ended(self, call: _Call, entry: Entry) -> None:
         try:

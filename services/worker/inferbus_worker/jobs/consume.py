@@ -35,6 +35,7 @@ _MANY_ROWS = 64
 _STARVED_S = 2.0
 _LOOK_S = 0.02
 _RETRY_S = 1.0
+_JOIN_S = 20.0
 _REVOKED_S = 2.0
 _COMMIT_S = 5.0
 _DRAIN_S = 10.0
@@ -110,7 +111,7 @@ class JobLoop(ConsumerRebalanceListener):  # type: ignore[misc]
                     while True:
                         self._loops.beat("jobs")
                         await self._step()
-                except KafkaError as error:
+                except (KafkaError, TimeoutError) as error:
                     _log.warning("jobs_not_read", error=repr(error))
                     await self._leave()
                     self._loops.beat("jobs")
@@ -119,8 +120,11 @@ class JobLoop(ConsumerRebalanceListener):  # type: ignore[misc]
             self._loops.rest("jobs")
 
     async def _join(self) -> None:
+        # What was read before is read again, as far as it was not committed.
+        self._offsets.clear()
+        self._committed.clear()
         self._consumer = AIOKafkaConsumer(**self._options)
-        async with asyncio.timeout(30.0):
+        async with asyncio.timeout(_JOIN_S):
             await self._consumer.start()
         self._consumer.subscribe([self._topic.name], listener=self)
 

@@ -52,6 +52,8 @@ class RowReader:
             raise InvalidRequestError("the row is not a JSON object in UTF-8") from None
         if "inputs" in fields:
             parsed = oip.parse(line, None, self._signature)
+            if parsed.classes:
+                raise InvalidRequestError("classification is not offered in jobs")
             return m.Row(
                 number=number,
                 tensors=parsed.tensors,

@@ -108,8 +108,10 @@ class Submissions:
             await self._dispatcher.dispatch(job)
         return job, accepted
 
-    async def submit_rows(self, wish: Wish, rows: AsyncIterator[m.Row], parent: bytes) -> m.Job:
-        """Take a job of rows that an earlier job had read already; they keep their numbers.
+    async def submit_rows(
+        self, wish: Wish, rows: AsyncIterator[m.Row], parent: bytes = b""
+    ) -> m.Job:
+        """Take a job of rows that were read already; they keep their numbers.
 
         Raises:
             InvalidRequestError: there are none.
@@ -118,8 +120,10 @@ class Submissions:
         folder = f"uploads/{secrets.token_hex(16)}"
         chunks = Chunks(rows_per_chunk(wish.target.manifest, generation.TASK))
         n_rows = n_chunks = 0
+        digest = hashlib.sha256(parent)
         async for row in rows:
             n_rows += 1
+            digest.update(row.tensors)
             if (full := chunks.add(row)) is not None:
                 await self._keep(folder, n_chunks, full)
                 n_chunks += 1
@@ -128,7 +132,7 @@ class Submissions:
             n_chunks += 1
         if not n_rows:
             raise errors.InvalidRequestError("no row of the job can be tried again")
-        received = _Received(folder, hashlib.sha256(parent).digest(), n_rows, 0, n_chunks)
+        received = _Received(folder, digest.digest(), n_rows, 0, n_chunks)
         job, _ = await self._accept(wish, received, parent)
         await self._dispatcher.dispatch(job)
         return job
