@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 def job(unix_ms: int) -> m.Job:
     return m.Job(
         id=ids.uuid7(unix_ms, secrets.randbits(74)),
-        tenant="acme",
+        tenant="sweeping",
         model="digits",
         version=1,
         pool="default",
