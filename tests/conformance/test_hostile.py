@@ -1,0 +1,40 @@
+"""Hostile requests against the running stack; `python -m bench fuzz` throws many more."""
+
+from __future__ import annotations
+
+import asyncio
+from urllib.parse import urlsplit
+
+import pytest
+
+from inferbus_dev.stack import Stack
+from tests.support import hostile
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_every_hostile_request_is_refused_in_words(stack: Stack) -> None:
+    tally = hostile.Tally()
+    port = int(urlsplit(stack.http).port or 0)
+    pid = stack.process("gateway").pid
+    throwing = (
+        hostile.throw(port, hostile.requests(seed, hostile.VALID), 150, tally) for seed in range(4)
+    )
+    await asyncio.gather(*throwing)
+    assert not tally.broken, tally.broken[:3]
+    assert tally.n == 600
+    assert min(tally.statuses[400], tally.statuses[404], tally.statuses[200]) > 0
+    assert stack.process("gateway").pid == pid
+
+
+def test_the_rules_can_be_broken() -> None:
+    assert hostile.LEAKS.search(b'{"error": "in /tmp/x/app.py line 3"}')
+    assert hostile.LEAKS.search(b"<object at 0x7f00deadbeef>")
+    assert not hostile.LEAKS.search(b'{"error": "the shape must be [-1, 30]"}')
+    first = hostile.requests(7, hostile.VALID)
+    again = hostile.requests(7, hostile.VALID)
+    other = hostile.requests(8, hostile.VALID)
+    made = [next(first) for _ in range(50)]
+    assert made == [next(again) for _ in range(50)]
+    assert made != [next(other) for _ in range(50)]
