@@ -28,6 +28,7 @@ def test_beside_requests_a_few_milliseconds_at_a_time() -> None:
     assert pace.room(0, 3, 100.0) == 4  # none went for long: starved
     assert pace.room(0, 3, 100.1) == 0  # a request waits
     assert pace.room(4, 0, 100.1) == 0  # rows are still out
+    assert pace.room(0, 0, 100.04) == 0  # the rest of the machine has its turn
     assert pace.room(0, 0, 100.1) == 4
     assert pace.room(0, 0, 103.0) > 40  # quiet again
 

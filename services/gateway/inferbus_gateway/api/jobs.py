@@ -38,7 +38,9 @@ _log = structlog.get_logger("jobs")
 
 PATH = "/v1/jobs"
 JSON_LINES = "application/x-ndjson"
-_LINES = frozenset({JSON_LINES, "application/jsonl", "application/json-lines"})
+_PROBLEM = "application/problem+json"
+_BYTES = "application/octet-stream"
+_LINES = frozenset({JSON_LINES, "application/jsonl", "application/json-lines", _BYTES})
 _MAX_KEY_CHARACTERS = 256
 _PIECE_BYTES = 64 << 10
 _CLIENT_LEFT = 499
@@ -111,9 +113,11 @@ def problem(error: InferbusError, status: int | None = None) -> Response:
     title = HTTPStatus(code).phrase
     body = Problem(type="about:blank", title=title, status=code, detail=str(error), code=error.code)
     head = {"x-inferbus-error-code": error.code}
-    if code == HTTPStatus.SERVICE_UNAVAILABLE:
-        head["retry-after"] = "2"
-    return JSONResponse(body.model_dump(), code, head, media_type="application/problem+json")
+    if code == HTTPStatus.UNAUTHORIZED:
+        head["www-authenticate"] = "Bearer"
+    if (wait_s := errors.retry_after_s(error)) is not None:
+        head["retry-after"] = str(wait_s)
+    return JSONResponse(body.model_dump(), code, head, media_type=_PROBLEM)
 
 
 class _Route(APIRoute):
@@ -156,8 +160,15 @@ async def _read_out(request: Request) -> bool:
 
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "description": HTTPStatus(status).phrase}
-    for status in (400, 401, 403, 404, 409, 413, 415, 422, 501, 503)
+    status: {
+        "description": HTTPStatus(status).phrase,
+        "content": {_PROBLEM: {"schema": Problem.model_json_schema()}},
+    }
+    for status in (400, 401, 403, 404, 409, 413, 415, 422, 429, 501, 503)
+}
+_SAME: dict[int | str, dict[str, Any]] = {200: {"model": JobBody, "description": "Taken before"}}
+_ROWS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {JSON_LINES: {"schema": {"type": "string"}}}, "description": "A line a row"}
 }
 _UPLOAD: dict[str, Any] = {
     "requestBody": {
@@ -166,7 +177,8 @@ _UPLOAD: dict[str, Any] = {
             JSON_LINES: {
                 "schema": {"type": "string"},
                 "example": '{"features": [5.1, 3.5, 1.4, 0.2]}\n{"features": [4.9, 3, 1.4, 0.2]}\n',
-            }
+            },
+            _BYTES: {"schema": {"type": "string", "format": "binary"}},
         },
     }
 }
@@ -176,11 +188,17 @@ def router(parts: Parts | None) -> APIRouter:
     """Return the routes; without `parts` each says that jobs are not set up here."""
     made = APIRouter(prefix=PATH, tags=["jobs"], route_class=_Route, responses=_PROBLEMS)
     routes = _Routes(parts)
-    made.post("", status_code=202, openapi_extra=_UPLOAD, response_model=JobBody)(routes.submit)
+    made.post(
+        "",
+        status_code=202,
+        openapi_extra=_UPLOAD,
+        response_model=JobBody,
+        responses=_SAME,
+    )(routes.submit)
     made.get("", response_model=JobList)(routes.listing)
     made.get("/{job}", response_model=JobBody)(routes.look)
     made.delete("/{job}", response_model=JobBody)(routes.cancel)
-    made.get("/{job}/results", response_class=StreamingResponse)(routes.fetch)
+    made.get("/{job}/results", response_class=StreamingResponse, responses=_ROWS)(routes.fetch)
     made.post("/{job}/retry", status_code=202, response_model=JobBody)(routes.retry)
     return made
 

@@ -8,6 +8,8 @@ none of them waits, yet never stands still for long; alone it fills the engine.
 from __future__ import annotations
 
 _BESIDE_S = 0.004
+_BESIDE_EVERY_S = 0.05
+"""Kafka, the log and the gateways need the machine for each row as well."""
 _ALONE_S = 0.05
 _QUIET_S = 2.0
 _STARVED_S = 0.25
@@ -57,7 +59,8 @@ class Pace:
             share = max(self._least, int(_ALONE_S / self._row_s))
             room = min(share, 2 * share - n_out, self._most - n_out)
         else:
-            if (n_out or interactive_rows) and now_s - self._gave_s < _STARVED_S:
+            waited_s = now_s - self._gave_s
+            if waited_s < (_STARVED_S if n_out or interactive_rows else _BESIDE_EVERY_S):
                 return 0
             room = min(max(1, int(_BESIDE_S / self._row_s)), self._most) - n_out
         if room <= 0:
