@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fastapi import APIRouter
 
 from inferbus_gateway.api import jobs as api
+from inferbus_gateway.api import later
 from inferbus_gateway.control.jobs.dispatch import Dispatcher, job_feed
 from inferbus_gateway.control.jobs.fold import Fold
 from inferbus_gateway.control.jobs.results import Results
@@ -69,4 +70,4 @@ def jobs_of(
         results=Results(objects),
         charge=charge,
     )
-    return Jobs(fold, job_feed(fold), api.router(parts), dispatcher, api.Later(parts))
+    return Jobs(fold, job_feed(fold), api.router(parts), dispatcher, later.Later(parts))

@@ -315,40 +315,6 @@ class _Routes:
         return JSONResponse(_body(progress).model_dump(), status, {"location": location})
 
 
-class Later:
-    """Takes single requests that nobody waits for, as jobs of one row.
-
-    Invariants: each is told once where its result will be, or why it was not taken.
-    """
-
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def __call__(
-        self, target: Target, row: m.Row, caller: Principal, tell: Callable[[str | Exception], None]
-    ) -> None:
-        """Take one; `tell` is called later."""
-        self._parts.charge(caller)
-        task = asyncio.create_task(self._take(target, row, caller, tell), name="respond-async")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _take(
-        self, target: Target, row: m.Row, caller: Principal, tell: Callable[[str | Exception], None]
-    ) -> None:
-        async def single() -> AsyncIterator[m.Row]:
-            yield row
-
-        try:
-            wish = Wish(target, caller.tenant, caller.name)
-            job = await self._parts.submissions.submit_rows(wish, single())
-        except Exception as error:  # noqa: BLE001 -- each request is answered in our own words
-            tell(error)
-        else:
-            tell(f"{PATH}/{ids.text(job.id)}")
-
-
 async def _written(first: m.RowResult, rows: AsyncIterator[m.RowResult]) -> AsyncIterator[bytes]:
     """Yield the lines of results in pieces worth a write."""
     held, size_bytes = [line(first)], 0
