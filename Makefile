@@ -11,8 +11,8 @@ setup: ## create .venv from the locks
 up: setup ## bring everything up and serve the sample models
 	@$(BIN)/python -m inferbus_dev up $(ARGS)
 
-test: setup ## run the tests, on real Kafka and Postgres
-	@$(BIN)/python -m pytest $(ARGS)
+test: setup ## run the tests, on real Kafka, Postgres and Valkey; two at a time, each with servers of its own
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: setup ## style, import rules, contracts
 	@$(BIN)/ruff check .

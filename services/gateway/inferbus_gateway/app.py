@@ -146,7 +146,13 @@ class _Gateway:
         process = self._process
         process.health.not_ready("start", "reading the state topics")
         await asyncio.gather(*(reader.start() for reader in process.readers))
-        count = await process.producer.n_partitions(topics.topic(topics.PREDICTIONS).name)
+        # Both have as many, but for the moment in which somebody gives them more.
+        count = min(
+            [
+                await process.producer.n_partitions(topics.topic(name).name)
+                for name in (topics.PREDICTIONS, topics.TOKENS)
+            ]
+        )
         partition = choose_reply_partition(process.fleet, process.settings.instance, count)
         process.health.watch("replies", 10.0)
         await process.replies.start(partition, self._lifecycle.spawn)
