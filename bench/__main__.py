@@ -10,6 +10,8 @@ NAMES = {
     "access": "a caller with a key and limits beside one without, on one stack",
     "jobs": "rows of a job beside a raw loop, through kills; requests beside a job",
     "fuzz": "11,400 hostile requests: no 500, no silence, no leak, no growth",
+    "startup": "make up in a fresh clone until it serves, four times, and Ctrl-C until it ended",
+    "before": "this commit, with key and limits, beside an earlier one; both stacks take turns",
     "peers": "the same model behind the usual and a tuned FastAPI server, side by side",
 }
 
