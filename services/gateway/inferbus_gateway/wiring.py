@@ -15,7 +15,9 @@ from inferbus_gateway.api.v2 import make_app
 from inferbus_gateway.api.views import Views
 from inferbus_gateway.app import Process, add_stages, front_door, side_door
 from inferbus_gateway.control.fleet import Beats, StateFeed
+from inferbus_gateway.control.idempotency import Keys
 from inferbus_gateway.control.leases import Leases
+from inferbus_gateway.control.once import Once
 from inferbus_gateway.control.repository import ModelRepository
 from inferbus_gateway.control.resume import Resumer
 from inferbus_gateway.control.upkeep import Upkeep
@@ -94,6 +96,15 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
         tracing=tracing,
         max_tensor_bytes=settings.max_body_bytes,
     )
+    life = secrets.randbits(64)
+    once = Once(
+        bootstrap,
+        instance,
+        life,
+        keys=Keys(settings.valkey_url.get_secret_value()),
+        fleet=fleet,
+        replies=replies,
+    )
     keys = Keyring()
     access = Access(keys, local=settings.auth == "local")
     tokens: Tokens | None = None
@@ -118,6 +129,7 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
         metrics=metrics,
         bodies=bodies,
         later=jobs.later,
+        once=once,
     )
     streams = Streams(bootstrap, instance, lambda: health.beat("streams"))
     openai = OpenAI(
@@ -160,7 +172,7 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
     feed = StateFeed(routes, fleet, upkeep, keys, access)
     beats = Beats(
         instance,
-        life=secrets.randbits(64),
+        life=life,
         pins=pins,
         pending=pending,
         replies=replies,
@@ -201,7 +213,9 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
         rpc_server=RpcServer(
             settings.http_host,
             settings.grpc_port,
-            infer=RpcInfer(access=access, routes=routes, requests=requests, metrics=metrics),
+            infer=RpcInfer(
+                access=access, routes=routes, requests=requests, metrics=metrics, once=once
+            ),
             access=access,
             views=views,
             repository=repository,
@@ -226,6 +240,7 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
         publisher=publisher,
         requests=requests,
         infer=infer,
+        once=once,
         submissions=submissions,
         streams=streams,
         upkeep=upkeep,

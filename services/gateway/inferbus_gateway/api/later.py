@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 
 from inferbus_gateway.api.jobs import PATH, Parts
 from inferbus_gateway.control.jobs.submit import Wish
+from inferbus_gateway.hot.keyed import key_sha256
 from inferbus_gateway.hot.route import Target
 from inferbus_schemas import ids
 from inferbus_schemas import messages as m
@@ -27,22 +28,26 @@ class Later:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __call__(
-        self, target: Target, row: m.Row, caller: Principal, tell: Callable[[str | Exception], None]
+        self,
+        target: Target,
+        row: m.Row,
+        caller: Principal,
+        key: bytes,
+        tell: Callable[[str | Exception], None],
     ) -> None:
-        """Take one; `tell` is called later."""
+        """Take one; `tell` is called later. With a key, sending it again is the same job."""
         self._parts.charge(caller)
-        task = asyncio.create_task(self._take(target, row, caller, tell), name="respond-async")
+        name = f"infer:{key_sha256(key).hex()}" if key else ""
+        wish = Wish(target, caller.tenant, caller.name, name)
+        task = asyncio.create_task(self._take(wish, row, tell), name="respond-async")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _take(
-        self, target: Target, row: m.Row, caller: Principal, tell: Callable[[str | Exception], None]
-    ) -> None:
+    async def _take(self, wish: Wish, row: m.Row, tell: Callable[[str | Exception], None]) -> None:
         async def single() -> AsyncIterator[m.Row]:
             yield row
 
         try:
-            wish = Wish(target, caller.tenant, caller.name)
             job = await self._parts.submissions.submit_rows(wish, single())
         except Exception as error:  # noqa: BLE001 -- each request is answered in our own words
             tell(error)

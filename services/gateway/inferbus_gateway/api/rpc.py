@@ -25,7 +25,8 @@ from inferbus_gateway.control.repository import ModelRepository
 from inferbus_gateway.door import METHODS
 from inferbus_gateway.gen import open_inference_pb2 as pb
 from inferbus_gateway.hot.access import Access
-from inferbus_gateway.hot.rpc_infer import RpcInfer, readable, reader, refusal_metadata, status
+from inferbus_gateway.hot.rpc_infer import RpcInfer
+from inferbus_gateway.hot.rpc_messages import readable, reader, refusal_metadata, status
 from inferbus_kit.errors import InferbusError, StartupError
 from inferbus_kit.health import Health
 from inferbus_kit.lifecycle import cancel

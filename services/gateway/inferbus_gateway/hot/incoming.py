@@ -31,6 +31,7 @@ class Head:
     host: bytes = b""
     respond_async: bool = False
     coding: bytes = b""
+    idempotency_key: bytes | None = None
 
 
 class Bodies:
@@ -131,6 +132,8 @@ def read_head(headers: Headers) -> Head:  # noqa: C901 -- one look at each heade
             head.respond_async = b"respond-async" in value
         elif name == b"accept-encoding" and value in CODINGS:
             head.coding = value
+        elif name == b"idempotency-key":
+            head.idempotency_key = value
     return head
 
 

@@ -15,13 +15,14 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from inferbus_gateway import errors
-from inferbus_gateway.hot import classify, oip
+from inferbus_gateway.hot import classify, keyed, oip
 from inferbus_gateway.hot.access import Access
 from inferbus_gateway.hot.answer import Answer, accepted, ok, reject, send
 from inferbus_gateway.hot.compress import compressing
 from inferbus_gateway.hot.incoming import Bodies, Head, read_head, timeout_s
+from inferbus_gateway.hot.keyed import Name, Once, Place
 from inferbus_gateway.hot.pending import Entry
-from inferbus_gateway.hot.requests import Requests, Waiter, failure
+from inferbus_gateway.hot.requests import Requests, Waiter, ended_before, failure
 from inferbus_gateway.hot.route import Routes, Target
 from inferbus_kit.errors import InferbusError
 from inferbus_kit.guard import Exchange
@@ -36,8 +37,9 @@ _log = structlog.get_logger("infer")
 Done = Callable[[Answer], None]
 """Takes the answer of one request, once; must not raise."""
 
-Later = Callable[[Target, m.Row, Principal, Callable[[str | Exception], None]], None]
-"""Takes a request that nobody waits for, and tells where its answer will be, or why nowhere."""
+Later = Callable[[Target, m.Row, Principal, bytes, Callable[[str | Exception], None]], None]
+"""Takes a request that nobody waits for, with its key or none, and tells where its answer will be,
+or why nowhere."""
 
 _SPAN = "POST /v2/models/{model}/infer"
 _SAMPLE_EVERY = 8
@@ -63,8 +65,10 @@ class Infer:
         bodies: Bodies,
         access: Access,
         later: Later | None = None,
+        once: Once | None = None,
     ) -> None:
         self._later = later
+        self._once = once
         self._access = access
         self._routes = routes
         self._requests = requests
@@ -95,7 +99,7 @@ class Infer:
             body = await self._bodies.read(receive, head)
             self._start(request_id, head, body, (model, version), caller=caller, done=done)
         except Exception as error:  # noqa: BLE001 -- each request is answered in our own words
-            done(self._refused(error, request_id))
+            done(self.refused(error, request_id))
         answer = await future
         if self.draining:
             answer.headers.append((b"connection", b"close"))
@@ -117,7 +121,7 @@ class Infer:
                 body = self._bodies.decompress(body, head.encoding)
             self._start(request_id, head, body, (model, version), caller=caller, done=done)
         except Exception as error:  # noqa: BLE001 -- each request is answered in our own words
-            done(self._refused(error, request_id))
+            done(self.refused(error, request_id))
 
     def _start(
         self,
@@ -130,11 +134,15 @@ class Infer:
         done: Done,
     ) -> None:
         start_s = time.monotonic()
-        target = self._routes.resolve(*address)
-        parsed = oip.parse(body, head.json_length, target.manifest.signature)
         if head.coding:
             done = compressing(head.coding, done)
-        if head.respond_async and self._later is not None:
+        later = self._later if head.respond_async else None
+        if head.idempotency_key is not None and later is None and self._once is not None:
+            self._once(_Keyed(self, request_id, head, body, address, caller=caller, done=done))
+            return
+        target = self._routes.resolve(*address)
+        parsed = oip.parse(body, head.json_length, target.manifest.signature)
+        if later is not None:
             if parsed.classes:
                 raise errors.InvalidRequestError("classification needs an answer at once")
             row = m.Row(
@@ -142,40 +150,79 @@ class Infer:
                 outputs=parsed.outputs,
                 client_request_id=parsed.client_request_id,
             )
-            self._later(target, row, caller, partial(self._taken, request_id, done))
+            key = head.idempotency_key or b""
+            later(target, row, caller, key, partial(self._taken, request_id, done))
             return
-        call = _Call(target, parsed, done)
+        call = Call(target, parsed, done)
+        waiter = Waiter(partial(self.ended, call), start_s)
+        self.open(call, request_id, waiter, head=head, caller=caller)
+
+    def parse(self, head: Head, body: bytes, model: str, place: Place | str, done: Done) -> Call:
+        """Read a request for a version by name, or for the one of a place."""
+        if isinstance(place, Place):
+            target = self._routes.pinned_to(model, place.version, place.pool)
+        else:
+            target = self._routes.resolve(model, place)
+        return Call(target, oip.parse(body, head.json_length, target.manifest.signature), done)
+
+    def place(self, call: Call, request_id: bytes) -> Place:
+        """Return where a new request stands."""
+        target = call.target
+        return Place(request_id, self._requests.partition, target.version, target.pool)
+
+    def open(
+        self,
+        call: Call,
+        request_id: bytes,
+        waiter: Waiter,
+        *,
+        head: Head,
+        caller: Principal,
+        reply_partition: int | None = None,
+    ) -> None:
+        """Put a request that was parsed on the bus; raises as `Requests.open` does."""
+        parsed = call.parsed
         self._requests.open(
             request_id,
-            target,
+            call.target,
             parsed.tensors,
             caller=caller,
             n_rows=parsed.n_rows,
             outputs=parsed.outputs,
             client_request_id=parsed.client_request_id,
             timeout_s=timeout_s(head, parsed.timeout_us),
-            waiter=Waiter(partial(self._ended, call), start_s),
+            waiter=waiter,
             traceparent=head.traceparent,
             span=_SPAN,
+            reply_partition=reply_partition,
         )
         call.parsed_s = time.monotonic()
 
     def _taken(self, request_id: bytes, done: Done, where: str | Exception) -> None:
         """Answer a request that nobody waits for: where its result will be."""
         if isinstance(where, Exception):
-            done(self._refused(where, request_id))
+            done(self.refused(where, request_id))
         else:
             done(accepted(where, ids.text(request_id)))
 
-    def _ended(self, call: _Call, entry: Entry) -> None:
+    def ended(self, call: Call, entry: Entry) -> None:
+        """Answer a request that was opened."""
         try:
             prediction = self._requests.settle(entry)
             answer = self._answered(call, entry, prediction)
         except Exception as error:  # noqa: BLE001 -- each request is answered in our own words
-            answer = self._refused(error, entry.id)
+            answer = self.refused(error, entry.id)
         call.done(answer)
 
-    def _refused(self, error: Exception, request_id: bytes) -> Answer:
+    def recalled(self, call: Call, entry: Entry) -> None:
+        """Answer a request from the record of another one that it repeats."""
+        try:
+            answer = self._answered(call, entry, entry.waiter.prediction)
+        except Exception as error:  # noqa: BLE001 -- each request is answered in our own words
+            answer = self.refused(error, entry.id)
+        call.done(answer)
+
+    def refused(self, error: Exception, request_id: bytes) -> Answer:
         """Return the answer of a request that has no record, or none that we know of."""
         if isinstance(error, errors.OutcomeUnknownError):
             return reject(error, ids.text(request_id))
@@ -185,7 +232,7 @@ class Infer:
         _log.error("infer_failed", request_id=ids.text(request_id), exc_info=error)
         return reject(InferbusError(_BROKEN), ids.text(request_id))
 
-    def _answered(self, call: _Call, entry: Entry, prediction: m.Prediction) -> Answer:
+    def _answered(self, call: Call, entry: Entry, prediction: m.Prediction) -> Answer:
         request_id, target = ids.text(entry.id), call.target
         receipt = self._requests.receipt(entry)
         try:
@@ -251,7 +298,87 @@ class Infer:
         return _TIMING % hops_us
 
 
-class _Call:
+class _Keyed:
+    """A request with an `Idempotency-Key`; see `keyed.Keyed`."""
+
+    def __init__(
+        self,
+        infer: Infer,
+        request_id: bytes,
+        head: Head,
+        body: bytes,
+        address: tuple[str, str],
+        *,
+        caller: Principal,
+        done: Done,
+    ) -> None:
+        model, version = address
+        self.name = Name(
+            caller.tenant,
+            keyed.key_sha256(head.idempotency_key or b""),
+            keyed.body_sha256(
+                b"http", model.encode(), version.encode(), b"%r" % head.json_length, body
+            ),
+        )
+        self.mark = ""
+        self._infer = infer
+        self._id = request_id
+        self._head = head
+        self._body = body
+        self._address = address
+        self._caller = caller
+        self._done = done
+        self._start_s = time.monotonic()
+        self._call: Call | None = None
+        self._place: Place | None = None
+
+    @property
+    def deadline_s(self) -> float:
+        timeout_us = None if self._call is None else self._call.parsed.timeout_us
+        return self._start_s + timeout_s(self._head, timeout_us)
+
+    def prepare(self, place: Place | None) -> Place:
+        model, version = self._address
+        call = self._infer.parse(self._head, self._body, model, place or version, self._answer)
+        self._call = call
+        self._place = place or self._infer.place(call, self._id)
+        return self._place
+
+    def open(self, then: Callable[[Entry], None]) -> None:
+        call, place = self._prepared
+        waiter = Waiter(then, self._start_s)
+        self._infer.open(
+            call,
+            place.id,
+            waiter,
+            head=self._head,
+            caller=self._caller,
+            reply_partition=place.partition,
+        )
+
+    def ended(self, entry: Entry) -> None:
+        self._infer.ended(self._prepared[0], entry)
+
+    def recalled(self, prediction: m.Prediction, offset: int) -> None:
+        call, place = self._prepared
+        entry = ended_before(place, call.target, prediction, offset, self._start_s)
+        self._infer.recalled(call, entry)
+
+    def refuse(self, error: Exception) -> None:
+        self._answer(self._infer.refused(error, self._id))
+
+    @property
+    def _prepared(self) -> tuple[Call, Place]:
+        assert self._call is not None and self._place is not None  # noqa: S101, PT018 -- `prepare` comes first
+        return self._call, self._place
+
+    def _answer(self, answer: Answer) -> None:
+        if self.mark:
+            answer.headers.append((keyed.MARK.encode(), self.mark.encode()))
+        self._done(answer)
+
+
+class Call:
     """What the answer of one request needs to know of its question."""
 
     __slots__ = ("done", "parsed", "parsed_s", "target")

@@ -129,7 +129,7 @@ class Replies:
     def end(self, entry: Entry, outcome: m.Outcome, code: str, message: str) -> None:
         """Write a record that ends a request, unless another one comes first."""
         prediction = terminal(entry.request, entry.attempt, outcome, code, message, self._instance)
-        self.write(prediction, self.partition)
+        self.write(prediction, entry.request.reply_partition)
 
     def write(self, prediction: m.Prediction, partition: int) -> None:
         """Write a record into a reply partition, however long Kafka takes."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from prometheus_client import Counter, Histogram
 
 from inferbus_gateway import errors
+from inferbus_gateway.hot.keyed import Place
 from inferbus_gateway.hot.limits import Limits
 from inferbus_gateway.hot.pending import Entry, Pending
 from inferbus_gateway.hot.publish import Publisher
@@ -145,6 +146,7 @@ class Requests:
         traceparent: str = "",
         span: str = "",
         generation: m.Generation | None = None,
+        reply_partition: int | None = None,
     ) -> Entry:
         """Register a request and place it into this tick's frame.
 
@@ -161,6 +163,7 @@ class Requests:
             traceparent: of the caller, or empty.
             span: name of the server span where the request is sampled.
             generation: how to generate, for a version that does.
+            reply_partition: where its records stand; that of this gateway where None is given.
 
         Raises:
             BusUnavailableError, OverloadedError: as `admit`.
@@ -181,7 +184,7 @@ class Requests:
             tenant=caller.tenant,
             model=target.model,
             version=target.version,
-            reply_partition=self._replies.partition,
+            reply_partition=self.partition if reply_partition is None else reply_partition,
             may_retry=True,
             criticality=2,
             client_request_id=client_request_id,
@@ -203,6 +206,11 @@ class Requests:
         self._pending.add(entry, waiter.start_s)
         self._publisher.place(entry)
         return entry
+
+    @property
+    def partition(self) -> int:
+        """Where the records of new requests stand."""
+        return self._replies.partition
 
     def forwarding(self, entry: Entry) -> None:
         """Note that a part of its answer leaves: it is never placed again."""
@@ -248,7 +256,7 @@ class Requests:
 
     def receipt(self, entry: Entry) -> str:
         """Return where the terminal record stands, `partition:offset`."""
-        return f"{self._replies.partition}:{entry.waiter.offset}"
+        return f"{entry.request.reply_partition}:{entry.waiter.offset}"
 
     def _count(
         self, entry: Entry, prediction: m.Prediction | None, outcome: str, seconds: float
@@ -266,6 +274,18 @@ class Requests:
         counter[0].inc()
         counter[1].observe(seconds)
         counter[2].ended(prediction, entry.n_rows, seconds, time.time())
+
+
+def ended_before(
+    place: Place, target: Target, prediction: m.Prediction, offset: int, start_s: float
+) -> Entry:
+    """Return the ended entry of a request that another one was, from its record; it is not open."""
+    waiter = Waiter(lambda _entry: None, start_s)
+    waiter.prediction, waiter.offset, waiter.read_s = prediction, offset, time.monotonic()
+    request = m.Request(
+        id=place.id, model=target.model, version=place.version, reply_partition=place.partition
+    )
+    return Entry(request, place.pool, n_rows=1, deadline_s=start_s, waiter=waiter)
 
 
 def failure(prediction: m.Prediction) -> InferbusError:

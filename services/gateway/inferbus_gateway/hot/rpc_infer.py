@@ -10,86 +10,58 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
-from typing import Final, TypeVar
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Final
 
 import grpc
 import structlog
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
 
 from inferbus_gateway import errors
 from inferbus_gateway.gen import open_inference_pb2 as pb
-from inferbus_gateway.hot import classify, oip_proto
+from inferbus_gateway.hot import classify, keyed, oip_proto
 from inferbus_gateway.hot.access import Access, Call
 from inferbus_gateway.hot.fit import Parsed
 from inferbus_gateway.hot.incoming import DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S
+from inferbus_gateway.hot.keyed import Name, Once, Place
 from inferbus_gateway.hot.pending import Entry
-from inferbus_gateway.hot.requests import Requests, Waiter, failure
+from inferbus_gateway.hot.requests import Requests, Waiter, ended_before, failure
 from inferbus_gateway.hot.route import Routes, Target
+from inferbus_gateway.hot.rpc_messages import (
+    BROKEN,
+    Ended,
+    Metadata,
+    Said,
+    Unreadable,
+    readable,
+    refusal_metadata,
+    said_of,
+    status,
+    wrapped,
+)
 from inferbus_kit.errors import InferbusError
 from inferbus_kit.lifecycle import cancel
 from inferbus_kit.metrics import GatewayMetrics
 from inferbus_schemas import ids
 from inferbus_schemas import messages as m
-from inferbus_schemas.access import INFER
+from inferbus_schemas.access import INFER, Principal
 
 _log = structlog.get_logger("rpc")
 
-Metadata = tuple[tuple[str, str], ...]
 Context = grpc.aio.ServicerContext[pb.ModelInferRequest, pb.ModelInferResponse]
 StreamContext = grpc.aio.ServicerContext[pb.ModelInferRequest, pb.ModelStreamInferResponse]
 
-M = TypeVar("M", bound=Message)
 STREAM_WINDOW: Final = 32
 """Requests of one stream that are read and not answered; past it the stream is read no further."""
 _SPAN = "inference.GRPCInferenceService/ModelInfer"
-_BROKEN = "something went wrong here; the request id names it in our log"
-
-
-class Unreadable:
-    """Stands for a message that is none of its kind.
-
-    An error of a deserializer would leave the call open, with no answer, until its client goes.
-    """
-
-
-def reader(kind: type[M]) -> Callable[[bytes], M | Unreadable]:
-    """Return the deserializer of a kind of message; it never raises."""
-
-    def read(raw: bytes) -> M | Unreadable:
-        try:
-            return kind.FromString(raw)
-        except DecodeError:
-            return Unreadable()
-
-    return read
-
-
-def readable(asked: M | Unreadable) -> M:
-    """Return the message.
-
-    Raises:
-        InvalidRequestError: it is none.
-    """
-    if isinstance(asked, Unreadable):
-        raise errors.InvalidRequestError("the message is not of the kind that this method takes")
-    return asked
 
 
 Asked = pb.ModelInferRequest | Unreadable
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """How a request ended: `answer` or `error`, and what the client is told beside it."""
-
-    answer: pb.ModelInferResponse | None
-    error: InferbusError | None
-    metadata: Metadata
-
-
-@dataclass(frozen=True, slots=True)
-class _Question:
+class Question:
     """What the answer of one request needs to know of its question."""
 
     target: Target
@@ -104,8 +76,15 @@ class RpcInfer:
     """
 
     def __init__(
-        self, *, access: Access, routes: Routes, requests: Requests, metrics: GatewayMetrics
+        self,
+        *,
+        access: Access,
+        routes: Routes,
+        requests: Requests,
+        metrics: GatewayMetrics,
+        once: Once | None = None,
     ) -> None:
+        self._once = once
         self._access = access
         self._routes = routes
         self._requests = requests
@@ -113,11 +92,11 @@ class RpcInfer:
 
     async def unary(self, asked: Asked, context: Context) -> pb.ModelInferResponse:
         """Answer one request; a failure ends the call with its status."""
-        ended = await self._ask(asked, context, context.time_remaining())
+        ended = await self._ask(asked, context, context.time_remaining(), alone=True)
         if ended.answer is not None:
             context.set_trailing_metadata(ended.metadata)
             return ended.answer
-        error = ended.error or InferbusError(_BROKEN)
+        error = ended.error or InferbusError(BROKEN)
         await context.abort(status(error), str(error), ended.metadata)
         raise AssertionError  # `abort` raises
 
@@ -141,11 +120,13 @@ class RpcInfer:
         reading = asyncio.create_task(read(), name="rpc-stream")
         try:
             while (waiting := await window.get()) is not None:
-                yield _wrapped(waiting[0], await waiting[1])
+                yield wrapped(waiting[0], await waiting[1])
         finally:
             await cancel(reading)
 
-    def _ask(self, message: Asked, call: Call, remaining_s: float | None) -> asyncio.Future[Ended]:
+    def _ask(
+        self, message: Asked, call: Call, remaining_s: float | None, *, alone: bool = False
+    ) -> asyncio.Future[Ended]:
         """Open one request; the future is resolved even where nobody waits for it any more."""
         future: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
         request_id = self._requests.new_id()
@@ -154,49 +135,92 @@ class RpcInfer:
             self._requests.admit()
             asked = readable(message)
             caller = self._access.check_call(call, INFER, asked.model_name)
-            target = self._routes.resolve(asked.model_name, asked.model_version)
-            question = _Question(target, oip_proto.parse(asked, target.manifest.signature))
-            parsed = question.parsed
-
-            def then(entry: Entry) -> None:
-                ended = self._ended(question, entry)
-                if not future.done():
-                    future.set_result(ended)
-
-            self._requests.open(
-                request_id,
-                target,
-                parsed.tensors,
-                caller=caller,
-                n_rows=parsed.n_rows,
-                outputs=parsed.outputs,
-                client_request_id=parsed.client_request_id,
-                timeout_s=_timeout_s(remaining_s, parsed.timeout_us),
-                waiter=Waiter(then, start_s),
-                traceparent=_traceparent(call),
-                span=_SPAN,
+            said = said_of(call, alone=alone)
+            if said.key is not None and self._once is not None:
+                self._once(
+                    _Keyed(self, request_id, asked, said, remaining_s, caller=caller, future=future)
+                )
+                return future
+            question = self.parse(asked, asked.model_version)
+            waiter = Waiter(partial(self._tell, question, future), start_s)
+            self.open(
+                question, request_id, waiter, caller=caller, said=said, remaining_s=remaining_s
             )
         except Exception as error:  # noqa: BLE001 -- each request is answered in our own words
-            future.set_result(self._refused(error, request_id))
+            future.set_result(self.refused(error, request_id))
         return future
 
-    def _ended(self, question: _Question, entry: Entry) -> Ended:
+    def _tell(self, question: Question, future: asyncio.Future[Ended], entry: Entry) -> None:
+        ended = self.ended(question, entry)
+        if not future.done():
+            future.set_result(ended)
+
+    def parse(self, asked: pb.ModelInferRequest, place: Place | str) -> Question:
+        """Read a request for a version by name, or for the one of a place."""
+        if isinstance(place, Place):
+            target = self._routes.pinned_to(asked.model_name, place.version, place.pool)
+        else:
+            target = self._routes.resolve(asked.model_name, place)
+        return Question(target, oip_proto.parse(asked, target.manifest.signature))
+
+    def place(self, question: Question, request_id: bytes) -> Place:
+        """Return where a new request stands."""
+        target = question.target
+        return Place(request_id, self._requests.partition, target.version, target.pool)
+
+    def open(
+        self,
+        question: Question,
+        request_id: bytes,
+        waiter: Waiter,
+        *,
+        caller: Principal,
+        said: Said,
+        remaining_s: float | None,
+        reply_partition: int | None = None,
+    ) -> None:
+        """Put a request that was parsed on the bus; raises as `Requests.open` does."""
+        parsed = question.parsed
+        self._requests.open(
+            request_id,
+            question.target,
+            parsed.tensors,
+            caller=caller,
+            n_rows=parsed.n_rows,
+            outputs=parsed.outputs,
+            client_request_id=parsed.client_request_id,
+            timeout_s=_timeout_s(remaining_s, parsed.timeout_us),
+            waiter=waiter,
+            traceparent=said.traceparent,
+            span=_SPAN,
+            reply_partition=reply_partition,
+        )
+
+    def ended(self, question: Question, entry: Entry) -> Ended:
+        """Return the end of a request that was opened."""
         try:
             return self._answered(question, entry, self._requests.settle(entry))
         except Exception as error:  # noqa: BLE001 -- each request is answered in our own words
-            return self._refused(error, entry.id)
+            return self.refused(error, entry.id)
 
-    def _refused(self, error: Exception, request_id: bytes) -> Ended:
+    def recalled(self, question: Question, entry: Entry) -> Ended:
+        """Return the end of a request that repeats another one, from that one's record."""
+        try:
+            return self._answered(question, entry, entry.waiter.prediction)
+        except Exception as error:  # noqa: BLE001 -- each request is answered in our own words
+            return self.refused(error, entry.id)
+
+    def refused(self, error: Exception, request_id: bytes) -> Ended:
         """Return the end of a request that has no record, or none that we know of."""
         text = ids.text(request_id)
         if not isinstance(error, InferbusError):
             _log.error("rpc_infer_failed", request_id=text, exc_info=error)
-            error = InferbusError(_BROKEN)
+            error = InferbusError(BROKEN)
         elif not isinstance(error, errors.OutcomeUnknownError):
             self._metrics.rejected.labels(error.code).inc()
         return Ended(None, error, refusal_metadata(error, text))
 
-    def _answered(self, question: _Question, entry: Entry, prediction: m.Prediction) -> Ended:
+    def _answered(self, question: Question, entry: Entry, prediction: m.Prediction) -> Ended:
         parsed, target = question.parsed, question.target
         metadata: Metadata = (
             ("x-request-id", ids.text(entry.id)),
@@ -228,33 +252,6 @@ class RpcInfer:
         return Ended(answer, None, (*metadata, digest))
 
 
-def status(error: InferbusError) -> grpc.StatusCode:
-    """Return the status of an error, from the one table of errors."""
-    return grpc.StatusCode[error.grpc_status]
-
-
-def refusal_metadata(error: InferbusError, request_id: str) -> Metadata:
-    """Return what stands beside an error without a record."""
-    metadata = (("x-request-id", request_id), ("x-inferbus-error-code", error.code))
-    wait_s = errors.retry_after_s(error)
-    if wait_s is None:
-        return metadata
-    # What clients with a retry policy obey.
-    return (*metadata, ("grpc-retry-pushback-ms", str(1000 * wait_s)))
-
-
-def _wrapped(client_request_id: str, ended: Ended) -> pb.ModelStreamInferResponse:
-    """Return one answer of a stream as Triton wraps it."""
-    answer = ended.answer
-    error = "" if answer is not None else str(ended.error or _BROKEN)
-    if answer is None:
-        answer = pb.ModelInferResponse(id=client_request_id)
-    for key, value in ended.metadata:
-        answer.parameters[key].string_param = value
-    answer.parameters["triton_final_response"].bool_param = True
-    return pb.ModelStreamInferResponse(error_message=error, infer_response=answer)
-
-
 def _timeout_s(remaining_s: float | None, timeout_us: int | None) -> float:
     """Return how long a request may take: the sooner of the call's deadline and its own."""
     found = [MAX_TIMEOUT_S]
@@ -265,8 +262,78 @@ def _timeout_s(remaining_s: float | None, timeout_us: int | None) -> float:
     return DEFAULT_TIMEOUT_S if len(found) == 1 else min(found)
 
 
-def _traceparent(call: Call) -> str:
-    for key, value in call.invocation_metadata() or ():
-        if key == "traceparent":
-            return value if isinstance(value, str) else ""
-    return ""
+class _Keyed:
+    """A call with an `idempotency-key`; see `keyed.Keyed`."""
+
+    def __init__(
+        self,
+        infer: RpcInfer,
+        request_id: bytes,
+        asked: pb.ModelInferRequest,
+        said: Said,
+        remaining_s: float | None,
+        *,
+        caller: Principal,
+        future: asyncio.Future[Ended],
+    ) -> None:
+        self.name = Name(
+            caller.tenant,
+            keyed.key_sha256(said.key or b""),
+            keyed.body_sha256(b"grpc", asked.SerializeToString(deterministic=True)),
+        )
+        self.mark = ""
+        self._infer = infer
+        self._id = request_id
+        self._asked = asked
+        self._said = said
+        self._remaining_s = remaining_s
+        self._caller = caller
+        self._future = future
+        self._start_s = time.monotonic()
+        self._question: Question | None = None
+        self._place: Place | None = None
+
+    @property
+    def deadline_s(self) -> float:
+        timeout_us = None if self._question is None else self._question.parsed.timeout_us
+        return self._start_s + _timeout_s(self._remaining_s, timeout_us)
+
+    def prepare(self, place: Place | None) -> Place:
+        question = self._infer.parse(self._asked, place or self._asked.model_version)
+        self._question = question
+        self._place = place or self._infer.place(question, self._id)
+        return self._place
+
+    def open(self, then: Callable[[Entry], None]) -> None:
+        question, place = self._prepared
+        self._infer.open(
+            question,
+            place.id,
+            Waiter(then, self._start_s),
+            caller=self._caller,
+            said=self._said,
+            remaining_s=self._remaining_s,
+            reply_partition=place.partition,
+        )
+
+    def ended(self, entry: Entry) -> None:
+        self._tell(self._infer.ended(self._prepared[0], entry))
+
+    def recalled(self, prediction: m.Prediction, offset: int) -> None:
+        question, place = self._prepared
+        entry = ended_before(place, question.target, prediction, offset, self._start_s)
+        self._tell(self._infer.recalled(question, entry))
+
+    def refuse(self, error: Exception) -> None:
+        self._tell(self._infer.refused(error, self._id))
+
+    @property
+    def _prepared(self) -> tuple[Question, Place]:
+        assert self._question is not None and self._place is not None  # noqa: S101, PT018 -- `prepare` comes first
+        return self._question, self._place
+
+    def _tell(self, ended: Ended) -> None:
+        if self.mark:
+            ended = replace(ended, metadata=(*ended.metadata, (keyed.MARK, self.mark)))
+        if not self._future.done():
+            self._future.set_result(ended)

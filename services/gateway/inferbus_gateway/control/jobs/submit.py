@@ -115,6 +115,7 @@ class Submissions:
 
         Raises:
             InvalidRequestError: there are none.
+            KeyReusedError: the key stands for another job.
             ObjectStoreError, BusUnavailableError: see `submit`.
         """
         folder = f"uploads/{secrets.token_hex(16)}"
@@ -133,8 +134,14 @@ class Submissions:
         if not n_rows:
             raise errors.InvalidRequestError("no row of the job can be tried again")
         received = _Received(folder, digest.digest(), n_rows, 0, n_chunks)
-        job, _ = await self._accept(wish, received, parent)
-        await self._dispatcher.dispatch(job)
+        accepted = False
+        try:
+            job, accepted = await self._accept(wish, received, parent)
+        finally:
+            if not accepted:
+                await asyncio.shield(self._discard(folder))
+        if accepted or not self._dispatcher.knows(job.id):
+            await self._dispatcher.dispatch(job)
         return job
 
     async def _receive(self, wish: Wish, body: AsyncIterator[bytes], folder: str) -> _Received:

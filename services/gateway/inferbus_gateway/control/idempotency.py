@@ -1,0 +1,164 @@
+"""What Valkey remembers of idempotency keys: where the one request of each stands on the bus.
+
+In: a tenant's key. Out: its place, claimed by whoever came first, changed only by who knows what
+stands there. A key is remembered for a day. Nothing here is needed for any other request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from typing import Any, Final
+
+import msgspec
+import structlog
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from inferbus_gateway.hot.keyed import Name
+
+_log = structlog.get_logger("idempotency")
+
+PREFIX: Final = "inferbus:idem:"
+LIFE_S: Final = 86_400
+TIMEOUT_S: Final = 0.25
+"""A client waits for this one, but a request whose key is not known may run twice."""
+_MAX_CONNECTIONS = 64
+_LONGEST_PAUSE_S = 1.0
+
+SWAP: Final = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])
+return 1
+"""
+DROP: Final = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+return redis.call('DEL', KEYS[1])
+"""
+
+
+class Stored(msgspec.Struct, frozen=True, kw_only=True):
+    """What stands under a key. `offset` is that of the answer's record, -1 while none is known.
+
+    `gateway` and `life` name the process that sees the request through; `key` repeats a part of
+    the key's digest: an answer of Valkey that is for somebody else is none.
+    """
+
+    key: str
+    body: str
+    id: str
+    partition: int
+    version: int
+    pool: str
+    gateway: str
+    life: int
+    offset: int = -1
+
+
+class KeysAwayError(Exception):
+    """Valkey does not answer, or not in words that are understood."""
+
+
+class Keys:
+    """The keys in Valkey.
+
+    Invariants: of all claims of a key one wins; `swap` and `drop` do nothing where something else
+    stands there than was thought; while Valkey is away nobody waits for it, but one call per pause.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._client = _client(url) if url else None
+        self._away_until_s = 0.0
+        self._n_failures = 0
+
+    async def claim(self, name: Name, mine: Stored) -> Stored | None:
+        """Put `mine` under a key where nothing stands; else return what does.
+
+        Raises:
+            KeysAwayError: as all others.
+        """
+        call = self._redis.set(_key(name), _encode(mine), nx=True, get=True, ex=LIFE_S)
+        return _decode(name, await self._call(call))
+
+    async def get(self, name: Name) -> Stored | None:
+        """Return what stands under a key."""
+        return _decode(name, await self._call(self._redis.get(_key(name))))
+
+    async def swap(self, name: Name, old: Stored, new: Stored) -> bool:
+        """Put `new` in the place of `old`; tell whether that stood there."""
+        args = (_key(name), _encode(old), _encode(new), LIFE_S)
+        return bool(await self._call(self._redis.eval(SWAP, 1, *args)))
+
+    async def drop(self, name: Name, old: Stored) -> bool:
+        """Forget a key if `old` stands there; tell whether it did."""
+        return bool(await self._call(self._redis.eval(DROP, 1, _key(name), _encode(old))))
+
+    async def stop(self) -> None:
+        """Close the connections."""
+        if self._client is not None:
+            await self._client.aclose()
+
+    @property
+    def _redis(self) -> Redis:
+        if self._client is None or time.monotonic() < self._away_until_s:
+            raise KeysAwayError
+        return self._client
+
+    async def _call(self, call: Awaitable[Any]) -> Any:
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                said = await call
+        except (RedisError, OSError, TimeoutError) as error:
+            self._n_failures += 1
+            pause_s = min(_LONGEST_PAUSE_S, 0.05 * 2 ** min(self._n_failures, 6))
+            self._away_until_s = time.monotonic() + pause_s
+            if self._n_failures == 1:
+                # Its text may name the address, and that a password.
+                _log.warning("keys_not_remembered", error=type(error).__name__)
+            raise KeysAwayError from error
+        if self._n_failures:
+            _log.info("keys_remembered_again")
+            self._n_failures = 0
+        return said
+
+
+def _client(url: str) -> Redis:
+    pool = BlockingConnectionPool.from_url(
+        url,
+        max_connections=_MAX_CONNECTIONS,
+        timeout=TIMEOUT_S,
+        socket_timeout=TIMEOUT_S,
+        socket_connect_timeout=TIMEOUT_S,
+        retry=Retry(NoBackoff(), 0),
+        health_check_interval=0,
+    )
+    return Redis.from_pool(pool)
+
+
+def _key(name: Name) -> str:
+    # In braces, as the counts are, so that a cluster keeps each in one place.
+    return f"{PREFIX}{{{name.tenant}:{name.key_sha256.hex()}}}"
+
+
+def part_of(name: Name) -> str:
+    """Return what `Stored.key` says for a key."""
+    return name.key_sha256.hex()[:16]
+
+
+def _encode(stored: Stored) -> bytes:
+    return msgspec.json.encode(stored)
+
+
+def _decode(name: Name, raw: bytes | None) -> Stored | None:
+    if raw is None:
+        return None
+    try:
+        stored = msgspec.json.decode(raw, type=Stored)
+    except msgspec.DecodeError as error:
+        raise KeysAwayError from error
+    if stored.key != part_of(name):
+        raise KeysAwayError
+    return stored
