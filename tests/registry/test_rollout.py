@@ -53,13 +53,13 @@ class Beating:
         topic = topics.topic(topics.HEARTBEATS).name
         try:
             while True:
-                for key, beat in self._beats.items():
+                for key, beat in list(self._beats.items()):
                     await producer.send_and_wait(
                         topic, beat.SerializeToString(), key=key.encode(), partition=0
                     )
                 await asyncio.sleep(0.3)
         finally:
-            for key in self._beats:
+            for key in list(self._beats):
                 await producer.send_and_wait(topic, None, key=key.encode(), partition=0)
             await producer.stop()
 

@@ -193,7 +193,7 @@ class Residents:
     async def stop(self) -> None:
         """Unload everything at once, and load nothing any more."""
         self._stopped = True
-        for resident in self._residents.values():
+        for resident in list(self._residents.values()):
             await cancel(resident.task)
             if resident.host is not None:
                 await resident.host.stop()

@@ -102,7 +102,7 @@ class TokenSender:
 
     async def stop(self) -> None:
         """Send no more."""
-        for lane in self._lanes.values():
+        for lane in list(self._lanes.values()):
             await cancel(lane.task)
 
 
