@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import ctypes.util
 import json
 import platform
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from inferbus_dev.stack import Stack
+from inferbus_gateway.api.rpc import SERVICE
+from inferbus_gateway.door import METHODS
 from inferbus_gateway.gen import open_inference_pb2 as pb
 from tests.support import clients
 
@@ -54,6 +58,36 @@ async def test_kserve(stack: Stack, over: str) -> None:
 async def test_a_client_that_only_knows_reflection(stack: Stack) -> None:
     program = clients.PROGRAMS / "reflection.py"
     fine(await clients.call(sys.executable, program, stack.grpc))
+
+
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+async def test_buf_curl_lists_and_calls_by_reflection(stack: Stack, version: str) -> None:
+    """As grpcurl does; it asks one version of the service and no other."""
+    row = {"name": "features", "datatype": "FP32", "shape": [1, 30]}
+    raw = base64.b64encode(bytes(120)).decode()
+    question = {"modelName": "breast-cancer", "inputs": [row], "rawInputContents": [raw]}
+
+    async def curl(*more: str, path: str = "") -> clients.Done:
+        return await clients.call(
+            Path(sys.executable).parent / "buf",
+            *("curl", "--protocol", "grpc", "--http2-prior-knowledge"),
+            *("--reflect-protocol", f"grpc-{version}", *more, f"http://{stack.grpc}{path}"),
+        )
+
+    done = await curl("--list-services")
+    assert done.code == 0, done.err
+    assert set(done.out.split()) == {
+        SERVICE,
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
+    }
+    done = await curl("--list-methods")
+    assert done.code == 0, done.err
+    assert {f"{SERVICE}/{one}" for one in METHODS} < set(done.out.split())
+    done = await curl("--data", json.dumps(question), path=f"/{SERVICE}/ModelInfer")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["modelName"] == "breast-cancer"
 
 
 _NO_PERF = (

@@ -22,6 +22,7 @@ def main(address: str) -> None:
         assert set(database.get_services()) == {
             SERVICE,
             "grpc.health.v1.Health",
+            "grpc.reflection.v1.ServerReflection",
             "grpc.reflection.v1alpha.ServerReflection",
         }
         service = DescriptorPool(database).FindServiceByName(SERVICE)

@@ -17,9 +17,9 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 from grpc_health.v1 import health as grpc_health
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 from pydantic import BaseModel
 
+from inferbus_gateway.api import reflection
 from inferbus_gateway.api.views import Views
 from inferbus_gateway.control.repository import ModelRepository
 from inferbus_gateway.door import METHODS
@@ -84,8 +84,7 @@ class RpcServer:
         service = _Service(views, repository, health)
         self._server.add_generic_rpc_handlers((self._handler(service, infer),))
         health_pb2_grpc.add_HealthServicer_to_server(self._reports, self._server)
-        names = (SERVICE, grpc_health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
+        reflection.add(self._server, (SERVICE, grpc_health.SERVICE_NAME))
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
             self.port = self._server.add_insecure_port(address)
