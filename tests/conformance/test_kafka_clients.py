@@ -22,7 +22,7 @@ from confluent_kafka import Consumer
 from inferbus_dev.stack import Stack
 from inferbus_schemas import messages as m
 from inferbus_schemas import topics
-from tests.support import stacks
+from tests.support import clients, stacks
 
 pytestmark = [
     pytest.mark.slow,
@@ -36,16 +36,9 @@ SUBMISSIONS = topics.topic(topics.SUBMISSIONS, tenant="local")
 
 
 async def _run(*argv: str, given: bytes = b"") -> str:
-    process = await asyncio.create_subprocess_exec(
-        *argv,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    async with asyncio.timeout(90):
-        out, err = await process.communicate(given)
-    assert process.returncode == 0, (out + err).decode()
-    return out.decode()
+    done = await clients.call(*argv, given=given)
+    assert done.code == 0, done.out + done.err
+    return done.out
 
 
 def _features() -> np.ndarray[Any, np.dtype[np.float32]]:

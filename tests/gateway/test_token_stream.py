@@ -180,6 +180,16 @@ def test_any_gateway_writes_the_same_bytes() -> None:
         assert first == again
 
 
+def test_only_the_last_event_of_a_protocol_stream_is_done() -> None:
+    made = dialects.Triton("7")
+    chunks = [chunk(0), chunk(1, text=""), chunk(2, text="", finish_reason="stop")]
+    first, silent, last = (made.events(one, "0:1") for one in chunks)
+    assert silent == b""
+    said = [json.loads(one.partition(b"data: ")[2]) for one in (first, last)]
+    assert [(one["text_output"], one["done"]) for one in said] == [("0 ", False), ("", True)]
+    assert {one["model_name"] for one in said} == {"m"}
+
+
 def test_whole_answers_and_tool_calls() -> None:
     said = record(0)
     tensor = m.Tensor(

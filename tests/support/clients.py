@@ -69,11 +69,13 @@ async def call(
     *argv: str | Path,
     env: Mapping[str, str] | None = None,
     folder: Path | None = None,
+    given: bytes = b"",
     timeout_s: float = 120.0,
 ) -> Done:
     """Run any program, in a folder if it leaves files; it is ended when it takes too long."""
     process = await asyncio.create_subprocess_exec(
         *argv,
+        stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, **(env or {})},
@@ -81,7 +83,7 @@ async def call(
     )
     try:
         async with asyncio.timeout(timeout_s):
-            out, err = await process.communicate()
+            out, err = await process.communicate(given)
     finally:
         if process.returncode is None:
             process.kill()

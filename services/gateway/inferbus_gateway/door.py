@@ -42,6 +42,7 @@ POLICIES = Policies(
         ("GET", f"{docs.PATH}/static/{{file}}"): access.PUBLIC,
         ("GET", "/openapi.json"): access.PUBLIC,
         ("GET", "/v2"): access.AUTHENTICATED,
+        ("GET", "/v2/"): access.AUTHENTICATED,
         ("GET", "/v2/health/live"): access.PUBLIC,
         ("GET", "/v2/health/ready"): access.PUBLIC,
         ("GET", "/v2/models/stats"): access.MODELS_READ,

@@ -145,6 +145,7 @@ _READY = _either(Ready) | {404: UNKNOWN[404]}
 
 
 def _add_server_routes(app: FastAPI, views: Views, health: Health) -> None:
+    @app.get("/v2/", tags=["server"])
     @app.get("/v2", tags=["server"])
     async def server_metadata() -> ServerMetadata:
         """Tell name, version and extensions of this server."""

@@ -221,7 +221,7 @@ class Text:
 
 
 class Triton:
-    """`/v2/models/{m}/generate` and `generate_stream`."""
+    """`/v2/models/{m}/generate` and `generate_stream`; `done` is the Open Inference Protocol's."""
 
     def __init__(self, client_request_id: str) -> None:
         self._client_request_id = client_request_id
@@ -236,9 +236,11 @@ class Triton:
         return {**head, "text_output": said[0] if len(said) == 1 else said}
 
     def events(self, chunk: m.TokenChunk, place: str) -> bytes:
-        if not chunk.text:
+        done = bool(chunk.finish_reason)
+        if not (chunk.text or done):
             return b""
-        return event({**self._head(chunk.model, chunk.version), "text_output": chunk.text}, place)
+        head = self._head(chunk.model, chunk.version)
+        return event({**head, "text_output": chunk.text, "done": done}, place)
 
     def end(self, prediction: m.Prediction, *, include_usage: bool) -> bytes:
         del prediction, include_usage
