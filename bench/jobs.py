@@ -1,8 +1,9 @@
 """A job of 100,000 rows while its workers are killed, beside a raw loop; requests beside a job.
 
 In: nothing. Out: rows per second of a job and of a plain loop over the same ONNX file in the same
-run, whether each row was accounted for once, and the latency of requests without and with a job.
-`--rows N` and `--kills N` make it smaller.
+run, whether each row was accounted for once, and the latency of requests alone and beside a job, in
+rounds that alternate, so that what else the machine does falls on both. `--rows N`, `--kills N`,
+`--rounds N` and `--seconds N` make it smaller.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ import asyncio
 import json
 import random
 import signal
+import statistics
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import httpx
 
-from bench.deployed import deployed
+from bench.deployed import deployed, oip_body
 from bench.record import store
 from inferbus_dev.stack import Stack
 
@@ -29,7 +32,18 @@ INPUT = "features"
 WIDTH = 30
 _RAW_BATCH = 64
 _RATE_PER_S = 50
-_ASKED_S = 15.0
+_WARM_S = 10.0
+_REST_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What was asked for: rows of each job, kills of the last one, rounds and their length."""
+
+    rows: int
+    kills: int
+    rounds: int
+    seconds: float
 
 
 def _rows(n_rows: int) -> list[list[float]]:
@@ -112,61 +126,88 @@ async def _account(http: httpx.AsyncClient, stack: Stack, job: str, n_rows: int)
     return {"results": len(found), "in_log": len(mine), "twice_in_log": twice}
 
 
-async def _latencies_ms(http: httpx.AsyncClient, row: list[float], seconds: float) -> list[float]:
-    """Send requests at a fixed rate, whatever the answers do; return their latencies."""
-    tensor = {"name": INPUT, "datatype": "FP32", "shape": [1, WIDTH], "data": row}
-    body = json.dumps({"inputs": [tensor]}).encode()
+async def _asked(url: str, body: Path, seconds: float) -> dict[str, Any]:
+    """Ask at a fixed rate from a process of its own; return its figures."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "bench.paced", url, "--body", str(body)),
+        *("--rate", str(_RATE_PER_S), "--seconds", str(seconds)),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    out, _ = await process.communicate()
+    figures: dict[str, Any] = json.loads(out)
+    if figures["statuses"] != {"200": figures["requests"]}:
+        raise RuntimeError(f"not every request was answered: {figures['statuses']}")
+    return figures
 
-    async def one(due_s: float) -> float:
-        await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
-        answer = await http.post(f"/v2/models/{MODEL}/infer", content=body)
-        answer.raise_for_status()
-        return (time.perf_counter() - due_s) * 1000
 
-    began_s = time.perf_counter()
-    due = [began_s + at / _RATE_PER_S for at in range(int(seconds * _RATE_PER_S))]
-    return sorted(await asyncio.gather(*(one(due_s) for due_s in due)))
+async def _rounds(
+    http: httpx.AsyncClient, stack: Stack, folder: Path, rows: list[list[float]], said: Asked
+) -> dict[str, Any]:
+    """Ask alone and beside a job, in turn; return each round and the ratios of their medians."""
+    body = folder / "one.json"
+    body.write_text(json.dumps(oip_body(rows[:1])))
+    url = f"{stack.http}/v2/models/{MODEL}/infer"
+    await _asked(url, body, _WARM_S)
+    alone, beside, rates = [], [], []
+    for number in range(said.rounds):
+        alone.append(await _asked(url, body, said.seconds))
+        job, _ = await _submit(http, rows)
+        began_s = time.perf_counter()
+        beside.append(await _asked(url, body, said.seconds))
+        counts = (await http.get(f"/v1/jobs/{job}")).json()["counts"]
+        rates.append(round(counts["done"] / (time.perf_counter() - began_s)))
+        if counts["done"] == counts["rows"]:
+            raise RuntimeError("the job ended before its round; use more rows")
+        sys.stderr.write(
+            f"round {number + 1}: p99 {alone[-1]['p99_ms']} ms alone, {beside[-1]['p99_ms']} ms "
+            f"beside a job of {rates[-1]} rows/s\n"
+        )
+        await http.delete(f"/v1/jobs/{job}")
+        await _finish(http, stack, job, 0, len(rows))
+        await asyncio.sleep(_REST_S)
 
+    def median(rounds: list[dict[str, Any]], figure: str) -> float:
+        return float(statistics.median(one[figure] for one in rounds))
 
-def _figures(latencies_ms: list[float]) -> dict[str, float]:
-    last = len(latencies_ms) - 1
     return {
-        f"p{share}": round(latencies_ms[int(last * share / 100)], 2) for share in (50, 90, 99)
-    } | {"n": len(latencies_ms)}
+        "per_s": _RATE_PER_S,
+        "seconds_a_round": said.seconds,
+        "alone": alone,
+        "beside_a_job": beside,
+        "job_rows_per_s_meanwhile": rates,
+        "ratio_of_medians": {
+            figure: round(median(beside, figure) / median(alone, figure), 2)
+            for figure in ("p50_ms", "p90_ms", "p99_ms")
+        },
+    }
 
 
-async def _run(n_rows: int, kills: int) -> dict[str, Any]:
+async def _run(said: Asked) -> dict[str, Any]:
+    n_rows = said.rows
     rows = _rows(n_rows)
     async with deployed((MODEL,), n_workers=2) as (stack, folder):
         (model,) = (folder / "models").rglob("*.onnx")
-        raw = await asyncio.to_thread(_raw_rows_per_s, model, rows)
-        limits = httpx.Limits(max_connections=200)
-        async with httpx.AsyncClient(
-            base_url=stack.http, timeout=120, trust_env=False, limits=limits
-        ) as http:
-            await _latencies_ms(http, rows[0], 3.0)
-            alone = await _latencies_ms(http, rows[0], _ASKED_S)
-            job, _ = await _submit(http, rows)
-            beside = await _latencies_ms(http, rows[0], _ASKED_S)
-            counts = (await http.get(f"/v1/jobs/{job}")).json()["counts"]
-            await http.delete(f"/v1/jobs/{job}")
-            await _finish(http, stack, job, 0, n_rows)
+        async with httpx.AsyncClient(base_url=stack.http, timeout=120, trust_env=False) as http:
+            requests = await _rounds(http, stack, folder, rows, said)
+            raw = await asyncio.to_thread(_raw_rows_per_s, model, rows)
             job, upload_s = await _submit(http, rows)
             whole_s = await _finish(http, stack, job, 0, n_rows)
+            undisturbed = await _account(http, stack, job, n_rows)
+            raw_again = await asyncio.to_thread(_raw_rows_per_s, model, rows)
             job, _ = await _submit(http, rows)
-            killed_s = await _finish(http, stack, job, kills, n_rows)
+            killed_s = await _finish(http, stack, job, said.kills, n_rows)
             accounted = await _account(http, stack, job, n_rows)
     return {
         "rows": n_rows,
         "upload_s": round(upload_s, 2),
         "job_rows_per_s": round(n_rows / whole_s),
-        "raw_onnxruntime_rows_per_s": round(raw),
-        "kills": kills,
+        "accounted": undisturbed,
+        "raw_onnxruntime_rows_per_s": [round(raw), round(raw_again)],
+        "kills": said.kills,
         "job_rows_per_s_with_kills": round(n_rows / killed_s),
-        "accounted": accounted,
-        "requests_alone_ms": _figures(alone),
-        "requests_beside_a_job_ms": _figures(beside),
-        "job_rows_meanwhile": counts["done"],
+        "accounted_with_kills": accounted,
+        "requests": requests,
     }
 
 
@@ -176,6 +217,9 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--kills", type=int, default=5)
-    said = parser.parse_args()
-    figures = asyncio.run(_run(said.rows, said.kills))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=20.0)
+    given = parser.parse_args()
+    said = Asked(given.rows, given.kills, given.rounds, given.seconds)
+    figures = asyncio.run(_run(said))
     sys.stdout.write(f"{json.dumps(figures, indent=1)}\n{store('jobs', figures).name}\n")

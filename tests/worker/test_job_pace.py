@@ -5,7 +5,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inferbus_worker.jobs.pace import Pace
+from inferbus_worker.jobs.pace import Pace, Requests
+
+NONE = Requests(0, float("-inf"))
+
+
+def lately(last_s: float, n_rows: int = 0) -> Requests:
+    """Return the requests of a worker that had one at `last_s` and has `n_rows` open."""
+    return Requests(n_rows, last_s)
 
 
 def learnt(least: int, most: int, row_s: float) -> Pace:
@@ -17,29 +24,40 @@ def learnt(least: int, most: int, row_s: float) -> Pace:
 
 def test_alone_the_engine_is_kept_full() -> None:
     pace = learnt(1, 512, 0.0009)
-    first = pace.room(0, 0, 100.0)
+    first = pace.room(0, NONE, 100.0)
     assert 45 <= first <= 55
-    assert pace.room(first, 0, 100.0) == first
-    assert pace.room(2 * first, 0, 100.0) == 0
+    assert pace.room(first, NONE, 100.0) == first
+    assert pace.room(2 * first, NONE, 100.0) == 0
 
 
 def test_beside_requests_a_few_milliseconds_at_a_time() -> None:
     pace = learnt(1, 512, 0.0009)
-    assert pace.room(0, 3, 100.0) == 4  # none went for long: starved
-    assert pace.room(0, 3, 100.1) == 0  # a request waits
-    assert pace.room(4, 0, 100.1) == 0  # rows are still out
-    assert pace.room(0, 0, 100.04) == 0  # the rest of the machine has its turn
-    assert pace.room(0, 0, 100.1) == 4
-    assert pace.room(0, 0, 103.0) > 40  # quiet again
+    assert pace.room(0, lately(100.0, 3), 100.0) == 3  # none went for long: starved
+    assert pace.room(0, lately(100.0, 3), 100.1) == 0  # a request waits
+    assert pace.room(3, lately(100.0), 100.1) == 0  # rows are still out
+    assert pace.room(0, lately(100.0), 100.02) == 0  # the rest of the machine has its turn
+    assert pace.room(0, lately(100.0), 100.1) == 3
+    assert pace.room(0, lately(100.0), 101.9) == 3  # none is open, but one was lately
+    assert pace.room(0, lately(100.0), 103.0) > 40  # quiet again
+
+
+def test_the_longer_a_turn_took_the_longer_the_rest() -> None:
+    pace = learnt(1, 512, 0.0009)
+    for now_s, turn_s, rest_s in ((100.0, 0.001, 0.04), (101.0, 0.02, 0.16), (102.0, 9.0, 0.25)):
+        asked = lately(now_s)
+        assert pace.room(0, asked, now_s) == 3
+        pace.ended(now_s + turn_s)
+        assert pace.room(0, asked, now_s + rest_s - 0.001) == 0
+        assert pace.room(0, asked, now_s + rest_s + 0.001) == 3
 
 
 def test_slow_rows_go_one_at_a_time_or_as_many_as_run_side_by_side() -> None:
     pace = learnt(3, 3, 5.0)
-    assert pace.room(0, 0, 100.0) == 3
-    assert pace.room(2, 0, 100.0) == 1
-    assert pace.room(3, 0, 100.0) == 0
-    assert pace.room(0, 1, 100.5) == 1
-    assert pace.room(1, 1, 101.0) == 0
+    assert pace.room(0, NONE, 100.0) == 3
+    assert pace.room(2, NONE, 100.0) == 1
+    assert pace.room(3, NONE, 100.0) == 0
+    assert pace.room(0, lately(100.5, 1), 100.5) == 1
+    assert pace.room(1, lately(100.5, 1), 101.0) == 0
 
 
 @given(
@@ -52,7 +70,10 @@ def test_never_too_many_and_never_stuck(steps: list[tuple[int, int, float, float
     now_s = 50.0
     for n_out, interactive, step_s, row_s in steps:
         now_s += step_s
-        assert 0 <= pace.room(n_out, interactive, now_s) <= max(0, 64 - min(n_out, 64))
+        assert (
+            0 <= pace.room(n_out, lately(now_s, interactive), now_s) <= max(0, 64 - min(n_out, 64))
+        )
         pace.took(row_s)
-    assert pace.room(0, 1, now_s + 1.0) >= 1
-    assert pace.room(0, 0, now_s + 10.0) >= 1
+        pace.ended(now_s + row_s / 100)
+    assert pace.room(0, lately(now_s, 1), now_s + 1.0) >= 1
+    assert pace.room(0, NONE, now_s + 10.0) >= 1

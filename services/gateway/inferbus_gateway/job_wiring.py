@@ -17,6 +17,7 @@ from inferbus_gateway.control.jobs.dispatch import Dispatcher, job_feed
 from inferbus_gateway.control.jobs.fold import Fold
 from inferbus_gateway.control.jobs.results import Results
 from inferbus_gateway.control.jobs.submit import Limits, Submissions
+from inferbus_gateway.control.jobs.turns import Busy
 from inferbus_gateway.hot.infer import Later
 from inferbus_gateway.hot.route import Routes
 from inferbus_gateway.settings import GatewaySettings
@@ -49,6 +50,7 @@ def jobs_of(
     *,
     new_id: Callable[[], bytes],
     charge: Callable[[Principal], None],
+    busy: Busy,
 ) -> Jobs:
     """Build it.
 
@@ -65,9 +67,10 @@ def jobs_of(
         routes=routes,
         fold=fold,
         objects=objects,
-        submissions=Submissions(objects, dispatcher, limits, new_id),
+        submissions=Submissions(objects, dispatcher, limits, new_id, busy),
         dispatcher=dispatcher,
         results=Results(objects),
         charge=charge,
+        busy=busy,
     )
     return Jobs(fold, job_feed(fold), api.router(parts), dispatcher, later.Later(parts))

@@ -121,6 +121,7 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
         routes,
         new_id=requests.new_id,
         charge=lambda caller: limits.take(caller, time.monotonic()),
+        busy=lambda: len(pending) > 0,
     )
     infer = Infer(
         access=access,

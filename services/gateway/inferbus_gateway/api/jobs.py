@@ -6,29 +6,25 @@ problem documents.
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Annotated, Any
 
 import structlog
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
-from fastapi.routing import APIRoute
-from pydantic import BaseModel
-from starlette.requests import ClientDisconnect
 
 from inferbus_gateway import errors
+from inferbus_gateway.api.job_bodies import JobBody, JobList, body
+from inferbus_gateway.api.problems import PROBLEMS, ProblemRoute
 from inferbus_gateway.control.jobs.dispatch import Dispatcher
 from inferbus_gateway.control.jobs.fold import Fold, Progress
 from inferbus_gateway.control.jobs.results import Results, line
 from inferbus_gateway.control.jobs.submit import Submissions, Wish
+from inferbus_gateway.control.jobs.turns import Busy, Turns
 from inferbus_gateway.hot.route import Routes, Target, unknown_model
-from inferbus_kit.errors import InferbusError
 from inferbus_kit.objects import Objects
 from inferbus_schemas import access, ids, jobs
 from inferbus_schemas import messages as m
@@ -38,13 +34,10 @@ _log = structlog.get_logger("jobs")
 
 PATH = "/v1/jobs"
 JSON_LINES = "application/x-ndjson"
-_PROBLEM = "application/problem+json"
 _BYTES = "application/octet-stream"
 _LINES = frozenset({JSON_LINES, "application/jsonl", "application/json-lines", _BYTES})
 _MAX_KEY_CHARACTERS = 256
 _PIECE_BYTES = 64 << 10
-_CLIENT_LEFT = 499
-_LINGER_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,113 +52,9 @@ class Parts:
     results: Results
     charge: Callable[[Principal], None]
     """Spends one request of a caller's limits, or raises."""
+    busy: Busy
 
 
-class Counts(BaseModel):
-    """Rows of a job; `refused` are those of `failed`, or to be, that could not be read."""
-
-    rows: int
-    done: int
-    ok: int
-    failed: int
-    cancelled: int
-    refused: int
-
-
-class JobBody(BaseModel):
-    """A job. `state`: queued, running, completed, cancelling or cancelled."""
-
-    id: str
-    model: str
-    version: int
-    state: str
-    counts: Counts
-    progress: float
-    rows_per_s: float
-    eta_s: float | None
-    created_at: str
-    started_at: str | None
-    finished_at: str | None
-    parent: str | None
-    client_job_id: str | None
-
-
-class JobList(BaseModel):
-    """Jobs, newest first; `next` goes into `before` for those behind them."""
-
-    jobs: list[JobBody]
-    next: str | None
-
-
-class Problem(BaseModel):
-    """An error as RFC 9457 writes it; `code` is stable."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    code: str
-
-
-def problem(error: InferbusError, status: int | None = None) -> Response:
-    """Return an error as a problem document."""
-    code = status or error.http_status
-    title = HTTPStatus(code).phrase
-    body = Problem(type="about:blank", title=title, status=code, detail=str(error), code=error.code)
-    head = {"x-inferbus-error-code": error.code}
-    if code == HTTPStatus.UNAUTHORIZED:
-        head["www-authenticate"] = "Bearer"
-    if (wait_s := errors.retry_after_s(error)) is not None:
-        head["retry-after"] = str(wait_s)
-    return JSONResponse(body.model_dump(), code, head, media_type=_PROBLEM)
-
-
-class _Route(APIRoute):
-    """A route whose errors are problem documents."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        inner = super().get_route_handler()
-
-        async def handler(request: Request) -> Response:
-            try:
-                return await inner(request)
-            except InferbusError as error:
-                answer = problem(error)
-            except RequestValidationError:
-                answer = problem(errors.InvalidRequestError("a parameter is wrong; see /docs"))
-            except ClientDisconnect:
-                return Response(status_code=_CLIENT_LEFT)
-            if request.method == "POST" and not await _read_out(request):
-                # What is left of an upload must not go on arriving.
-                answer.headers["connection"] = "close"
-            return answer
-
-        return handler
-
-
-async def _read_out(request: Request) -> bool:
-    """Drop what still arrives of a refused upload, for a moment; tell whether that was all of it.
-
-    A connection that is closed on unread bytes takes the answer with it.
-    """
-    try:
-        async with asyncio.timeout(_LINGER_S):
-            async for _ in request.stream():
-                pass
-    except (TimeoutError, ClientDisconnect):
-        return False
-    except RuntimeError:
-        return True  # it was read to its end before
-    return True
-
-
-_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {
-        "description": HTTPStatus(status).phrase,
-        "content": {_PROBLEM: {"schema": Problem.model_json_schema()}},
-    }
-    for status in (400, 401, 403, 404, 409, 413, 415, 422, 429, 501, 503)
-}
 _SAME: dict[int | str, dict[str, Any]] = {200: {"model": JobBody, "description": "Taken before"}}
 _ROWS: dict[int | str, dict[str, Any]] = {
     200: {"content": {JSON_LINES: {"schema": {"type": "string"}}}, "description": "A line a row"}
@@ -186,7 +75,7 @@ _UPLOAD: dict[str, Any] = {
 
 def router(parts: Parts | None) -> APIRouter:
     """Return the routes; without `parts` each says that jobs are not set up here."""
-    made = APIRouter(prefix=PATH, tags=["jobs"], route_class=_Route, responses=_PROBLEMS)
+    made = APIRouter(prefix=PATH, tags=["jobs"], route_class=ProblemRoute, responses=PROBLEMS)
     routes = _Routes(parts)
     made.post(
         "",
@@ -253,18 +142,18 @@ class _Routes:
             raise errors.InvalidRequestError("before must be the id of a job")
         found = self._parts.fold.of_tenant(_caller(request).tenant, _now_ms(), last, limit)
         more = ids.text(found[-1].job.id) if len(found) == limit else None
-        return JobList(jobs=[_body(one) for one in found], next=more)
+        return JobList(jobs=[body(one) for one in found], next=more)
 
     async def look(self, request: Request, job: str) -> JobBody:
         """Tell how far a job is."""
-        return _body(await self._progress(request, job))
+        return body(await self._progress(request, job))
 
     async def cancel(self, request: Request, job: str) -> JobBody:
         """Cancel what has not run of a job; of a job that has ended nothing changes."""
         progress = await self._progress(request, job)
         if not progress.finished:
             await self._parts.dispatcher.cancel(progress.job, _caller(request).name)
-        return _body(await self._progress(request, job))
+        return body(await self._progress(request, job))
 
     async def fetch(self, request: Request, job: str) -> StreamingResponse:
         """Return one line of JSON for each row of the input, in its order."""
@@ -272,7 +161,9 @@ class _Routes:
         _finished(progress)
         rows = self._parts.results.rows(progress.job)
         first = await anext(rows)
-        return StreamingResponse(_written(first, rows), media_type=JSON_LINES)
+        return StreamingResponse(
+            _written(first, rows, Turns(self._parts.busy)), media_type=JSON_LINES
+        )
 
     async def retry(self, request: Request, job: str) -> Response:
         """Make a new job of the rows that failed or were cancelled; its results overlay these."""
@@ -312,15 +203,18 @@ class _Routes:
         if progress is None:
             raise errors.JobNotFoundError("there is no such job")
         location = f"{PATH}/{ids.text(job_id)}"
-        return JSONResponse(_body(progress).model_dump(), status, {"location": location})
+        return JSONResponse(body(progress).model_dump(), status, {"location": location})
 
 
-async def _written(first: m.RowResult, rows: AsyncIterator[m.RowResult]) -> AsyncIterator[bytes]:
+async def _written(
+    first: m.RowResult, rows: AsyncIterator[m.RowResult], turns: Turns
+) -> AsyncIterator[bytes]:
     """Yield the lines of results in pieces worth a write."""
     held, size_bytes = [line(first)], 0
     async for row in rows:
         held.append(line(row))
         size_bytes += len(held[-1])
+        await turns.pause()
         if size_bytes > _PIECE_BYTES:
             yield b"".join(held)
             held, size_bytes = [], 0
@@ -363,38 +257,6 @@ def _key(request: Request, client_job_id: str) -> str:
 def _finished(progress: Progress) -> None:
     if not progress.finished:
         raise errors.JobNotFinishedError(f"the job is {progress.state}; wait until it has ended")
-
-
-def _body(one: Progress) -> JobBody:
-    job = one.job
-    return JobBody(
-        id=ids.text(job.id),
-        model=job.model,
-        version=job.version,
-        state=one.state,
-        counts=Counts(
-            rows=job.n_rows,
-            done=one.n_done,
-            ok=one.n_ok,
-            failed=one.n_failed,
-            cancelled=one.n_cancelled,
-            refused=job.n_refused,
-        ),
-        progress=round(one.n_done / job.n_rows, 4),
-        rows_per_s=round(one.rows_per_s, 1),
-        eta_s=None if one.left_s is None else round(one.left_s, 1),
-        created_at=_time(one.created_ms) or "",
-        started_at=_time(one.started_ms),
-        finished_at=_time(one.finished_ms),
-        parent=ids.text(job.parent) if job.parent else None,
-        client_job_id=job.client_job_id or None,
-    )
-
-
-def _time(unix_ms: int) -> str | None:
-    if not unix_ms:
-        return None
-    return datetime.fromtimestamp(unix_ms / 1000, UTC).isoformat(timespec="milliseconds")
 
 
 def _now_ms() -> int:

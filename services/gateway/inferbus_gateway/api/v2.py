@@ -19,7 +19,7 @@ from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, Field
 
 from inferbus_gateway import VERSION, errors
-from inferbus_gateway.api import extensions, jobs, text_docs
+from inferbus_gateway.api import extensions, jobs, problems, text_docs
 from inferbus_gateway.api.extensions import UNKNOWN, ErrorBody
 from inferbus_gateway.api.views import ModelMetadata, ServerMetadata, Views
 from inferbus_gateway.control.repository import ModelRepository
@@ -274,7 +274,7 @@ async def _inferbus_error(_request: Request, error: Exception) -> Response:
 
 
 async def _refuse(error: InferbusError, scope: Scope, receive: Receive, send: Send) -> None:
-    answer = jobs.problem(error) if scope["path"].startswith(jobs.PATH) else _body(error)
+    answer = problems.problem(error) if scope["path"].startswith(jobs.PATH) else _body(error)
     if isinstance(error, errors.MethodNotAllowedError):
         answer.headers["allow"] = ", ".join(error.allowed)
     await answer(scope, receive, send)

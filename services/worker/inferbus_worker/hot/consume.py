@@ -77,6 +77,8 @@ class Desk:
         self.open_rows = 0
         self.open_bytes = 0
         self.rows_done = 0
+        self.last_s = float("-inf")
+        """When a request came last, by the monotonic clock."""
 
     def take(
         self,
@@ -95,6 +97,7 @@ class Desk:
         """
         touched: set[Executor | Generator] = set()
         requests = said.requests
+        self.last_s = now_s
         frame = Frame(inbox, record, len(requests))
         for request in requests:
             self._accept(request, frame, now_s, now_ms, touched, inherited=inherited)

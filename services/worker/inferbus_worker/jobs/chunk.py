@@ -168,29 +168,30 @@ class ChunkRunner:
         await self._letters.bury(record, error)
         why = ("too_many_attempts", "its chunk was begun three times and never ended")
         return [
-            self._rows.ended(job, row, m.OUTCOME_INVALID_INPUT, ("invalid_input", row.refused))
+            self._rows.record(job, row, m.OUTCOME_INVALID_INPUT, ("invalid_input", row.refused))
             if row.refused
-            else self._rows.ended(job, row, m.OUTCOME_FAILED, why)
+            else self._rows.record(job, row, m.OUTCOME_FAILED, why)
             for row in chunk.rows
         ]
 
     async def _predict(self, job: m.Job, results: m.ChunkResults) -> None:
         """Write the rows' records to the prediction stream, until Kafka has all of them."""
         topic = topics.topic(topics.PREDICTIONS)
-        by_partition: dict[int, list[Message]] = defaultdict(list)
-        key = job.model.encode()
+        by_partition: dict[int, list[m.Prediction]] = defaultdict(list)
         for row in results.rows:
             said = row.prediction
-            head = envelope.headers(topic.ce_type, self._source, f"{ids.text(said.id)}/1")
-            partition = jobs.row_partition(said.id, job.n_partitions)
-            by_partition[partition].append(Message(said.SerializeToString(), key, head))
-        for partition, messages in by_partition.items():
+            by_partition[jobs.row_partition(said.id, job.n_partitions)].append(said)
+        for partition, predictions in by_partition.items():
+            # Made one partition at a time: interactive requests have their turn between.
+            messages = [self._message(job, topic.ce_type, said) for said in predictions]
             await _until(lambda p=partition, w=messages: self._send(topic.name, p, w))  # type: ignore[misc]
-            # Interactive requests have their turn between the parts.
-            await asyncio.sleep(0)
         for outcome, n_rows in Counter(row.prediction.outcome for row in results.rows).items():
             labels = (job.model, str(job.version), m.outcome_name(outcome))
             self._metrics.job_rows.labels(*labels).inc(n_rows)
+
+    def _message(self, job: m.Job, ce_type: str, said: m.Prediction) -> Message:
+        head = envelope.headers(ce_type, self._source, f"{ids.text(said.id)}/1")
+        return Message(said.SerializeToString(), job.model.encode(), head)
 
     async def _send(self, topic: str, partition: int, messages: list[Message]) -> None:
         sent = []

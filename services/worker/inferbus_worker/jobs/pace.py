@@ -1,15 +1,21 @@
 """How many rows of jobs may be with an engine; pure.
 
-In: what rows cost, and what interactive requests there are. Out: a number of rows to give now.
-Beside interactive requests a job takes the engine for some milliseconds at a time and only while
-none of them waits, yet never stands still for long; alone it fills the engine.
+In: what rows cost, how long turns take, what interactive requests there are. Out: a number of rows
+to give now. Beside interactive requests a job takes turns of some milliseconds, only while none of
+them waits, and rests several times as long as its last turn took: a machine that is busy makes
+turns longer and so rests too, whoever keeps it busy. It never stands still for long; alone it fills
+the engine.
 """
 
 from __future__ import annotations
 
-_BESIDE_S = 0.004
-_BESIDE_EVERY_S = 0.05
+from dataclasses import dataclass
+
+_BESIDE_S = 0.003
+_LEAST_REST_S = 0.04
 """Kafka, the log and the gateways need the machine for each row as well."""
+_RESTS = 8
+"""Turns that would fit one rest."""
 _ALONE_S = 0.05
 _QUIET_S = 2.0
 _STARVED_S = 0.25
@@ -17,6 +23,17 @@ _WEIGHT = 0.2
 _FIRST_ROW_S = 0.001
 _OVERHEAD_S = 0.0001
 """What a row costs outside its engine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """The interactive requests of a worker: rows that are open, and when the last one came.
+
+    Most are open for a millisecond: who only looked whether there are some now would see none.
+    """
+
+    n_rows: int
+    last_s: float
 
 
 class Pace:
@@ -37,30 +54,27 @@ class Pace:
         self._least = least
         self._most = most
         self._row_s = _FIRST_ROW_S
-        self._busy_s = float("-inf")
         self._gave_s = float("-inf")
+        self._rest_s = _LEAST_REST_S
 
     def took(self, row_s: float) -> None:
         """Note what a row cost its engine."""
         self._row_s += (row_s + _OVERHEAD_S - self._row_s) * _WEIGHT
 
-    def room(self, n_out: int, interactive_rows: int, now_s: float) -> int:
-        """Return how many rows may be given now.
+    def ended(self, now_s: float) -> None:
+        """Note that no row is out any more."""
+        turn_s = now_s - self._gave_s
+        self._rest_s = min(_STARVED_S, max(_LEAST_REST_S, _RESTS * turn_s))
 
-        Args:
-            n_out: rows that were given and have not come back.
-            interactive_rows: rows of requests that are open on this worker.
-            now_s: the present.
-        """
-        if interactive_rows:
-            self._busy_s = now_s
-        if now_s - self._busy_s > _QUIET_S:
+    def room(self, n_out: int, requests: Requests, now_s: float) -> int:
+        """Return how many rows may be given now; `n_out` have not come back yet."""
+        if not requests.n_rows and now_s - requests.last_s > _QUIET_S:
             # The next rows stand ready while the engine works on those before them.
             share = max(self._least, int(_ALONE_S / self._row_s))
             room = min(share, 2 * share - n_out, self._most - n_out)
         else:
             waited_s = now_s - self._gave_s
-            if waited_s < (_STARVED_S if n_out or interactive_rows else _BESIDE_EVERY_S):
+            if waited_s < (_STARVED_S if n_out or requests.n_rows else self._rest_s):
                 return 0
             room = min(max(1, int(_BESIDE_S / self._row_s)), self._most) - n_out
         if room <= 0:

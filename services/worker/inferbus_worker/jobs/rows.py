@@ -16,7 +16,7 @@ from inferbus_schemas import jobs
 from inferbus_schemas import messages as m
 from inferbus_worker.hot.consume import Desk
 from inferbus_worker.hot.work import Frame, Work
-from inferbus_worker.jobs.pace import Pace
+from inferbus_worker.jobs.pace import Pace, Requests
 
 _LOOK_S = 0.02
 _CANCEL_LOOK_S = 1.0
@@ -80,12 +80,17 @@ class RowRunner:
         if (pace := self._paces.get((job.model, job.version))) is not None:
             pace.took(row_s)
 
+    def ended(self, job: m.Job) -> None:
+        """Note that no row of the version is with its engine."""
+        if (pace := self._paces.get((job.model, job.version))) is not None:
+            pace.ended(time.monotonic())
+
     @property
     def desk(self) -> Desk:
         """Where the executors are."""
         return self._desk
 
-    def ended(
+    def record(
         self, job: m.Job, row: m.Row, outcome: m.Outcome, why: tuple[str, str]
     ) -> m.Prediction:
         """Return the record of a row that no engine ran; `why` is a code and a sentence."""
@@ -164,7 +169,7 @@ class _Run:
         if executor is None or executor.failed_reason or not self._waiting:
             return False
         pace = self._runner.pace(self._job, executor.job_rows)
-        room = pace.room(self._n_out, desk.open_rows, now_s)
+        room = pace.room(self._n_out, Requests(desk.open_rows, desk.last_s), now_s)
         given = 0
         while self._waiting and given < room:
             at = self._waiting.popleft()
@@ -200,6 +205,8 @@ class _Run:
         """Take the record of a row, or put the row back in line."""
         at = self._by_id[work.request.id]
         self._n_out -= 1
+        if not self._n_out:
+            self._runner.ended(self._job)
         self._moved.set()
         if record.outcome == m.OUTCOME_ATTEMPT_FAILED:
             self._waiting.append(at)
@@ -209,11 +216,11 @@ class _Run:
         self._n_bytes += len(record.outputs) + len(record.inputs)
         if self._n_bytes > _MAX_RESULT_BYTES and record.outcome == m.OUTCOME_OK:
             why = ("output_too_large", "the answers of the rows around this one are too large")
-            record = self._runner.ended(self._job, self._rows[at], m.OUTCOME_OUTPUT_TOO_LARGE, why)
+            record = self._runner.record(self._job, self._rows[at], m.OUTCOME_OUTPUT_TOO_LARGE, why)
         self._records[at] = record
 
     def _end(self, at: int, outcome: m.Outcome, why: tuple[str, str]) -> None:
-        self._records[at] = self._runner.ended(self._job, self._rows[at], outcome, why)
+        self._records[at] = self._runner.record(self._job, self._rows[at], outcome, why)
 
     def _end_waiting(self, outcome: m.Outcome, why: tuple[str, str]) -> None:
         while self._waiting:

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import hashlib
 import secrets
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 
@@ -20,13 +19,11 @@ from inferbus_gateway.control.jobs.chunks import Chunks, rows_per_chunk
 from inferbus_gateway.control.jobs.dispatch import Dispatcher
 from inferbus_gateway.control.jobs.lines import Lines
 from inferbus_gateway.control.jobs.rows import RowReader
+from inferbus_gateway.control.jobs.turns import Busy, Turns
 from inferbus_gateway.hot.route import Target
 from inferbus_kit.objects import Objects
 from inferbus_schemas import generation, jobs
 from inferbus_schemas import messages as m
-
-_TURN_S = 0.002
-"""Rows are read for so long at a stretch; then the requests of others have their turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +72,13 @@ class Submissions:
         dispatcher: Dispatcher,
         limits: Limits,
         new_id: Callable[[], bytes],
+        busy: Busy,
     ) -> None:
         self._objects = objects
         self._dispatcher = dispatcher
         self._limits = limits
         self._new_id = new_id
+        self._busy = busy
         self._n_open = 0
 
     async def submit(self, wish: Wish, body: AsyncIterator[bytes]) -> tuple[m.Job, bool]:
@@ -151,7 +150,7 @@ class Submissions:
         reader = RowReader(manifest.signature, self._limits.max_row_bytes)
         chunks = Chunks(rows_per_chunk(manifest, generation.TASK))
         n_rows = n_refused = n_chunks = 0
-        turn_s = time.monotonic()
+        turns = Turns(self._busy)
         async for lines in self._lines(body, digest.update):
             for line in lines:
                 row = reader.read(n_rows, line)
@@ -164,9 +163,7 @@ class Submissions:
                 if (full := chunks.add(row)) is not None:
                     await self._keep(folder, n_chunks, full)
                     n_chunks += 1
-                if time.monotonic() - turn_s > _TURN_S:
-                    await asyncio.sleep(0)
-                    turn_s = time.monotonic()
+                await turns.pause()
         if (rest := chunks.rest()) is not None:
             await self._keep(folder, n_chunks, rest)
             n_chunks += 1
