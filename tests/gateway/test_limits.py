@@ -187,25 +187,25 @@ def test_tokens_are_charged_when_they_are_known() -> None:
     limits = Limits()
     ada = writer(600)
     for _ in range(3):
-        limits.take(ada, 0.0, generating=True)
+        limits.check_tokens(ada, 0.0)
     limits.charge(ada, 900, 0.0)
     with pytest.raises(errors.RateLimitedError) as refused:
-        limits.take(ada, 0.0, generating=True)
+        limits.check_tokens(ada, 0.0)
     assert refused.value.retry_after_s == pytest.approx(30.1), "300 too many, at 10 a second"
     limits.take(ada, 0.0)
-    limits.take(ada, 30.2, generating=True)
+    limits.check_tokens(ada, 30.2)
     assert {name: quota.owed for name, quota in limits.due().items()} == {"acme/key:1#tokens": 900}
 
 
 def test_the_tokens_of_a_tenant_are_those_of_all_its_keys() -> None:
     limits = Limits(tenant_tokens_per_min=60)
     ada, bob = writer(0), access.principal("acme", "key:2", ["infer:*"])
-    limits.take(ada, 0.0, generating=True)
+    limits.check_tokens(ada, 0.0)
     limits.charge(ada, 100, 0.0)
     for caller_ in (ada, bob):
         with pytest.raises(errors.RateLimitedError):
-            limits.take(caller_, 0.0, generating=True)
-    limits.take(access.ANONYMOUS, 0.0, generating=True)
+            limits.check_tokens(caller_, 0.0)
+    limits.check_tokens(access.ANONYMOUS, 0.0)
 
 
 def test_owed_tokens_reach_the_shared_count_whole() -> None:

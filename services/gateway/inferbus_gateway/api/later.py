@@ -36,7 +36,6 @@ class Later:
         tell: Callable[[str | Exception], None],
     ) -> None:
         """Take one; `tell` is called later. With a key, sending it again is the same job."""
-        self._parts.charge(caller)
         name = f"infer:{key_sha256(key).hex()}" if key else ""
         wish = Wish(target, caller.tenant, caller.name, name)
         task = asyncio.create_task(self._take(wish, row, tell), name="respond-async")

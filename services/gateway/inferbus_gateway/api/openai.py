@@ -152,6 +152,7 @@ class OpenAI:
 
     async def _read(self, scope: Scope, receive: Receive) -> tuple[Head, prompts.Body]:
         self._requests.admit()
+        self._requests.enter(scope["state"]["principal"])
         head = read_head(scope["headers"])
         return head, prompts.decode(await self._bodies.read(receive, head))
 

@@ -141,6 +141,9 @@ async def run(
         tensor = m.Tensor(
             name=name, datatype="BYTES", shape=[len(rows)], data=tensors.join_bytes(rows)
         )
+        if at:
+            # Each request on the bus counts; the first one did when the body was still unread.
+            requests.enter(caller)
         waiter, future = requests.opener()
         requests.open(
             request_id if at == 0 else requests.new_id(),

@@ -96,6 +96,7 @@ class Infer:
             caller = self._access.check(
                 head.authorization, head.host, client[0] if client else "", INFER, model
             )
+            self._requests.enter(caller)
             body = await self._bodies.read(receive, head)
             self._start(request_id, head, body, (model, version), caller=caller, done=done)
         except Exception as error:  # noqa: BLE001 -- each request is answered in our own words
@@ -116,6 +117,7 @@ class Infer:
             self._requests.admit()
             head = read_head(exchange.headers)
             caller = self._access.check(head.authorization, head.host, exchange.peer, INFER, model)
+            self._requests.enter(caller)
             body = exchange.body
             if head.encoding:
                 body = self._bodies.decompress(body, head.encoding)

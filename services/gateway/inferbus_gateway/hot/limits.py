@@ -200,23 +200,12 @@ class Limits:
         self._due: dict[str, Quota] = {}
         self.part = Part()
 
-    def take(self, caller: Principal, now_s: float, *, generating: bool = False) -> None:
-        """Spend one request of a caller's key and of its tenant.
-
-        Args:
-            caller: who asks.
-            now_s: monotonic.
-            generating: whether the request generates text, so that tokens must be left too.
+    def take(self, caller: Principal, now_s: float) -> None:
+        """Spend one request of a caller's key and of its tenant, at a monotonic time.
 
         Raises:
             RateLimitedError: one of them has none left; nothing was spent.
         """
-        if generating:
-            for name, quota in self._token_quotas(caller, now_s):
-                wait_s = quota.wait_s(self.part, now_s)
-                self._look(name, quota, now_s)
-                if wait_s > 0:
-                    raise RateLimitedError(wait_s)
         key: Quota | None = None
         if caller.requests_per_s > 0:
             key = self._spend(caller.who, caller.requests_per_s, caller.burst, now_s)
@@ -237,6 +226,18 @@ class Limits:
         if wait_s > 0:
             raise RateLimitedError(wait_s)
         return quota
+
+    def check_tokens(self, caller: Principal, now_s: float) -> None:
+        """Check that a caller may begin to generate; spend nothing.
+
+        Raises:
+            RateLimitedError: its key or its tenant has no tokens left.
+        """
+        for name, quota in self._token_quotas(caller, now_s):
+            wait_s = quota.wait_s(self.part, now_s)
+            self._look(name, quota, now_s)
+            if wait_s > 0:
+                raise RateLimitedError(wait_s)
 
     def charge(self, caller: Principal, n_tokens: int, now_s: float) -> None:
         """Spend the tokens that a generation has used; what began within the limit may pass it."""

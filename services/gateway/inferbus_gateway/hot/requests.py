@@ -131,6 +131,21 @@ class Requests:
         if self._pending.full:
             raise errors.OverloadedError("too many requests wait here; try again shortly")
 
+    def enter(self, caller: Principal) -> None:
+        """Spend one request of a caller that is known, before what it sent is read.
+
+        It is spent whatever becomes of the request: what cannot be read costs us the most.
+
+        Raises:
+            RateLimitedError, TenantBusyError: the caller is at a limit of its own.
+        """
+        self._check_pending(caller)
+        self._limits.take(caller, time.monotonic())
+
+    def _check_pending(self, caller: Principal) -> None:
+        if self._pending.by_tenant.get(caller.tenant, 0) >= self._max_tenant_pending:
+            raise errors.TenantBusyError
+
     def open(
         self,
         request_id: bytes,
@@ -154,7 +169,7 @@ class Requests:
             request_id: from `new_id`.
             target: what the request is pinned to.
             tensors: a serialised TensorSet, checked against the target's signature.
-            caller: who asks; its tenant is the request's, and its limits are spent.
+            caller: who asks, as let in by `enter`; its tenant is the request's.
             n_rows: for the batcher and for placement.
             outputs: names wanted, empty for all.
             client_request_id: echoed to the client and kept in the record; may be empty.
@@ -167,17 +182,17 @@ class Requests:
 
         Raises:
             BusUnavailableError, OverloadedError: as `admit`.
-            RateLimitedError, TenantBusyError: the caller is at a limit of its own.
+            RateLimitedError: the caller has no tokens left.
+            TenantBusyError: its tenant has as many unanswered requests as it may.
             TooLargeError: the tensors are over `max_tensor_bytes`.
         """
         self.admit()
         if len(tensors) > self.max_tensor_bytes:
             # A short JSON text may hold many numbers.
             raise errors.too_large(self.max_tensor_bytes)
-        if self._pending.by_tenant.get(caller.tenant, 0) >= self._max_tenant_pending:
-            raise errors.TenantBusyError
-        self._limits.take(caller, waiter.start_s, generating=generation is not None)
+        self._check_pending(caller)
         if generation is not None:
+            self._limits.check_tokens(caller, waiter.start_s)
             waiter.charged = caller
         request = m.Request(
             id=request_id,

@@ -135,6 +135,7 @@ class RpcInfer:
             self._requests.admit()
             asked = readable(message)
             caller = self._access.check_call(call, INFER, asked.model_name)
+            self._requests.enter(caller)
             said = said_of(call, alone=alone)
             if said.key is not None and self._once is not None:
                 self._once(
