@@ -46,6 +46,7 @@ class GatewayMetrics:
     resends: Counter
     rejected: Counter
     limits_shared: Gauge
+    submission_bytes: Gauge
     first_token_seconds: Histogram
 
 
@@ -87,6 +88,11 @@ def gateway_metrics(registry: CollectorRegistry) -> GatewayMetrics:
         limits_shared=Gauge(
             "inferbus_limits_shared",
             "1 where limits are counted with the other gateways, 0 where each counts its share.",
+            registry=registry,
+        ),
+        submission_bytes=Gauge(
+            "inferbus_submission_bytes",
+            "Bytes of submissions over Kafka that were read and are not passed on yet.",
             registry=registry,
         ),
         first_token_seconds=Histogram(

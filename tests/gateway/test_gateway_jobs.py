@@ -18,6 +18,7 @@ from aiokafka.structs import TopicPartition
 from inferbus_kit.objects import Objects, open_store
 from inferbus_schemas import access, ids, jobs, topics
 from inferbus_schemas import messages as m
+from tests.gateway.test_gateway_keys import put_key
 from tests.support.gateway_side import GatewaySide, prediction, rows
 
 JSON_LINES = {"content-type": "application/x-ndjson"}
@@ -318,14 +319,7 @@ async def test_a_job_is_its_tenants_alone(side: GatewaySide, tmp_path: Path) -> 
     keys = [access.make_key(os.urandom(access.KEY_ENTROPY_BYTES)) for _ in range(3)]
     scopes = (f"infer:{side.model}", "infer:*", "models:read")
     for key, tenant, scope in zip(keys, ("acme", "other", "acme"), scopes, strict=True):
-        said = m.AccessKey(
-            id=access.key_id(key),
-            sha256=access.key_sha256(key),
-            tenant=tenant,
-            scopes=[scope],
-            generation=secrets.randbits(40),
-        )
-        await side.write(topics.KEYS, 0, said.id, said.SerializeToString())
+        await put_key(side, key, scope, tenant=tenant)
     url = (tmp_path / "objects").as_uri()
     gateway = await side.gateway(key=keys[0], INFERBUS_OBJECT_STORE_URL=url)
     heads = [{"authorization": f"Bearer {key}", **JSON_LINES} for key in keys]
@@ -350,6 +344,49 @@ async def test_a_gateway_without_a_store_takes_no_jobs(side: GatewaySide) -> Non
     async with httpx.AsyncClient(base_url=gateway.url, timeout=20, trust_env=False) as client:
         answer = await submit(client, side, lines(1))
         assert (answer.status_code, answer.json()["code"]) == (501, "jobs_not_configured")
+
+
+@pytest.mark.timeout(120)
+async def test_a_tenant_has_so_many_jobs_and_rows_and_no_more(
+    side: GatewaySide, store: Objects, tmp_path: Path
+) -> None:
+    key = access.make_key(os.urandom(access.KEY_ENTROPY_BYTES))
+    await put_key(side, key, "infer:*", tenant=f"t{secrets.token_hex(4)}")
+    gateway = await side.gateway(
+        key=key,
+        INFERBUS_OBJECT_STORE_URL=(tmp_path / "objects").as_uri(),
+        INFERBUS_TENANT_MAX_JOBS="2",
+        INFERBUS_TENANT_MAX_JOB_ROWS="10",
+    )
+
+    def code(answer: httpx.Response) -> tuple[int, str]:
+        assert int(answer.headers["retry-after"]) >= 1
+        return answer.status_code, answer.json()["code"]
+
+    async with httpx.AsyncClient(
+        base_url=gateway.url,
+        timeout=20,
+        trust_env=False,
+        headers={"authorization": f"Bearer {key}"},
+    ) as client:
+        many = await submit(client, side, lines(11))
+        assert code(many) == (429, "too_many_job_rows")
+        first = await submit(client, side, lines(6), **{"idempotency-key": f"k-{side.model}"})
+        assert first.status_code == 202
+        assert code(await submit(client, side, lines(5))) == (429, "too_many_job_rows")
+        assert (await submit(client, side, lines(4))).status_code == 202
+        assert code(await submit(client, side, lines(1))) == (429, "too_many_jobs")
+        later = {"prefer": "respond-async"}
+        single = await client.post(side.path, json=rows([1, 2, 3]), headers=later)
+        assert single.headers["x-inferbus-error-code"] == "too_many_jobs"
+        again = await submit(client, side, lines(6), **{"idempotency-key": f"k-{side.model}"})
+        assert (again.status_code, again.json()["id"]) == (200, first.json()["id"])
+        for command in await commands(side, jobs.parse_id(first.json()["id"]) or b""):
+            await finish(side, store, command, fail=True)
+        await ended(client, first.json()["id"])
+        retried = await client.post(f"/v1/jobs/{first.json()['id']}/retry")
+        assert retried.status_code == 202, "what has ended counts no more"
+        assert code(await submit(client, side, lines(1))) == (429, "too_many_jobs")
 
 
 async def _nobody_waits(side: GatewaySide, store: Objects, http: httpx.AsyncClient) -> None:

@@ -58,8 +58,24 @@ def test_order_and_doubles_do_not_matter(
     assert (found.state, found.n_ok, found.n_failed, found.n_chunks_done) == ("completed", 36, 4, 4)
     assert found.job.dispatched
     assert (found.left_s, found.n_done, found.finished) == (0.0, 40, True)
+    assert fold.load("acme") == (0, 0)
     assert not fold.versions()
     assert not fold.undispatched(10**9, 0)
+
+
+@given(st.permutations([*ALL[:2], *ALL[2:-2]]))
+def test_the_load_of_a_tenant_is_what_is_left(records: list[m.JobStatus]) -> None:
+    fold = folded(records)
+    other = ids.uuid7(1_000_001, 2)
+    fold.apply(job(job_id=other), 1_003_000)
+    fold.apply(job(job_id=ids.uuid7(1_000_002, 3), tenant="globex"), 1_003_000)
+    assert fold.load("acme") == (2, 10 + 40)
+    fold.forget(other)
+    assert fold.load("acme") == (1, 10)
+    fold.apply(ALL[-1], 1_004_000)
+    assert fold.load("acme") == (0, 0)
+    assert fold.load("globex") == (1, 40)
+    assert fold.load("nobody") == (0, 0)
 
 
 def test_a_job_from_its_acceptance_to_its_end() -> None:

@@ -11,9 +11,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from aiokafka.structs import TopicPartition
 from confluent_kafka import Consumer, Producer
+from confluent_kafka.admin import AdminClient
 from google.protobuf import json_format
 
 from inferbus_dev.topics import create_topics
@@ -280,3 +282,104 @@ async def test_a_gateway_killed_in_the_middle_loses_nothing(program: Program) ->
         by_name.setdefault(one.client_request_id, set()).add(str(uuid.UUID(bytes=one.id)))
     assert all(len(by_name[name]) == 1 for name in names), "a name has one id, however often"
     await program.side.until(lambda: program.committed() == 100)
+
+
+async def metric(gateway: GatewayProcess, name: str) -> float:
+    async with httpx.AsyncClient(trust_env=False) as http:
+        text = (await http.get(f"http://127.0.0.1:{gateway.metrics_port}/metrics")).text
+    (line,) = [one for one in text.splitlines() if one.startswith(f"{name} ")]
+    return float(line.split()[1])
+
+
+async def test_a_tenant_that_is_behind_is_left_unread_and_holds_up_no_other(
+    program: Program, kafka_bootstrap: str, tmp_path: Path
+) -> None:
+    """Bytes are bounded by pausing; the group goes on, and so does what was paused."""
+    idle = GatewaySide(kafka_bootstrap, tmp_path)
+    await idle.start()
+    behind = Program(idle)
+    await behind.start()
+    try:
+        await program.side.worker(echo)
+        tenants = f"{program.tenant},{behind.tenant}"
+        gateway = await program.side.gateway(INFERBUS_SUBMISSION_TENANTS=tenants)
+        large = m.Tensor(name="x", datatype="FP32", shape=[1 << 16, 3], data=bytes(12 << 16))
+        # 48 records, 36 MiB, for a model that nobody has loaded.
+        names = [f"large-{number}" for number in range(48)]
+        for number, name in enumerate(names):
+            one = behind.one(name, inputs=m.TensorSet(tensors=[large]))
+            behind.submit(one, partition=number % 4)
+
+        async def held() -> float:
+            return await metric(gateway, "inferbus_submission_bytes")
+
+        limit = submission_work.MAX_TENANT_BYTES
+        await idle.until_async(held, lambda said: said >= limit, 30.0)
+        # What one more fetch may bring: 2 MiB of each of the four partitions.
+        assert await held() <= limit + (9 << 20)
+        program.submit(program.one("mine"))
+        assert (await program.ended("mine"))["mine"].outcome == m.OUTCOME_OK
+        await asyncio.sleep(7.0)  # longer than the group's session
+        assert limit <= await held() <= limit + (9 << 20)
+        program.submit(program.one("still mine"))
+        assert (await program.ended("still mine"))["still mine"].outcome == m.OUTCOME_OK
+        assert behind.committed() == 0
+        await idle.worker(echo)
+        assert {one.outcome for one in (await behind.ended(*names)).values()} == {m.OUTCOME_OK}
+        await behind.side.until(lambda: behind.committed() == 48)
+        await idle.until_async(held, lambda said: said == 0)
+    finally:
+        await idle.stop()
+
+
+def test_partitions_are_left_unread_by_tenant_and_then_all() -> None:
+    places = [TopicPartition(topic, number) for topic in ("a", "b", "c") for number in range(2)]
+    parts = {place: submission_work.Partition(0) for place in places}
+    assert submission_work.crowded(parts, places) == set()
+    parts[places[0]].open_bytes = submission_work.MAX_TENANT_BYTES - 1
+    assert submission_work.crowded(parts, places) == set()
+    parts[places[1]].open_bytes = 1
+    assert submission_work.crowded(parts, places) == set(places[:2])
+    assert submission_work.crowded(parts, places[1:]) == {places[1]}, "only what is ours"
+    for place in places[2:]:
+        parts[place].open_bytes = submission_work.MAX_OPEN_BYTES // 4
+    assert submission_work.crowded(parts, places) == set(places)
+
+
+async def test_a_tenant_over_its_rate_is_slowed_and_then_expired(program: Program) -> None:
+    other = Program(program.side)
+    await other.start()
+    worker = await program.side.worker(echo)
+    await program.side.gateway(
+        INFERBUS_SUBMISSION_TENANTS=f"{program.tenant},{other.tenant}",
+        INFERBUS_TENANT_REQUESTS_PER_S="0.01",
+        INFERBUS_TENANT_BURST="3",
+    )
+    names = [f"many-{number}" for number in range(12)]
+    program.submit(*(program.one(name, timeout_ms=4000) for name in names))
+    await program.side.until(lambda: worker.requests)
+    other.submit(other.one("one", timeout_ms=4000))
+    assert (await other.ended("one"))["one"].outcome == m.OUTCOME_OK
+    found = await program.ended(*names)
+    outcomes = [one.outcome for one in found.values()]
+    # The share of one gateway among those of other tests that are not forgotten yet.
+    assert 1 <= outcomes.count(m.OUTCOME_OK) <= 4
+    assert set(outcomes) == {m.OUTCOME_OK, m.OUTCOME_EXPIRED}
+    await program.side.until(lambda: program.committed() == 1)
+
+
+async def test_offsets_that_go_back_are_read_again_and_committed(program: Program) -> None:
+    """The topic is made anew under a gateway that runs: its first record is the first again."""
+    worker = await program.side.worker(echo)
+    await program.gateway()
+    for number in range(5):
+        program.submit(program.one(f"before-{number}"))
+    await program.ended(*(f"before-{number}" for number in range(5)))
+    await program.side.until(lambda: program.committed() == 5)
+    admin = AdminClient({"bootstrap.servers": program.side.bootstrap})
+    admin.delete_topics([program.topic], operation_timeout=10)[program.topic].result(20)
+    await program.start()
+    program.submit(program.one("after"))
+    assert (await program.ended("after"))["after"].outcome == m.OUTCOME_OK
+    await program.side.until(lambda: program.committed() == 1, 30.0)
+    assert [one.client_request_id for one in worker.requests].count("after") == 1

@@ -45,6 +45,8 @@ __all__ = [
     "StreamNotFoundError",
     "TenantBusyError",
     "TooLargeError",
+    "TooManyJobRowsError",
+    "TooManyJobsError",
     "UnauthorizedError",
     "UnknownModelError",
     "UnsupportedEncodingError",
@@ -221,6 +223,32 @@ class TenantBusyError(InferbusError):
     def __init__(self) -> None:
         super().__init__("your tenant has too many unanswered requests; wait for some of them")
         self.retry_after_s = 0.0
+
+
+class TooManyJobsError(InferbusError):
+    """The tenant has as many unfinished jobs as it may; this one was not taken."""
+
+    code = "too_many_jobs"
+    http_status = 429
+    grpc_status = "RESOURCE_EXHAUSTED"
+    retryable = True
+
+    def __init__(self) -> None:
+        super().__init__("your tenant has too many unfinished jobs; wait for some of them")
+
+
+class TooManyJobRowsError(InferbusError):
+    """The tenant's unfinished jobs have as many rows left as they may; this one was not taken."""
+
+    code = "too_many_job_rows"
+    http_status = 429
+    grpc_status = "RESOURCE_EXHAUSTED"
+    retryable = True
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the unfinished jobs of your tenant have too many rows; wait, or send less"
+        )
 
 
 class UnsupportedMediaTypeError(InferbusError):

@@ -62,12 +62,18 @@ def jobs_of(
         return Jobs(fold, job_feed(fold), api.router(None), None, None)
     objects = Objects(open_store(settings.object_store_url))
     dispatcher = Dispatcher(producer, objects, fold, settings.instance, health)
-    limits = Limits(settings.max_job_rows, settings.max_job_bytes, settings.max_body_bytes)
+    limits = Limits(
+        settings.max_job_rows,
+        settings.max_job_bytes,
+        settings.max_body_bytes,
+        settings.tenant_max_jobs,
+        settings.tenant_max_job_rows,
+    )
     parts = api.Parts(
         routes=routes,
         fold=fold,
         objects=objects,
-        submissions=Submissions(objects, dispatcher, limits, new_id, busy),
+        submissions=Submissions(objects, dispatcher, limits, new_id, busy=busy, load=fold.load),
         dispatcher=dispatcher,
         results=Results(objects),
         charge=charge,

@@ -103,6 +103,14 @@ class GatewaySettings(Settings):
         "the same as the workers' and the registry's. Empty: this gateway takes no jobs.",
     )
     max_job_rows: int = Field(default=10_000_000, gt=0, description="Most rows of one job.")
+    tenant_max_jobs: int = Field(
+        default=1000, gt=0, description="Unfinished jobs of one tenant past which it gets 429."
+    )
+    tenant_max_job_rows: int = Field(
+        default=50_000_000,
+        gt=0,
+        description="Rows left in the unfinished jobs of one tenant past which it gets 429.",
+    )
     max_job_bytes: int = Field(
         default=8 << 30, gt=0, description="Largest input of one job, in bytes."
     )

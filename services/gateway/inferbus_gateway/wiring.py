@@ -163,10 +163,13 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
             health=health,
             fail=fail,
             max_tensor_bytes=settings.max_body_bytes,
+            enter=requests.enter,
         )
         if settings.submission_tenants
         else None
     )
+    if submissions is not None:
+        metrics.submission_bytes.set_function(lambda: submissions.open_bytes)
     views = Views(routes, requests.statistics)
     repository = ModelRepository(routes, settings.registry_url)
     upkeep = Upkeep(pending, publisher, replies, fleet, metrics)

@@ -5,6 +5,10 @@ In: records and their requests. Out: counts that bound memory, and offsets that 
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+
+from aiokafka.structs import TopicPartition
+
 from inferbus_gateway.hot.publish import MAX_FRAME_BYTES, MAX_FRAME_REQUESTS
 from inferbus_gateway.hot.submitted import Place, Submitted
 from inferbus_kit.consume import Record
@@ -13,6 +17,12 @@ from inferbus_schemas.membership import InboxLease
 
 REQUEST_BYTES = 1024
 """What a request takes beside its tensors, about."""
+
+
+MAX_OPEN_BYTES = 64 << 20
+"""Bytes of records that are read and not done past which no more are read."""
+MAX_TENANT_BYTES = MAX_OPEN_BYTES // 4
+"""Those of one tenant past which no more of its own are read."""
 
 
 class Partition:
@@ -41,9 +51,21 @@ class Work:
         self.n_open = 1
 
 
+def crowded(
+    partitions: Mapping[TopicPartition, Partition], ours: Collection[TopicPartition]
+) -> set[TopicPartition]:
+    """Return which of our partitions are to be left unread for now; a topic is a tenant."""
+    by_topic: dict[str, int] = {}
+    for place, part in partitions.items():
+        by_topic[place.topic] = by_topic.get(place.topic, 0) + part.open_bytes
+    if sum(by_topic.values()) >= MAX_OPEN_BYTES:
+        return set(ours)
+    return {one for one in ours if by_topic.get(one.topic, 0) >= MAX_TENANT_BYTES}
+
+
 Member = tuple[Work, Submitted]
-Key = tuple[str, str, int]
-"""Pool, model, version."""
+Key = tuple[str, str, str, int]
+"""Tenant, pool, model, version."""
 
 
 class Draft:

@@ -3,7 +3,7 @@
 In: records of `inference.submissions.<tenant>`. Out: frames in inboxes, a record at once for what
 cannot run, dead letters for what cannot be read, and offsets committed up to the lowest record with
 a request that Kafka has not acknowledged. A record that is read twice makes the same ids, so twice
-costs work and nothing else.
+costs work and nothing else. A tenant that is at its limits waits, and holds up no other.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from inferbus_gateway.hot.submission_work import (
     Member,
     Partition,
     Work,
+    crowded,
 )
 from inferbus_gateway.hot.submitted import Place, Submitted, UnreadableSubmissionError
 from inferbus_kit.consume import Record
@@ -41,16 +42,15 @@ from inferbus_kit.errors import InferbusError
 from inferbus_kit.health import Health
 from inferbus_kit.lifecycle import Fail, cancel, watched
 from inferbus_kit.produce import Delivery, Producer
-from inferbus_schemas import envelope, ids, topics
+from inferbus_schemas import access, envelope, ids, topics
 from inferbus_schemas import messages as m
+from inferbus_schemas.access import Principal
 
 _log = structlog.get_logger("submissions")
 
 GROUP = "gateway.submissions"
 MAX_BACKLOG_ROWS = 1024
 """Rows that wait at a worker past which submissions wait too: who asks over HTTP goes first."""
-MAX_OPEN_BYTES = 64 << 20
-"""Bytes of records that are read and not done past which no more are read."""
 _PLACED_PER_PASS = 256
 _LOOK_EVERY_S = 0.5
 """How often those are looked at that wait for a model to be served, or may have expired."""
@@ -68,8 +68,9 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
     Invariants: the committed offset never passes a record with a request that has neither an
     acknowledged frame nor an acknowledged record; a request waits for a worker until its deadline;
     one that waits holds up none of other models; a pass over what waits costs what it places, not
-    what waits; while too much is open nothing is read, and polling goes on, so that the group does
-    not take this gateway for dead.
+    what waits; while too much is open, of a tenant or of all, nothing more of it is read, and
+    polling goes on, so that the group does not take this gateway for dead; a request is placed only
+    when `enter` lets its tenant in.
     """
 
     def __init__(
@@ -84,8 +85,11 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         health: Health,
         fail: Fail,
         max_tensor_bytes: int,
+        enter: Callable[[Principal], None],
     ) -> None:
         self._fail = fail
+        self._enter = enter
+        self._callers = {tenant: access.principal(tenant, "submissions", ()) for tenant in tenants}
         entry = topics.topic(topics.SUBMISSIONS)
         self._tenants = {entry.for_tenant(tenant).name: tenant for tenant in tenants}
         self._instance = instance
@@ -105,7 +109,7 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         self._tasks: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[Any] | None = None
         self._n_frames = 0
-        self._paused = False
+        self._paused: set[TopicPartition] = set()
         self._consumer = AIOKafkaConsumer(
             bootstrap_servers=bootstrap,
             client_id=f"{instance}-submissions",
@@ -160,7 +164,7 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
 
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         """Begin at what is committed."""
-        self._paused = False
+        self._paused.clear()
         _log.info("assigned", partitions=len(assigned))
 
     async def _run(self) -> None:
@@ -182,15 +186,24 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
                 await asyncio.sleep(_RETRY_S)
 
     async def _read(self, timeout_ms: int) -> None:
-        open_bytes = sum(part.open_bytes for part in self._partitions.values())
-        if (open_bytes >= MAX_OPEN_BYTES) != self._paused:
-            self._paused = not self._paused
-            places = list(self._consumer.assignment())
-            (self._consumer.pause if self._paused else self._consumer.resume)(*places)
+        self._pause(self._consumer.assignment())
         found = await self._consumer.getmany(timeout_ms=timeout_ms, max_records=256)
         for place, records in found.items():
             for record in records:
                 await self._take(place, record)
+
+    @property
+    def open_bytes(self) -> int:
+        """Bytes of records that are read and not done."""
+        return sum(part.open_bytes for part in self._partitions.values())
+
+    def _pause(self, ours: Collection[TopicPartition]) -> None:
+        """Leave unread what there is no room for; go on with what there is room for again."""
+        wanted = crowded(self._partitions, ours)
+        if wanted != self._paused:
+            self._consumer.pause(*(wanted - self._paused))
+            self._consumer.resume(*(self._paused - wanted).intersection(ours))
+            self._paused = wanted
 
     async def _take(self, place: TopicPartition, record: Record) -> None:
         part = self._partitions.get(place)
@@ -227,7 +240,7 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         except InferbusError as error:
             self._end(work, one, m.OUTCOME_INVALID_INPUT, error)
         else:
-            key = (pool, one.request.model, one.request.version)
+            key = (work.place.tenant, pool, one.request.model, one.request.version)
             self._queues.setdefault(key, deque()).append((work, one))
 
     def _look(self) -> None:
@@ -276,7 +289,8 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         if one.deadline_ms <= now_ms:
             self._end(work, one, m.OUTCOME_EXPIRED, errors.ExpiredError(_EXPIRED))
             return True
-        lease = self._placement.choose(*key, {})
+        tenant, pool, model, version = key
+        lease = self._placement.choose(pool, model, version, {})
         if lease is None:
             return False
         inbox = (lease.pool, lease.inbox)
@@ -284,6 +298,10 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         seen, rows = self._placed.get(inbox, (-1, 0))
         rows = rows if seen == lease.offset else 0
         if lease.beat.worker.backlog_rows + rows >= MAX_BACKLOG_ROWS:
+            return False
+        try:
+            self._enter(self._callers[tenant])
+        except (errors.RateLimitedError, errors.TenantBusyError):
             return False
         self._placed[inbox] = (lease.offset, rows + one.n_rows)
         draft = drafts.get(inbox)

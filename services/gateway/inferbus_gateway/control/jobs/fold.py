@@ -72,11 +72,13 @@ class Fold:
     """The jobs.
 
     Invariants: a chunk that is DONE stays so and is counted once; a job that is cancelled or
-    dispatched stays so; what is told twice changes nothing.
+    dispatched stays so; what is told twice changes nothing; `_open` holds exactly the jobs that
+    have not ended, by tenant.
     """
 
     def __init__(self) -> None:
         self._jobs: dict[bytes, _Folded] = {}
+        self._open: dict[str, set[bytes]] = {}
 
     def apply(self, said: m.JobStatus, append_ms: int) -> None:
         """Take a record."""
@@ -90,7 +92,9 @@ class Fold:
 
     def forget(self, job_id: bytes) -> None:
         """Drop a job whose record was deleted."""
-        self._jobs.pop(job_id, None)
+        folded = self._jobs.pop(job_id, None)
+        if folded is not None and folded.job is not None:
+            self._close(folded.job)
 
     def _folded(self, job_id: bytes) -> _Folded:
         return self._jobs.setdefault(job_id, _Folded())
@@ -99,6 +103,14 @@ class Fold:
         folded = self._folded(job.id)
         if folded.job is None or job.dispatched or not folded.job.dispatched:
             folded.job, folded.job_ms = job, append_ms
+            if not folded.over:
+                self._open.setdefault(job.tenant, set()).add(job.id)
+
+    def _close(self, job: m.Job) -> None:
+        left = self._open.get(job.tenant, set())
+        left.discard(job.id)
+        if not left:
+            self._open.pop(job.tenant, None)
 
     def _apply_chunk(self, chunk: m.ChunkStatus, append_ms: int) -> None:
         folded = self._folded(chunk.job)
@@ -112,6 +124,18 @@ class Fold:
         folded.n_cancelled += chunk.n_cancelled
         folded.finished_ms = max(folded.finished_ms, append_ms)
         folded.lately.append((append_ms, chunk.n_ok + chunk.n_failed + chunk.n_cancelled))
+        if folded.over and folded.job is not None:
+            self._close(folded.job)
+
+    def load(self, tenant: str) -> tuple[int, int]:
+        """Return how many jobs of a tenant have not ended, and how many rows of them are left."""
+        left = [self._jobs[job_id] for job_id in self._open.get(tenant, ())]
+        n_rows = sum(
+            one.job.n_rows - one.n_ok - one.n_failed - one.n_cancelled
+            for one in left
+            if one.job is not None
+        )
+        return len(left), n_rows
 
     def progress(self, job_id: bytes, now_ms: int) -> Progress | None:
         """Return how far a job is; None where there is no such job."""

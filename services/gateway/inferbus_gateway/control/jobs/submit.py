@@ -28,11 +28,13 @@ from inferbus_schemas import messages as m
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one job may have, and how many may be on their way in at once."""
+    """What one job may have, what all unfinished ones of a tenant may, and how many may come in."""
 
     max_rows: int
     max_input_bytes: int
     max_row_bytes: int
+    max_tenant_jobs: int
+    max_tenant_rows: int
     max_at_once: int = 8
 
 
@@ -72,8 +74,11 @@ class Submissions:
         dispatcher: Dispatcher,
         limits: Limits,
         new_id: Callable[[], bytes],
+        *,
         busy: Busy,
+        load: Callable[[str], tuple[int, int]],
     ) -> None:
+        self._load = load
         self._objects = objects
         self._dispatcher = dispatcher
         self._limits = limits
@@ -87,17 +92,19 @@ class Submissions:
         Raises:
             TooLargeError, InvalidRequestError: its input.
             KeyReusedError: the key stands for another job.
+            TooManyJobsError, TooManyJobRowsError: its tenant has as many as it may.
             OverloadedError: too many are on their way in.
             ObjectStoreError, BusUnavailableError: it was not accepted, or will go on by itself;
                 with a key, sending it again tells.
         """
         if self._n_open >= self._limits.max_at_once:
             raise errors.OverloadedError("too many jobs are being uploaded; try again shortly")
+        max_rows = await self._room(wish)
         self._n_open += 1
         folder = f"uploads/{secrets.token_hex(16)}"
         accepted = False
         try:
-            received = await self._receive(wish, body, folder)
+            received = await self._receive(wish, body, folder, max_rows)
             job, accepted = await self._accept(wish, received)
         finally:
             self._n_open -= 1
@@ -115,14 +122,18 @@ class Submissions:
         Raises:
             InvalidRequestError: there are none.
             KeyReusedError: the key stands for another job.
+            TooManyJobsError, TooManyJobRowsError: its tenant has as many as it may.
             ObjectStoreError, BusUnavailableError: see `submit`.
         """
+        max_rows = await self._room(wish)
         folder = f"uploads/{secrets.token_hex(16)}"
         chunks = Chunks(rows_per_chunk(wish.target.manifest, generation.TASK))
         n_rows = n_chunks = 0
         digest = hashlib.sha256(parent)
         async for row in rows:
             n_rows += 1
+            if n_rows > max_rows:
+                raise errors.TooManyJobRowsError
             digest.update(row.tensors)
             if (full := chunks.add(row)) is not None:
                 await self._keep(folder, n_chunks, full)
@@ -143,7 +154,29 @@ class Submissions:
             await self._dispatcher.dispatch(job)
         return job
 
-    async def _receive(self, wish: Wish, body: AsyncIterator[bytes], folder: str) -> _Received:
+    async def _room(self, wish: Wish) -> int:
+        """Return how many rows a tenant may have on top of those of its unfinished jobs.
+
+        Gateways know of each other's jobs a moment later: several at once may pass the limit.
+
+        Raises:
+            TooManyJobsError: it has as many jobs as it may.
+        """
+        limits = self._limits
+        n_jobs, n_rows = self._load(wish.tenant)
+        if n_jobs < limits.max_tenant_jobs and n_rows < limits.max_tenant_rows:
+            return limits.max_tenant_rows - n_rows
+        if wish.key:
+            sha256 = hashlib.sha256(wish.key.encode()).digest()
+            if await self._objects.get(jobs.key_path(wish.tenant, sha256)) is not None:
+                return limits.max_tenant_rows  # it is most likely there already
+        if n_jobs >= limits.max_tenant_jobs:
+            raise errors.TooManyJobsError
+        raise errors.TooManyJobRowsError
+
+    async def _receive(
+        self, wish: Wish, body: AsyncIterator[bytes], folder: str, max_rows: int
+    ) -> _Received:
         """Read an upload to its end, keeping its chunks under `folder`."""
         digest = hashlib.sha256()
         manifest = wish.target.manifest
@@ -160,6 +193,8 @@ class Submissions:
                     raise errors.TooLargeError(
                         f"the input has over {self._limits.max_rows} rows; send several jobs"
                     )
+                if n_rows > max_rows:
+                    raise errors.TooManyJobRowsError
                 if (full := chunks.add(row)) is not None:
                     await self._keep(folder, n_chunks, full)
                     n_chunks += 1
