@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 app = App(name="jobs", help="Run many rows, look how far they are, fetch their results.")
 
 _JOBS = "/v1/jobs"
+_PARQUET = "application/vnd.apache.parquet"
 _PIECE_BYTES = 256 << 10
 _LOOK_S = 1.0
 _ENDED = frozenset({"completed", "cancelled"})
@@ -49,7 +50,10 @@ def submit(
     wait: Flag = False,
     gateway: str | None = None,
 ) -> None:
-    """Submit a file of rows, one JSON object a line; its id goes to stdout, alone on its line.
+    """Submit a file of rows; its id goes to stdout, alone on its line.
+
+    A file that is called .parquet is one, with a column per input; any other has one JSON object a
+    line.
 
     Args:
         model: Name of the model; its champion answers.
@@ -67,7 +71,7 @@ def submit(
         except OSError as error:
             raise CommandError(f"{path} cannot be read: {error.strerror}.") from error
         service = stack.enter_context(_gateway(gateway))
-        head = {"content-type": "application/x-ndjson"}
+        head = {"content-type": _PARQUET if path.suffix == ".parquet" else "application/x-ndjson"}
         answer = service.call(
             "POST", where, content=_pieces(file), headers=head, timeout_s=3600.0
         ).json()
@@ -111,15 +115,17 @@ def get(job: str, *, gateway: str | None = None, as_json: AsJson = False) -> Non
 
 
 @app.command
-def results(job: str, *, gateway: str | None = None) -> None:
+def results(job: str, *, parquet: Flag = False, gateway: str | None = None) -> None:
     """Print the results of a job that has ended: one line of JSON a row, in their order.
 
     Args:
         job: Id of the job.
+        parquet: Write a Parquet file instead; send stdout to a file.
         gateway: URL of the gateway.
     """
+    form = "?format=parquet" if parquet else ""
     with _gateway(gateway) as service:
-        for piece in service.stream(f"{_path(job)}/results"):
+        for piece in service.stream(f"{_path(job)}/results{form}"):
             sys.stdout.buffer.write(piece)
     sys.stdout.buffer.flush()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import secrets
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from aiokafka import AIOKafkaConsumer
 from aiokafka.structs import TopicPartition
@@ -199,6 +202,7 @@ async def test_submissions(side: GatewaySide, store: Objects, http: httpx.AsyncC
     await _cancel_leaves_a_mark_for_workers(side, store, http)
     await _hostile_uploads(side, http)
     await _nobody_waits(side, store, http)
+    await _parquet_in_and_out(side, store, http)
 
 
 async def _one_key_is_one_job(side: GatewaySide, http: httpx.AsyncClient) -> None:
@@ -268,6 +272,39 @@ async def _cancel_leaves_a_mark_for_workers(
     gone = await http.delete(f"/v1/jobs/{answer.json()['id']}")
     assert (gone.status_code, gone.json()["state"]) == (200, "cancelling")
     assert await store.exists(jobs.cancel_path(job_id(answer)))
+
+
+async def _parquet_in_and_out(side: GatewaySide, store: Objects, http: httpx.AsyncClient) -> None:
+    head = {"content-type": "application/vnd.apache.parquet", "idempotency-key": "columns"}
+    where = f"/v1/jobs?model={side.model}"
+    out = io.BytesIO()
+    pq.write_table(pa.table({"x": [[number, 0, 0] for number in range(600)]}), out)
+    answers = [await http.post(where, content=out.getvalue(), headers=head) for _ in range(2)]
+    assert [one.status_code for one in answers] == [202, 200], answers[0].text
+    for command in await commands(side, job_id(answers[0])):
+        await finish(side, store, command)
+    job = await ended(http, answers[0].json()["id"])
+    assert job["counts"]["ok"] == 600
+    path = f"/v1/jobs/{job['id']}/results"
+    asked = [
+        await http.get(path, headers={"accept": "application/vnd.apache.parquet"}),
+        await http.get(f"{path}?format=parquet"),
+    ]
+    assert asked[0].content == asked[1].content
+    assert asked[0].headers["content-type"] == "application/vnd.apache.parquet"
+    found = pq.read_table(io.BytesIO(asked[0].content)).to_pylist()
+    assert [(row["row"], row["status"], row["y"]) for row in found] == [
+        (number, "ok", [float(number), 0.0, 0.0]) for number in range(600)
+    ]
+    as_lines = [json.loads(line) for line in await results(http, job["id"])]
+    assert [row["request_id"] for row in found] == [row["request_id"] for row in as_lines]
+    assert (await http.get(f"{path}?format=csv")).status_code == 400
+    del head["idempotency-key"]
+    before = kept(side)
+    for body, want in ((b"", 400), (b"PAR1" * 9, 400), (out.getvalue()[:-9], 400)):
+        refused = await http.post(where, content=body, headers=head)
+        assert (refused.status_code, refused.json()["code"]) == (want, "invalid_request")
+    assert await side.until(lambda: kept(side) == before)
 
 
 async def _hostile_uploads(side: GatewaySide, http: httpx.AsyncClient) -> None:

@@ -15,8 +15,9 @@ from inferbus_gateway.api import jobs as api
 from inferbus_gateway.api import later
 from inferbus_gateway.control.jobs.dispatch import Dispatcher, job_feed
 from inferbus_gateway.control.jobs.fold import Fold
+from inferbus_gateway.control.jobs.forms import Limits
 from inferbus_gateway.control.jobs.results import Results
-from inferbus_gateway.control.jobs.submit import Limits, Submissions
+from inferbus_gateway.control.jobs.submit import Submissions
 from inferbus_gateway.control.jobs.turns import Busy
 from inferbus_gateway.hot.infer import Later
 from inferbus_gateway.hot.route import Routes
@@ -68,6 +69,7 @@ def jobs_of(
         settings.max_body_bytes,
         settings.tenant_max_jobs,
         settings.tenant_max_job_rows,
+        settings.max_parquet_bytes,
     )
     parts = api.Parts(
         routes=routes,

@@ -114,3 +114,9 @@ class GatewaySettings(Settings):
     max_job_bytes: int = Field(
         default=8 << 30, gt=0, description="Largest input of one job, in bytes."
     )
+    max_parquet_bytes: int = Field(
+        default=1 << 30,
+        gt=0,
+        description="Largest Parquet file of one job; it stands in the folder for temporary files "
+        "while it is read.",
+    )

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import structlog
 from fastapi import APIRouter, Query, Request, Response
@@ -19,8 +19,11 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from inferbus_gateway import errors
 from inferbus_gateway.api.job_bodies import JobBody, JobList, body
 from inferbus_gateway.api.problems import PROBLEMS, ProblemRoute
+from inferbus_gateway.control.jobs import parquet
 from inferbus_gateway.control.jobs.dispatch import Dispatcher
 from inferbus_gateway.control.jobs.fold import Fold, Progress
+from inferbus_gateway.control.jobs.forms import BYTES, FORMS, JSON_LINES
+from inferbus_gateway.control.jobs.parquet import MEDIA_TYPE
 from inferbus_gateway.control.jobs.results import Results, line
 from inferbus_gateway.control.jobs.submit import Submissions, Wish
 from inferbus_gateway.control.jobs.turns import Busy, Turns
@@ -33,9 +36,6 @@ from inferbus_schemas.access import Principal, Verdict
 _log = structlog.get_logger("jobs")
 
 PATH = "/v1/jobs"
-JSON_LINES = "application/x-ndjson"
-_BYTES = "application/octet-stream"
-_LINES = frozenset({JSON_LINES, "application/jsonl", "application/json-lines", _BYTES})
 _MAX_KEY_CHARACTERS = 256
 _PIECE_BYTES = 64 << 10
 
@@ -57,7 +57,13 @@ class Parts:
 
 _SAME: dict[int | str, dict[str, Any]] = {200: {"model": JobBody, "description": "Taken before"}}
 _ROWS: dict[int | str, dict[str, Any]] = {
-    200: {"content": {JSON_LINES: {"schema": {"type": "string"}}}, "description": "A line a row"}
+    200: {
+        "content": {
+            JSON_LINES: {"schema": {"type": "string"}},
+            MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}},
+        },
+        "description": "A line a row, or a Parquet file",
+    }
 }
 _UPLOAD: dict[str, Any] = {
     "requestBody": {
@@ -67,7 +73,8 @@ _UPLOAD: dict[str, Any] = {
                 "schema": {"type": "string"},
                 "example": '{"features": [5.1, 3.5, 1.4, 0.2]}\n{"features": [4.9, 3, 1.4, 0.2]}\n',
             },
-            _BYTES: {"schema": {"type": "string", "format": "binary"}},
+            MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}},
+            BYTES: {"schema": {"type": "string", "format": "binary"}},
         },
     }
 }
@@ -115,19 +122,22 @@ class _Routes:
     ) -> Response:
         """Take a job: a line of JSON per row, the body of an infer request or the row's inputs.
 
+        Or a Parquet file with a column per input.
+
         With the header Idempotency-Key, or a client_job_id, sending it again gives the same job.
         """
         parts = self._parts
         caller = _caller(request)
         target = _target(parts, caller, model, version)
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind not in _LINES:
-            raise errors.UnsupportedMediaTypeError(f"send rows as {JSON_LINES}")
+        form = FORMS.get(kind)
+        if form is None:
+            raise errors.UnsupportedMediaTypeError(f"send rows as {JSON_LINES} or {MEDIA_TYPE}")
         if request.headers.get("content-encoding", "identity") != "identity":
             raise errors.UnsupportedEncodingError("send the rows without a Content-Encoding")
         parts.charge(caller)
         wish = Wish(target, caller.tenant, caller.name, _key(request, client_job_id), client_job_id)
-        job, new = await parts.submissions.submit(wish, request.stream())
+        job, new = await parts.submissions.submit(wish, request.stream(), form)
         return self._answer(job.id, HTTPStatus.ACCEPTED if new else HTTPStatus.OK)
 
     async def listing(
@@ -155,15 +165,28 @@ class _Routes:
             await self._parts.dispatcher.cancel(progress.job, _caller(request).name)
         return body(await self._progress(request, job))
 
-    async def fetch(self, request: Request, job: str) -> StreamingResponse:
-        """Return one line of JSON for each row of the input, in its order."""
+    async def fetch(
+        self,
+        request: Request,
+        job: str,
+        as_: Annotated[Literal["", "jsonl", "parquet"], Query(alias="format")] = "",
+    ) -> StreamingResponse:
+        """Return a line of JSON, or a row of a Parquet file, for each row of the input, in order.
+
+        `format` says which; without it the header Accept does.
+        """
+        parts = self._parts
         progress = await self._progress(request, job)
         _finished(progress)
-        rows = self._parts.results.rows(progress.job)
+        rows = parts.results.rows(progress.job)
         first = await anext(rows)
-        return StreamingResponse(
-            _written(first, rows, Turns(self._parts.busy)), media_type=JSON_LINES
-        )
+        if as_ == "parquet" or (not as_ and MEDIA_TYPE in request.headers.get("accept", "")):
+            told = progress.job
+            target = parts.routes.pinned_to(told.model, told.version, told.pool)
+            table = parquet.file(_behind(first, rows), target.manifest.signature)
+            return StreamingResponse(table, media_type=MEDIA_TYPE)
+        written = _written(first, rows, Turns(parts.busy))
+        return StreamingResponse(written, media_type=JSON_LINES)
 
     async def retry(self, request: Request, job: str) -> Response:
         """Make a new job of the rows that failed or were cancelled; its results overlay these."""
@@ -204,6 +227,14 @@ class _Routes:
             raise errors.JobNotFoundError("there is no such job")
         location = f"{PATH}/{ids.text(job_id)}"
         return JSONResponse(body(progress).model_dump(), status, {"location": location})
+
+
+async def _behind(
+    first: m.RowResult, rows: AsyncIterator[m.RowResult]
+) -> AsyncIterator[m.RowResult]:
+    yield first
+    async for row in rows:
+        yield row
 
 
 async def _written(

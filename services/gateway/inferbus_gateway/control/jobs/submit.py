@@ -11,31 +11,19 @@ import asyncio
 import contextlib
 import hashlib
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from inferbus_gateway import errors
+from inferbus_gateway.control.jobs import forms
 from inferbus_gateway.control.jobs.chunks import Chunks, rows_per_chunk
 from inferbus_gateway.control.jobs.dispatch import Dispatcher
-from inferbus_gateway.control.jobs.lines import Lines
-from inferbus_gateway.control.jobs.rows import RowReader
+from inferbus_gateway.control.jobs.forms import Form, Limits
 from inferbus_gateway.control.jobs.turns import Busy, Turns
 from inferbus_gateway.hot.route import Target
 from inferbus_kit.objects import Objects
 from inferbus_schemas import generation, jobs
 from inferbus_schemas import messages as m
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one job may have, what all unfinished ones of a tenant may, and how many may come in."""
-
-    max_rows: int
-    max_input_bytes: int
-    max_row_bytes: int
-    max_tenant_jobs: int
-    max_tenant_rows: int
-    max_at_once: int = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +74,10 @@ class Submissions:
         self._busy = busy
         self._n_open = 0
 
-    async def submit(self, wish: Wish, body: AsyncIterator[bytes]) -> tuple[m.Job, bool]:
-        """Take a job whose input is JSON lines; tell whether it is new.
+    async def submit(
+        self, wish: Wish, body: AsyncIterator[bytes], form: Form = "lines"
+    ) -> tuple[m.Job, bool]:
+        """Take a job whose input has this form; tell whether it is new.
 
         Raises:
             TooLargeError, InvalidRequestError: its input.
@@ -104,7 +94,7 @@ class Submissions:
         folder = f"uploads/{secrets.token_hex(16)}"
         accepted = False
         try:
-            received = await self._receive(wish, body, folder, max_rows)
+            received = await self._receive(wish, body, folder, form, max_rows)
             job, accepted = await self._accept(wish, received)
         finally:
             self._n_open -= 1
@@ -175,23 +165,22 @@ class Submissions:
         raise errors.TooManyJobRowsError
 
     async def _receive(
-        self, wish: Wish, body: AsyncIterator[bytes], folder: str, max_rows: int
+        self, wish: Wish, body: AsyncIterator[bytes], folder: str, form: Form, max_rows: int
     ) -> _Received:
         """Read an upload to its end, keeping its chunks under `folder`."""
         digest = hashlib.sha256()
-        manifest = wish.target.manifest
-        reader = RowReader(manifest.signature, self._limits.max_row_bytes)
+        manifest, limits = wish.target.manifest, self._limits
         chunks = Chunks(rows_per_chunk(manifest, generation.TASK))
         n_rows = n_refused = n_chunks = 0
         turns = Turns(self._busy)
-        async for lines in self._lines(body, digest.update):
-            for line in lines:
-                row = reader.read(n_rows, line)
+        rows = forms.rows(form, body, manifest.signature, limits, digest.update)
+        async with contextlib.aclosing(rows):
+            async for row in rows:
                 n_rows += 1
                 n_refused += bool(row.refused)
-                if n_rows > self._limits.max_rows:
+                if n_rows > limits.max_rows:
                     raise errors.TooLargeError(
-                        f"the input has over {self._limits.max_rows} rows; send several jobs"
+                        f"the input has over {limits.max_rows} rows; send several jobs"
                     )
                 if n_rows > max_rows:
                     raise errors.TooManyJobRowsError
@@ -205,23 +194,6 @@ class Submissions:
         if not n_rows:
             raise errors.InvalidRequestError("the input has no rows; send one JSON object a line")
         return _Received(folder, digest.digest(), n_rows, n_refused, n_chunks)
-
-    async def _lines(
-        self, body: AsyncIterator[bytes], update: Callable[[bytes], None]
-    ) -> AsyncIterator[Iterator[bytes | None]]:
-        """Yield the lines of a body, piece by piece; `update` sees all of its bytes."""
-        limits = self._limits
-        lines = Lines(limits.max_row_bytes)
-        n_bytes = 0
-        async for piece in body:
-            n_bytes += len(piece)
-            if n_bytes > limits.max_input_bytes:
-                raise errors.TooLargeError(
-                    f"the input is over {limits.max_input_bytes} bytes; send several jobs"
-                )
-            update(piece)
-            yield lines.feed(piece)
-        yield lines.end()
 
     async def _keep(self, folder: str, number: int, chunk: m.Chunk) -> None:
         await self._objects.put(jobs.input_path(folder, number), chunk.SerializeToString())

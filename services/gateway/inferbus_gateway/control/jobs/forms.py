@@ -1,0 +1,81 @@
+"""An upload, in each of the forms that it may have, to rows.
+
+In: bytes as they stream. Out: rows with their numbers, each checked against the signature; one that
+does not fit says why. What cannot be read at all is an error of the upload.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from inferbus_gateway import errors
+from inferbus_gateway.control.jobs import parquet
+from inferbus_gateway.control.jobs.lines import Lines
+from inferbus_gateway.control.jobs.rows import RowReader
+from inferbus_schemas import messages as m
+from inferbus_schemas.manifest import Signature
+
+Form = Literal["lines", "parquet"]
+JSON_LINES = "application/x-ndjson"
+BYTES = "application/octet-stream"
+FORMS: dict[str, Form] = {
+    JSON_LINES: "lines",
+    "application/jsonl": "lines",
+    "application/json-lines": "lines",
+    BYTES: "lines",
+    parquet.MEDIA_TYPE: "parquet",
+}
+"""By media type."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one job may have, what all unfinished ones of a tenant may, and how many may come in."""
+
+    max_rows: int
+    max_input_bytes: int
+    max_row_bytes: int
+    max_tenant_jobs: int
+    max_tenant_rows: int
+    max_parquet_bytes: int
+    max_at_once: int = 8
+
+
+async def rows(
+    form: Form,
+    body: AsyncIterator[bytes],
+    signature: Signature,
+    limits: Limits,
+    update: Callable[[bytes], None],
+) -> AsyncGenerator[m.Row]:
+    """Yield the rows of a body; `update` sees all of its bytes.
+
+    Raises:
+        TooLargeError, InvalidRequestError: it is not taken.
+    """
+    if form == "parquet":
+        with await parquet.spool(body, limits.max_parquet_bytes, update) as kept:
+            found = parquet.rows(kept, signature, limits.max_rows, limits.max_row_bytes)
+            async with contextlib.aclosing(found):
+                async for row in found:
+                    yield row
+        return
+    reader = RowReader(signature, limits.max_row_bytes)
+    lines = Lines(limits.max_row_bytes)
+    number = n_bytes = 0
+    async for piece in body:
+        n_bytes += len(piece)
+        if n_bytes > limits.max_input_bytes:
+            raise errors.TooLargeError(
+                f"the input is over {limits.max_input_bytes} bytes; send several jobs"
+            )
+        update(piece)
+        for line in lines.feed(piece):
+            yield reader.read(number, line)
+            number += 1
+    for line in lines.end():
+        yield reader.read(number, line)
+        number += 1
