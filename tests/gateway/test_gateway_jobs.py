@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import os
 import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import httpx
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from aiokafka import AIOKafkaConsumer
-from aiokafka.structs import TopicPartition
 
 from inferbus_kit.objects import Objects, open_store
-from inferbus_schemas import access, ids, jobs, topics
+from inferbus_schemas import access, ids, jobs
 from inferbus_schemas import messages as m
 from tests.gateway.test_gateway_keys import put_key
 from tests.support.gateway_side import GatewaySide, prediction, rows
+from tests.support.job_side import commands, ended, finish, job_id, kept, results
 
 JSON_LINES = {"content-type": "application/x-ndjson"}
 
@@ -59,86 +54,6 @@ async def submit(
     return await http.post(
         f"/v1/jobs?model={side.model}", content=body, headers={**JSON_LINES, **head}
     )
-
-
-async def commands(side: GatewaySide, job_id: bytes) -> list[m.ChunkCommand]:
-    """Return a job's commands, as they stand in the topic now."""
-    topic = topics.topic(topics.JOB_CHUNKS, side.pool).name
-    places = [
-        TopicPartition(topic, number) for number in range(await side.producer.n_partitions(topic))
-    ]
-    consumer = AIOKafkaConsumer(bootstrap_servers=side.bootstrap, enable_auto_commit=False)
-    await consumer.start()
-    try:
-        consumer.assign(places)
-        await consumer.seek_to_beginning()
-        ends = await consumer.end_offsets(places)
-        left = {place for place, end in ends.items() if end}
-        found = []
-        while left:
-            for place, records in (await consumer.getmany(timeout_ms=100)).items():
-                found += [m.ChunkCommand.FromString(record.value or b"") for record in records]
-                if records and records[-1].offset + 1 >= ends[place]:
-                    left.discard(place)
-    finally:
-        await consumer.stop()
-    return sorted((one for one in found if one.job.id == job_id), key=lambda one: one.chunk)
-
-
-async def finish(
-    side: GatewaySide, store: Objects, command: m.ChunkCommand, *, fail: bool = False
-) -> None:
-    """Do what a worker does with a chunk: answer with the inputs, or fail each row."""
-    job = command.job
-    raw = await store.get(jobs.input_path(job.input, command.chunk))
-    results = m.ChunkResults()
-    for row in m.Chunk.FromString(raw or b"").rows:
-        request = m.Request(
-            id=jobs.row_id(job.id, row.number),
-            tenant=job.tenant,
-            model=job.model,
-            version=job.version,
-            tensors=row.tensors,
-            client_request_id=row.client_request_id,
-        )
-        outcome = m.OUTCOME_FAILED if fail or row.refused else m.OUTCOME_OK
-        said = prediction(request, outcome)
-        if outcome != m.OUTCOME_OK:
-            said.error_code = "no"
-        results.rows.add(number=row.number, prediction=said)
-    path = jobs.results_path(job.id, command.chunk)
-    await store.create(path, results.SerializeToString())
-    n_failed = sum(row.prediction.outcome != m.OUTCOME_OK for row in results.rows)
-    status = m.ChunkStatus(
-        job=job.id,
-        chunk=command.chunk,
-        state=m.CHUNK_STATE_DONE,
-        n_ok=len(results.rows) - n_failed,
-        n_failed=n_failed,
-    )
-    key = jobs.chunk_key(job.id, command.chunk)
-    await side.write(topics.JOB_STATUS, 0, key, m.JobStatus(chunk=status).SerializeToString())
-
-
-def kept(side: GatewaySide) -> set[Path]:
-    """Return the folders of uploads that hold something."""
-    uploads = side.folder / "objects" / "uploads"
-    return {path.parent for path in uploads.rglob("*") if path.is_file()}
-
-
-async def ended(http: httpx.AsyncClient, job: str) -> dict[str, Any]:
-    async with asyncio.timeout(15):
-        while True:
-            found: dict[str, Any] = (await http.get(f"/v1/jobs/{job}")).json()
-            if found["state"] in {"completed", "cancelled"}:
-                return found
-            await asyncio.sleep(0.02)
-
-
-def job_id(answer: httpx.Response) -> bytes:
-    found = jobs.parse_id(answer.json()["id"])
-    assert found is not None
-    return found
 
 
 @pytest.mark.timeout(120)
@@ -186,13 +101,6 @@ async def test_a_job_from_upload_to_results_and_a_second_try(
     assert [one["id"] for one in listed["jobs"]] == [job["id"]]
 
 
-async def results(http: httpx.AsyncClient, job: str) -> list[str]:
-    answer = await http.get(f"/v1/jobs/{job}/results")
-    assert answer.status_code == 200, answer.text
-    assert answer.headers["content-type"].startswith("application/x-ndjson")
-    return answer.text.splitlines()
-
-
 @pytest.mark.timeout(180)
 async def test_submissions(side: GatewaySide, store: Objects, http: httpx.AsyncClient) -> None:
     """One gateway for all of it, since starting it is what costs."""
@@ -202,7 +110,6 @@ async def test_submissions(side: GatewaySide, store: Objects, http: httpx.AsyncC
     await _cancel_leaves_a_mark_for_workers(side, store, http)
     await _hostile_uploads(side, http)
     await _nobody_waits(side, store, http)
-    await _parquet_in_and_out(side, store, http)
 
 
 async def _one_key_is_one_job(side: GatewaySide, http: httpx.AsyncClient) -> None:
@@ -272,39 +179,6 @@ async def _cancel_leaves_a_mark_for_workers(
     gone = await http.delete(f"/v1/jobs/{answer.json()['id']}")
     assert (gone.status_code, gone.json()["state"]) == (200, "cancelling")
     assert await store.exists(jobs.cancel_path(job_id(answer)))
-
-
-async def _parquet_in_and_out(side: GatewaySide, store: Objects, http: httpx.AsyncClient) -> None:
-    head = {"content-type": "application/vnd.apache.parquet", "idempotency-key": "columns"}
-    where = f"/v1/jobs?model={side.model}"
-    out = io.BytesIO()
-    pq.write_table(pa.table({"x": [[number, 0, 0] for number in range(600)]}), out)
-    answers = [await http.post(where, content=out.getvalue(), headers=head) for _ in range(2)]
-    assert [one.status_code for one in answers] == [202, 200], answers[0].text
-    for command in await commands(side, job_id(answers[0])):
-        await finish(side, store, command)
-    job = await ended(http, answers[0].json()["id"])
-    assert job["counts"]["ok"] == 600
-    path = f"/v1/jobs/{job['id']}/results"
-    asked = [
-        await http.get(path, headers={"accept": "application/vnd.apache.parquet"}),
-        await http.get(f"{path}?format=parquet"),
-    ]
-    assert asked[0].content == asked[1].content
-    assert asked[0].headers["content-type"] == "application/vnd.apache.parquet"
-    found = pq.read_table(io.BytesIO(asked[0].content)).to_pylist()
-    assert [(row["row"], row["status"], row["y"]) for row in found] == [
-        (number, "ok", [float(number), 0.0, 0.0]) for number in range(600)
-    ]
-    as_lines = [json.loads(line) for line in await results(http, job["id"])]
-    assert [row["request_id"] for row in found] == [row["request_id"] for row in as_lines]
-    assert (await http.get(f"{path}?format=csv")).status_code == 400
-    del head["idempotency-key"]
-    before = kept(side)
-    for body, want in ((b"", 400), (b"PAR1" * 9, 400), (out.getvalue()[:-9], 400)):
-        refused = await http.post(where, content=body, headers=head)
-        assert (refused.status_code, refused.json()["code"]) == (want, "invalid_request")
-    assert await side.until(lambda: kept(side) == before)
 
 
 async def _hostile_uploads(side: GatewaySide, http: httpx.AsyncClient) -> None:

@@ -1,0 +1,71 @@
+"""Forms of a job's input and of its results beside JSON lines, at a gateway process."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from inferbus_kit.objects import Objects, open_store
+from tests.support.gateway_side import GatewaySide, prediction
+from tests.support.job_side import commands, ended, finish, job_id, kept, results
+
+
+@pytest.fixture
+async def side(kafka_bootstrap: str, tmp_path: Path) -> AsyncIterator[GatewaySide]:
+    made = GatewaySide(kafka_bootstrap, tmp_path)
+    await made.start()
+    await made.worker(lambda request: [prediction(request)])
+    yield made
+    await made.stop()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Objects:
+    return Objects(open_store((tmp_path / "objects").as_uri()))
+
+
+@pytest.mark.timeout(120)
+async def test_parquet_in_and_out(side: GatewaySide, store: Objects, tmp_path: Path) -> None:
+    gateway = await side.gateway(INFERBUS_OBJECT_STORE_URL=(tmp_path / "objects").as_uri())
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=20, trust_env=False) as http:
+        await _parquet_in_and_out(side, store, http)
+
+
+async def _parquet_in_and_out(side: GatewaySide, store: Objects, http: httpx.AsyncClient) -> None:
+    head = {"content-type": "application/vnd.apache.parquet", "idempotency-key": "columns"}
+    where = f"/v1/jobs?model={side.model}"
+    out = io.BytesIO()
+    pq.write_table(pa.table({"x": [[number, 0, 0] for number in range(600)]}), out)
+    answers = [await http.post(where, content=out.getvalue(), headers=head) for _ in range(2)]
+    assert [one.status_code for one in answers] == [202, 200], answers[0].text
+    for command in await commands(side, job_id(answers[0])):
+        await finish(side, store, command)
+    job = await ended(http, answers[0].json()["id"])
+    assert job["counts"]["ok"] == 600
+    path = f"/v1/jobs/{job['id']}/results"
+    asked = [
+        await http.get(path, headers={"accept": "application/vnd.apache.parquet"}),
+        await http.get(f"{path}?format=parquet"),
+    ]
+    assert asked[0].content == asked[1].content
+    assert asked[0].headers["content-type"] == "application/vnd.apache.parquet"
+    found = pq.read_table(io.BytesIO(asked[0].content)).to_pylist()
+    assert [(row["row"], row["status"], row["y"]) for row in found] == [
+        (number, "ok", [float(number), 0.0, 0.0]) for number in range(600)
+    ]
+    as_lines = [json.loads(line) for line in await results(http, job["id"])]
+    assert [row["request_id"] for row in found] == [row["request_id"] for row in as_lines]
+    assert (await http.get(f"{path}?format=csv")).status_code == 400
+    del head["idempotency-key"]
+    before = kept(side)
+    for body, want in ((b"", 400), (b"PAR1" * 9, 400), (out.getvalue()[:-9], 400)):
+        refused = await http.post(where, content=body, headers=head)
+        assert (refused.status_code, refused.json()["code"]) == (want, "invalid_request")
+    assert await side.until(lambda: kept(side) == before)
