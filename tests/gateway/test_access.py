@@ -87,7 +87,7 @@ def test_a_revoked_key_is_forgotten_at_once() -> None:
 
 def test_a_key_is_not_remembered_past_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 1_800_000_000.0
-    monkeypatch.setattr(hot, "time", SimpleNamespace(time=lambda: now_s))
+    monkeypatch.setattr(hot, "time", SimpleNamespace(time=lambda: now_s, monotonic=lambda: 0.0))
     known = Known()
     known.apply(record(1, "infer:*", expires_us=int((now_s + 1) * 1e6)))
     assert known.ask(bearer(1))
@@ -103,7 +103,7 @@ def test_what_is_remembered_is_bounded() -> None:
         known.ask(bearer(number))
     assert len(known.access._known) == hot.MAX_KNOWN
     for number in range(hot.MAX_KNOWN + 10):
-        with pytest.raises(errors.UnauthorizedError):
+        with pytest.raises((errors.UnauthorizedError, errors.TooManyBadKeysError)):
             known.ask(bearer(number) + b"x")
     assert len(known.access._known) == hot.MAX_KNOWN, "what opens nothing is not kept"
 

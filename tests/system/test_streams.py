@@ -119,6 +119,7 @@ async def test_streams(stack: Stack) -> None:
     """One stack for all of it, since starting it is what costs."""
     await _a_whole_stream_is_its_row(stack)
     await _hostile_parameters_reach_no_engine(stack)
+    await _a_key_has_so_many_tokens_a_minute(stack)
     await _a_client_that_leaves_cancels(stack)
     await _a_lost_gateway_loses_and_doubles_no_token(stack)
     await _a_gateway_that_stops_sends_its_streams_on(stack)
@@ -214,6 +215,54 @@ async def _hostile_parameters_reach_no_engine(stack: Stack) -> None:
         )
         assert fine.json()["text_output"] == "The capital of Italy is Rome."
     assert await _restarts(stack) == before == 0
+
+
+async def _a_key_has_so_many_tokens_a_minute(stack: Stack) -> None:
+    """Used up by one long prompt, a key's tokens come back, and nobody else's are touched."""
+    url = f"{stack.http}/v1/chat/completions"
+    long = {
+        "model": "smollm2",
+        "messages": [{"role": "user", "content": "word " * 1200}],
+        "temperature": 0,
+        "max_tokens": 4,
+    }
+    short = long | {"messages": [{"role": "user", "content": "hi"}]}
+
+    async def key(*limits: str) -> dict[str, str]:
+        argv = ("keys", "create", "writer", "--scope", "infer:smollm2", *limits)
+        made = await stacks.cli(*argv, "--registry", stack.registry, api_key=stack.api_key)
+        return {"authorization": f"Bearer {made.strip()}"}
+
+    async with httpx.AsyncClient(timeout=120, trust_env=False) as client:
+
+        async def ask(body: dict[str, Any], head: dict[str, str]) -> httpx.Response:
+            return await client.post(url, json=body, headers=head)
+
+        async def known(head: dict[str, str]) -> None:
+            async with asyncio.timeout(20):
+                while (await ask(short, head)).status_code == 401:  # noqa: ASYNC110 -- a plain poll
+                    await asyncio.sleep(0.05)
+
+        free = await key()
+        await known(free)
+        used = (await ask(long, free)).json()["usage"]["total_tokens"]
+        # A few seconds' worth less than what it will have used.
+        limited = await key("--tokens-per-min", str(int(used * 0.9)))
+        await known(limited)
+        assert (await ask(long, limited)).json()["usage"]["total_tokens"] == used
+        for body in (short, short | {"stream": True}):
+            refused = await ask(body, limited)
+            assert refused.status_code == 429, refused.text
+            assert refused.json()["error"]["code"] == "rate_limited"
+            assert refused.headers["x-inferbus-error-code"] == "rate_limited"
+            assert refused.headers["x-should-retry"] == "true"
+            assert 1 <= int(refused.headers["retry-after"]) <= 60
+            assert refused.headers["content-type"] == "application/json"
+        assert (await ask(short, free)).status_code == 200
+        async with asyncio.timeout(60):
+            while (again := await ask(short, limited)).status_code == 429:  # noqa: ASYNC110 -- a plain poll
+                await asyncio.sleep(0.2)
+        assert again.status_code == 200, again.text
 
 
 async def _restarts(stack: Stack) -> float:

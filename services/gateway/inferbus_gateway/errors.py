@@ -45,6 +45,7 @@ __all__ = [
     "StreamNotFoundError",
     "TenantBusyError",
     "TooLargeError",
+    "TooManyBadKeysError",
     "TooManyJobRowsError",
     "TooManyJobsError",
     "UnauthorizedError",
@@ -225,6 +226,18 @@ class TenantBusyError(InferbusError):
         self.retry_after_s = 0.0
 
 
+class TooManyBadKeysError(InferbusError):
+    """This address has presented many keys that open nothing; good ones are taken all the same."""
+
+    code = "too_many_bad_keys"
+    http_status = 429
+    grpc_status = "RESOURCE_EXHAUSTED"
+
+    def __init__(self, retry_after_s: float) -> None:
+        super().__init__("the key or token is unknown, expired or revoked, as many before; wait")
+        self.retry_after_s = retry_after_s
+
+
 class TooManyJobsError(InferbusError):
     """The tenant has as many unfinished jobs as it may; this one was not taken."""
 
@@ -379,7 +392,7 @@ class FailedError(InferbusError):
     grpc_status = "INTERNAL"
 
 
-def retry_after_s(error: InferbusError) -> int | None:
+def retry_after_s(error: InferbusError | type[InferbusError]) -> int | None:
     """Return the seconds that `retry-after` says, jittered; None where none is to be said."""
     if error.http_status == 503:  # noqa: PLR2004 -- ours: the whole fleet comes back
         return random.randint(1, 3)  # noqa: S311 -- jitter

@@ -6,7 +6,6 @@ it, it is described here only.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
@@ -257,8 +256,8 @@ def _head(error: InferbusError | type[InferbusError], status: int) -> dict[str, 
     head = {"x-inferbus-error-code": error.code}
     if status == 401:  # noqa: PLR2004 -- RFC 9110 asks to say how
         head["www-authenticate"] = "Bearer"
-    if status == 503:  # noqa: PLR2004 -- ours, so say when to come back
-        head["retry-after"] = str(random.randint(1, 3))  # noqa: S311 -- jitter
+    if (wait_s := errors.retry_after_s(error)) is not None:
+        head["retry-after"] = str(wait_s)
     return head
 
 

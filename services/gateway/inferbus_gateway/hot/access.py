@@ -13,6 +13,7 @@ from typing import Protocol
 from urllib.parse import unquote
 
 from inferbus_gateway import errors
+from inferbus_gateway.hot.guesses import Guesses
 from inferbus_gateway.hot.route import unknown_model
 from inferbus_schemas import access
 from inferbus_schemas.access import Keyring, Principal, Verdict
@@ -41,7 +42,8 @@ class Access:
 
     Invariants: nothing is remembered of a header that opened nothing; what is remembered is
     forgotten at any change of keys and is not believed past its expiry; a caller without a key
-    is taken for `ANONYMOUS` only where `local`, from this machine, under a name of this machine.
+    is taken for `ANONYMOUS` only where `local`, from this machine, under a name of this machine;
+    a good key is taken however many bad ones its address has presented.
     """
 
     def __init__(self, keys: Keyring, *, local: bool) -> None:
@@ -50,6 +52,7 @@ class Access:
         self.verify: Verify = _nobody
         self._known: dict[bytes, Principal] = {}
         self._hosts: set[bytes] = set()
+        self._guesses = Guesses()
 
     def changed(self) -> None:
         """Forget what was remembered: keys are no longer what they were."""
@@ -69,6 +72,7 @@ class Access:
 
         Raises:
             UnauthorizedError: nobody known.
+            TooManyBadKeysError: nor was anybody before, again and again, from this peer.
             ForbiddenError: known, and may not.
             UnknownModelError: known, and may not know whether there is such a model.
         """
@@ -77,7 +81,7 @@ class Access:
         else:
             found = self._known.get(authorization)
             if found is None or found.expires_s <= time.time():
-                found = self._identify(authorization)
+                found = self._identify(authorization, peer)
             caller = found
         if policy == access.INFER and caller.infers(model):
             return caller
@@ -112,7 +116,7 @@ class Access:
                 return access.ANONYMOUS
         raise errors.UnauthorizedError(_NEEDED)
 
-    def _identify(self, authorization: bytes) -> Principal:
+    def _identify(self, authorization: bytes, peer: str) -> Principal:
         self._known.pop(authorization, None)
         text = access.bearer(authorization)
         if text is not None:
@@ -123,6 +127,9 @@ class Access:
                     del self._known[next(iter(self._known))]
                 self._known[authorization] = found
                 return found
+        wait_s = self._guesses.wait_s(peer, time.monotonic())
+        if wait_s > 0:
+            raise errors.TooManyBadKeysError(wait_s)
         raise errors.UnauthorizedError("the key or token is unknown, expired or revoked")
 
 
