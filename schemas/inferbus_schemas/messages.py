@@ -48,6 +48,18 @@ from inferbus_schemas.gen.inferbus.inference.v1.submissions_pb2 import (
     SubmittedRequest,
 )
 from inferbus_schemas.gen.inferbus.inference.v1.tensors_pb2 import Tensor, TensorSet
+from inferbus_schemas.gen.inferbus.jobs.v1.batches_pb2 import (
+    BATCH_END_CANCELLED,
+    BATCH_END_COMPLETED,
+    BATCH_END_EXPIRED,
+    BATCH_END_FAILED,
+    Batch,
+    BatchEnd,
+    BatchEnded,
+    BatchError,
+    File,
+    RowForm,
+)
 from inferbus_schemas.gen.inferbus.jobs.v1.jobs_pb2 import (
     CHUNK_STATE_DONE,
     CHUNK_STATE_RUNNING,
@@ -70,6 +82,10 @@ from inferbus_schemas.gen.inferbus.models.v1.deployments_pb2 import (
 from inferbus_schemas.gen.inferbus.models.v1.versions_pb2 import ModelVersion
 
 __all__ = [
+    "BATCH_END_CANCELLED",
+    "BATCH_END_COMPLETED",
+    "BATCH_END_EXPIRED",
+    "BATCH_END_FAILED",
     "CHUNK_STATE_DONE",
     "CHUNK_STATE_RUNNING",
     "OUTCOME_ATTEMPT_FAILED",
@@ -93,6 +109,10 @@ __all__ = [
     "STATE_RELEASED",
     "AccessKey",
     "Alias",
+    "Batch",
+    "BatchEnd",
+    "BatchEnded",
+    "BatchError",
     "Cancellation",
     "Choice",
     "Chunk",
@@ -101,6 +121,7 @@ __all__ = [
     "ChunkState",
     "ChunkStatus",
     "Deployment",
+    "File",
     "GatewayBeat",
     "GatewayModel",
     "Generated",
@@ -121,6 +142,7 @@ __all__ = [
     "RequestFrame",
     "Resident",
     "Row",
+    "RowForm",
     "RowResult",
     "State",
     "Submission",

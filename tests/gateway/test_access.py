@@ -9,8 +9,7 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 
-from inferbus_gateway import door, errors
-from inferbus_gateway.api import jobs
+from inferbus_gateway import door, errors, job_wiring
 from inferbus_gateway.api.openai import OpenAI, before
 from inferbus_gateway.api.v2 import control_routes, make_app
 from inferbus_gateway.api.views import Views
@@ -182,7 +181,7 @@ class Gateway:
             bodies=Bodies(1 << 20, 1 << 24),
         )
         control = make_app(
-            views, repository, Health(), known, lambda: ids.uuid7(1, 1), jobs.router(None)
+            views, repository, Health(), known, lambda: ids.uuid7(1, 1), *job_wiring.routers()
         )
         self.app: Any = front_door(infer, before(text, control))
 
@@ -205,7 +204,8 @@ async def test_every_route_by_every_scope(method: str, path: str, model: str) ->
     """The answer is the table's, before anything of the request is looked at."""
     gateway = Gateway()
     policy = door.POLICIES.table[method, path]
-    where = path.format(model=model, version="1", file="swagger-ui.css", request_id="r", job=JOB)
+    parts = {"version": "1", "file": "swagger-ui.css", "request_id": "r", "job": JOB, "batch": "b"}
+    where = path.format(model=model, **parts)
     named = model if "{model}" in path else ""
     for number, scope in enumerate(SCOPES, 1):
         gateway.keys.apply(record(number, scope))
@@ -259,7 +259,7 @@ async def test_a_model_that_stands_in_the_body_is_asked_for_too(path: str, model
 def test_every_route_stands_in_the_table() -> None:
     routes = Gateway().routes
     views = Views(routes, Statistics())
-    app = control_routes(views, ModelRepository(routes, ""), Health(), jobs.router(None))
+    app = control_routes(views, ModelRepository(routes, ""), Health(), *job_wiring.routers())
     served = {
         (verb.upper(), path) for path, verbs in app.openapi()["paths"].items() for verb in verbs
     }

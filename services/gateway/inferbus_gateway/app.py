@@ -184,8 +184,8 @@ class _Gateway:
         if self._process.tokens is not None:
             self._lifecycle.spawn("tokens", self._process.tokens.run())
         self._lifecycle.spawn("judge", self._judge())
-        if (dispatcher := self._process.jobs.dispatcher) is not None:
-            self._lifecycle.spawn("jobs", dispatcher.run())
+        for name, run in self._process.jobs.loops:
+            self._lifecycle.spawn(name, run())
 
     async def open(self) -> None:
         await self._process.http_server.start()

@@ -31,6 +31,15 @@ _OPENAI = (
     ("POST", "score"),
     ("GET", "models"),
     ("GET", "streams/{request_id}"),
+    ("POST", "files"),
+    ("GET", "files"),
+    ("GET", "files/{file}"),
+    ("DELETE", "files/{file}"),
+    ("GET", "files/{file}/content"),
+    ("POST", "batches"),
+    ("GET", "batches"),
+    ("GET", "batches/{batch}"),
+    ("POST", "batches/{batch}/cancel"),
 )
 
 POLICIES = Policies(

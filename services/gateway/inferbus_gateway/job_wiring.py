@@ -1,18 +1,24 @@
-"""Builds the gateway's part in jobs, once, from its settings.
+"""Builds the gateway's part in jobs and batches, once, from its settings.
 
-In: settings and the parts that it shares with requests. Out: routes, the fold of `jobs.status` and
-what feeds it, and the loop that goes on with jobs; without an object store only refusals.
+In: settings and the parts that it shares with requests. Out: routes, the folds of `jobs.status` and
+what feeds them, and the loops that go on with jobs and batches; without an object store refusals.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 from fastapi import APIRouter
 
+from inferbus_gateway.api import batches as batches_api
+from inferbus_gateway.api import files as files_api
 from inferbus_gateway.api import jobs as api
-from inferbus_gateway.api import later
+from inferbus_gateway.api import later, openai_routes
+from inferbus_gateway.control.batches.files import Files
+from inferbus_gateway.control.batches.fold import BatchFold
+from inferbus_gateway.control.batches.keeper import Around, Keeper, batch_feed
 from inferbus_gateway.control.jobs.dispatch import Dispatcher, job_feed
 from inferbus_gateway.control.jobs.fold import Fold
 from inferbus_gateway.control.jobs.forms import Limits
@@ -28,18 +34,23 @@ from inferbus_kit.objects import Objects, open_store
 from inferbus_kit.produce import Producer
 from inferbus_schemas.access import Principal
 
-STREAMED = frozenset({api.PATH.encode()})
+STREAMED = frozenset(
+    {
+        api.PATH.encode(),
+        *(f"{prefix}{openai_routes.FILES}".encode() for prefix in openai_routes.PREFIXES),
+    }
+)
 """Paths whose bodies are read as they stream, within bounds of their own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Jobs:
-    """The gateway's part in jobs; `dispatcher` is None where there is no object store."""
+    """The gateway's part in jobs and batches; `loops` is empty where there is no object store."""
 
     fold: Fold
     feed: Callable[[Record], None]
-    router: APIRouter
-    dispatcher: Dispatcher | None
+    routers: tuple[APIRouter, ...]
+    loops: tuple[tuple[str, Callable[[], Coroutine[Any, Any, None]]], ...]
     later: Later | None
 
 
@@ -60,7 +71,7 @@ def jobs_of(
     """
     fold = Fold()
     if not settings.object_store_url:
-        return Jobs(fold, job_feed(fold), api.router(None), None, None)
+        return Jobs(fold, job_feed(fold), routers(), (), None)
     objects = Objects(open_store(settings.object_store_url))
     dispatcher = Dispatcher(producer, objects, fold, settings.instance, health)
     limits = Limits(
@@ -71,14 +82,55 @@ def jobs_of(
         settings.tenant_max_job_rows,
         settings.max_parquet_bytes,
     )
+    submissions = Submissions(objects, dispatcher, limits, new_id, busy=busy, load=fold.load)
     parts = api.Parts(
         routes=routes,
         fold=fold,
         objects=objects,
-        submissions=Submissions(objects, dispatcher, limits, new_id, busy=busy, load=fold.load),
+        submissions=submissions,
         dispatcher=dispatcher,
         results=Results(objects),
         charge=charge,
         busy=busy,
     )
-    return Jobs(fold, job_feed(fold), api.router(parts), dispatcher, later.Later(parts))
+    batch_fold = BatchFold()
+    files = Files(objects, dispatcher, batch_fold)
+    keeper = Keeper(
+        Around(
+            objects=objects,
+            fold=batch_fold,
+            files=files,
+            job_fold=fold,
+            dispatcher=dispatcher,
+            submissions=submissions,
+            routes=routes,
+            health=health,
+            max_line_bytes=settings.max_body_bytes,
+        )
+    )
+    feeds = (job_feed(fold), batch_feed(batch_fold))
+
+    def feed(record: Record) -> None:
+        for one in feeds:
+            one(record)
+
+    made = routers(
+        parts,
+        files_api.Parts(files, batch_fold, settings.max_file_bytes, new_id, charge),
+        batches_api.Parts(keeper, files, batch_fold, new_id, charge),
+    )
+    loops = (("jobs", dispatcher.run), ("batches", keeper.run))
+    return Jobs(fold, feed, made, loops, later.Later(parts))
+
+
+def routers(
+    parts: api.Parts | None = None,
+    files: files_api.Parts | None = None,
+    batches: batches_api.Parts | None = None,
+) -> tuple[APIRouter, ...]:
+    """Return the routes of jobs, files and batches; without their parts they only refuse."""
+    return (
+        api.router(parts),
+        *(files_api.router(files, prefix) for prefix in openai_routes.PREFIXES),
+        *(batches_api.router(batches, prefix) for prefix in openai_routes.PREFIXES),
+    )

@@ -120,3 +120,6 @@ class GatewaySettings(Settings):
         description="Largest Parquet file of one job; it stands in the folder for temporary files "
         "while it is read.",
     )
+    max_file_bytes: int = Field(
+        default=200 << 20, gt=0, description="Largest file of a batch, in bytes."
+    )

@@ -203,7 +203,7 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
                 infer,
                 before(
                     openai,
-                    make_app(views, repository, health, access, requests.new_id, jobs.router),
+                    make_app(views, repository, health, access, requests.new_id, *jobs.routers),
                 ),
             ),
             settings.http_host,

@@ -10,19 +10,21 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import structlog
 
 from inferbus_gateway import errors
+from inferbus_gateway.api.openai_routes import served_here
 from inferbus_gateway.control.resume import Resumer
 from inferbus_gateway.door import Door, peer_of
-from inferbus_gateway.hot import dialects, embeddings, prompts, rerank, responses
+from inferbus_gateway.hot import dialects, embeddings, prompts, rerank
 from inferbus_gateway.hot.access import Access
 from inferbus_gateway.hot.answer import Answer, Headers, send
 from inferbus_gateway.hot.generations import Call, EndedError, Generations
 from inferbus_gateway.hot.incoming import Bodies, Head, read_head
+from inferbus_gateway.hot.kinds import EMBEDDINGS, KINDS, Kind, settings_of
 from inferbus_gateway.hot.requests import Requests
 from inferbus_gateway.hot.route import Routes, Target
 from inferbus_kit.errors import InferbusError
@@ -40,13 +42,6 @@ _BROKEN = "something went wrong here; the request id names it in our log"
 _UNAUTHORIZED = 401
 
 Route = Callable[[Scope, Receive, Send, bytes], Awaitable[None]]
-
-
-class _Kind(NamedTuple):
-    """How a route of text is read and how it writes."""
-
-    read: Callable[[prompts.Body, generation.GenerationSettings], prompts.Ask]
-    dialect: Callable[[bytes], dialects.Dialect]
 
 
 class OpenAI:
@@ -75,10 +70,8 @@ class OpenAI:
         self._metrics = metrics
         self._bodies = bodies
         self._by_path: dict[str, Route] = {
-            "/v1/chat/completions": partial(self._text, _Kind(prompts.chat, dialects.Chat)),
-            "/v1/completions": partial(self._text, _Kind(prompts.text, dialects.Text)),
-            "/v1/responses": partial(self._text, _Kind(responses.read, responses.Responses)),
-            "/v1/embeddings": partial(self._vectors, embeddings.read),
+            **{path: partial(self._text, kind) for path, kind in KINDS.items()},
+            EMBEDDINGS: partial(self._vectors, embeddings.read),
             "/v1/rerank": partial(self._vectors, rerank.read_rerank),
             "/v1/score": partial(self._vectors, rerank.read_score),
             "/v1/models": self._models,
@@ -86,7 +79,9 @@ class OpenAI:
         self._door = Door(self._serve, access, self._turn_away)
 
     def serves(self, path: str) -> bool:
-        """Tell whether a path is one of these routes."""
+        """Tell whether a path is one of these routes, or under their prefix and of no other."""
+        if served_here(path):
+            return False
         return path.startswith(f"{_PREFIX}/v1/") or self._find(path) is not None
 
     def _find(self, path: str) -> Route | None:
@@ -162,13 +157,11 @@ class OpenAI:
 
     def _generating(self, model: str, version: str) -> tuple[Target, generation.GenerationSettings]:
         target = self._routes.resolve(model, version)
-        if target.manifest.task != generation.TASK:
-            raise errors.WrongTaskError(f"model {target.model} does not generate text")
-        return target, generation.settings(target.manifest)
+        return target, settings_of(target)
 
     async def _text(
         self,
-        kind: _Kind,
+        kind: Kind,
         scope: Scope,
         receive: Receive,
         send_: Send,

@@ -18,7 +18,7 @@ from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, Field
 
 from inferbus_gateway import VERSION, errors
-from inferbus_gateway.api import extensions, jobs, problems, text_docs
+from inferbus_gateway.api import extensions, jobs, openai_routes, problems, text_docs
 from inferbus_gateway.api.extensions import UNKNOWN, ErrorBody
 from inferbus_gateway.api.views import ModelMetadata, ServerMetadata, Views
 from inferbus_gateway.control.repository import ModelRepository
@@ -273,7 +273,10 @@ async def _inferbus_error(_request: Request, error: Exception) -> Response:
 
 
 async def _refuse(error: InferbusError, scope: Scope, receive: Receive, send: Send) -> None:
-    answer = problems.problem(error) if scope["path"].startswith(jobs.PATH) else _body(error)
+    if openai_routes.served_here(scope["path"]):
+        answer = openai_routes.refusal(error)
+    else:
+        answer = problems.problem(error) if scope["path"].startswith(jobs.PATH) else _body(error)
     if isinstance(error, errors.MethodNotAllowedError):
         answer.headers["allow"] = ", ".join(error.allowed)
     await answer(scope, receive, send)

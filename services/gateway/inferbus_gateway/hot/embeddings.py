@@ -119,6 +119,13 @@ def encoded(text: Any, param: str) -> bytes:
         raise ParameterError(param, f"{param} holds half of a surrogate pair") from None
 
 
+def tensors_of(target: Target, texts: list[bytes]) -> bytes:
+    """Return the serialised TensorSet of a request with these texts."""
+    name, data = target.manifest.signature.inputs[0].name, tensors.join_bytes(texts)
+    tensor = m.Tensor(name=name, datatype="BYTES", shape=[len(texts)], data=data)
+    return m.TensorSet(tensors=[tensor]).SerializeToString()
+
+
 async def run(
     requests: Requests,
     request_id: bytes,
@@ -133,14 +140,10 @@ async def run(
     Raises:
         InferbusError: a part was refused or ended otherwise than OK.
     """
-    name = target.manifest.signature.inputs[0].name
     n_rows = target.manifest.batching.max_rows
     parts: list[asyncio.Task[tuple[m.Prediction, str]]] = []
     for at in range(0, len(texts), n_rows):
         rows = texts[at : at + n_rows]
-        tensor = m.Tensor(
-            name=name, datatype="BYTES", shape=[len(rows)], data=tensors.join_bytes(rows)
-        )
         if at:
             # Each request on the bus counts; the first one did when the body was still unread.
             requests.enter(caller)
@@ -148,7 +151,7 @@ async def run(
         requests.open(
             request_id if at == 0 else requests.new_id(),
             target,
-            m.TensorSet(tensors=[tensor]).SerializeToString(),
+            tensors_of(target, rows),
             caller=caller,
             n_rows=len(rows),
             outputs=(),
@@ -161,7 +164,7 @@ async def run(
         # Each part is settled, also where another one fails or is refused.
         parts.append(asyncio.create_task(_settled(requests, future)))
     answers = await asyncio.gather(*parts)
-    raw = [vector for prediction, _ in answers for vector in _rows(prediction)]
+    raw = [vector for prediction, _ in answers for vector in vectors_of(prediction)]
     return Vectors(raw, [receipt for _, receipt in answers])
 
 
@@ -178,7 +181,12 @@ async def _settled(requests: Requests, ended: asyncio.Future[Entry]) -> tuple[m.
     return prediction, requests.receipt(entry)
 
 
-def _rows(prediction: m.Prediction) -> list[bytes]:
+def vectors_of(prediction: m.Prediction) -> list[bytes]:
+    """Return the vectors of a prediction.
+
+    Raises:
+        FailedError: its outputs are something else.
+    """
     (tensor, *_) = m.TensorSet.FromString(prediction.outputs).tensors
     if tensor.datatype != "FP32" or len(tensor.shape) != 2:  # noqa: PLR2004 -- rows of vectors
         raise FailedError("the model's answer is no list of FP32 vectors; tell who deployed it")

@@ -132,7 +132,7 @@ class _Run:
                 self._end(at, m.OUTCOME_INVALID_INPUT, ("invalid_input", row.refused))
             else:
                 self._waiting.append(at)
-        looked_s = time.monotonic()
+        looked_s = float("-inf")
         lost_s = 0.0
         while self._waiting or self._n_out:
             now_s = time.monotonic()

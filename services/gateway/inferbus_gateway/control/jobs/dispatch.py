@@ -80,13 +80,13 @@ class Dispatcher:
         """
         try:
             if job.id not in self._fold:
-                await self._say(jobs.job_key(job.id), m.JobStatus(job=job))
+                await self.say(jobs.job_key(job.id), m.JobStatus(job=job))
                 # At once, so that who submits it can ask for it here.
                 self._fold.apply(m.JobStatus(job=job), int(time.time() * 1000))
             await self._send_commands(job)
             said = m.Job.FromString(job.SerializeToString())
             said.dispatched = True
-            await self._say(jobs.job_key(job.id), m.JobStatus(job=said))
+            await self.say(jobs.job_key(job.id), m.JobStatus(job=said))
             self._fold.apply(m.JobStatus(job=said), int(time.time() * 1000))
         except (KafkaError, TimeoutError) as error:
             raise errors.BusUnavailableError("Kafka takes nothing at present") from error
@@ -100,7 +100,7 @@ class Dispatcher:
         await self._objects.create(jobs.cancel_path(job.id), b"")
         said = m.JobStatus(cancelled=m.JobCancelled(job=job.id, principal=principal))
         try:
-            await self._say(jobs.cancelled_key(job.id), said)
+            await self.say(jobs.cancelled_key(job.id), said)
         except (KafkaError, TimeoutError) as error:
             raise errors.BusUnavailableError("Kafka takes nothing at present") from error
         self._fold.apply(said, int(time.time() * 1000))
@@ -123,7 +123,12 @@ class Dispatcher:
             async with asyncio.timeout(_ACK_S):
                 await asyncio.gather(*sent)
 
-    async def _say(self, key: str, said: m.JobStatus | None) -> None:
+    async def say(self, key: str, said: m.JobStatus | None) -> None:
+        """Write a record of `jobs.status`; None deletes what its key says.
+
+        Raises:
+            KafkaError, TimeoutError: it may have been written or not.
+        """
         topic = topics.topic(topics.JOB_STATUS)
         delivery = await self._producer.send(
             topic.name,
@@ -161,10 +166,10 @@ class Dispatcher:
         if job.key_sha256:
             await self._objects.delete(jobs.key_path(job.tenant, job.key_sha256))
         for number in chunks:
-            await self._say(jobs.chunk_key(job.id, number), None)
-        await self._say(jobs.cancelled_key(job.id), None)
+            await self.say(jobs.chunk_key(job.id, number), None)
+        await self.say(jobs.cancelled_key(job.id), None)
         # Last, so that a sweep that was cut short begins again.
-        await self._say(jobs.job_key(job.id), None)
+        await self.say(jobs.job_key(job.id), None)
 
     async def _try(self, work: Awaitable[None], job: m.Job) -> None:
         try:

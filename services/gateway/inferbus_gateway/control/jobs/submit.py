@@ -28,13 +28,14 @@ from inferbus_schemas import messages as m
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a client wants. `key` names the submission, so that a second one is the same job."""
+    """What a client wants. `key`, or a given `job_id`, makes a second submission the same job."""
 
     target: Target
     tenant: str
     principal: str
     key: str = ""
     client_job_id: str = ""
+    job_id: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +118,34 @@ class Submissions:
         """
         max_rows = await self._room(wish)
         folder = f"uploads/{secrets.token_hex(16)}"
+        try:
+            received = await self._gather(wish, rows, folder, parent, max_rows)
+        except BaseException:
+            await asyncio.shield(self._discard(folder))
+            raise
+        # Whoever cannot tell whether it was accepted leaves its rows alone.
+        job, new = await self._accept(wish, received, parent)
+        if not new:
+            await self._discard(folder)
+        if new or not self._dispatcher.knows(job.id):
+            await self._dispatcher.dispatch(job)
+        return job
+
+    async def _gather(
+        self,
+        wish: Wish,
+        rows: AsyncIterator[m.Row],
+        folder: str,
+        parent: bytes,
+        max_rows: int,
+    ) -> _Received:
+        """Take rows to their end, keeping their chunks under `folder`."""
         chunks = Chunks(rows_per_chunk(wish.target.manifest, generation.TASK))
-        n_rows = n_chunks = 0
+        n_rows = n_refused = n_chunks = 0
         digest = hashlib.sha256(parent)
         async for row in rows:
             n_rows += 1
+            n_refused += bool(row.refused)
             if n_rows > max_rows:
                 raise errors.TooManyJobRowsError
             digest.update(row.tensors)
@@ -133,16 +157,7 @@ class Submissions:
             n_chunks += 1
         if not n_rows:
             raise errors.InvalidRequestError("no row of the job can be tried again")
-        received = _Received(folder, digest.digest(), n_rows, 0, n_chunks)
-        accepted = False
-        try:
-            job, accepted = await self._accept(wish, received, parent)
-        finally:
-            if not accepted:
-                await asyncio.shield(self._discard(folder))
-        if accepted or not self._dispatcher.knows(job.id):
-            await self._dispatcher.dispatch(job)
-        return job
+        return _Received(folder, digest.digest(), n_rows, n_refused, n_chunks)
 
     async def _room(self, wish: Wish) -> int:
         """Return how many rows a tenant may have on top of those of its unfinished jobs.
@@ -205,7 +220,7 @@ class Submissions:
         target = wish.target
         key_sha256 = hashlib.sha256(wish.key.encode()).digest() if wish.key else b""
         job = m.Job(
-            id=await self._id(wish.tenant, key_sha256),
+            id=wish.job_id or await self._id(wish.tenant, key_sha256),
             tenant=wish.tenant,
             model=target.model,
             version=target.version,

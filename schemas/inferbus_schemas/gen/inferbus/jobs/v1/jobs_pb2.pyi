@@ -1,5 +1,6 @@
 from inferbus_schemas.gen.inferbus.inference.v1 import generation_pb2 as _generation_pb2
 from inferbus_schemas.gen.inferbus.inference.v1 import predictions_pb2 as _predictions_pb2
+from inferbus_schemas.gen.inferbus.jobs.v1 import batches_pb2 as _batches_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -61,20 +62,22 @@ class Chunk(_message.Message):
     def __init__(self, rows: _Optional[_Iterable[_Union[Row, _Mapping]]] = ...) -> None: ...
 
 class Row(_message.Message):
-    __slots__ = ("number", "tensors", "outputs", "client_request_id", "refused", "generation")
+    __slots__ = ("number", "tensors", "outputs", "client_request_id", "refused", "generation", "form")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     CLIENT_REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
+    FORM_FIELD_NUMBER: _ClassVar[int]
     number: int
     tensors: bytes
     outputs: _containers.RepeatedScalarFieldContainer[str]
     client_request_id: str
     refused: str
     generation: _generation_pb2.Generation
-    def __init__(self, number: _Optional[int] = ..., tensors: _Optional[bytes] = ..., outputs: _Optional[_Iterable[str]] = ..., client_request_id: _Optional[str] = ..., refused: _Optional[str] = ..., generation: _Optional[_Union[_generation_pb2.Generation, _Mapping]] = ...) -> None: ...
+    form: _batches_pb2.RowForm
+    def __init__(self, number: _Optional[int] = ..., tensors: _Optional[bytes] = ..., outputs: _Optional[_Iterable[str]] = ..., client_request_id: _Optional[str] = ..., refused: _Optional[str] = ..., generation: _Optional[_Union[_generation_pb2.Generation, _Mapping]] = ..., form: _Optional[_Union[_batches_pb2.RowForm, _Mapping]] = ...) -> None: ...
 
 class ChunkResults(_message.Message):
     __slots__ = ("rows",)
@@ -127,11 +130,17 @@ class ChunkStatus(_message.Message):
     def __init__(self, job: _Optional[bytes] = ..., chunk: _Optional[int] = ..., state: _Optional[_Union[ChunkState, str]] = ..., n_ok: _Optional[int] = ..., n_failed: _Optional[int] = ..., n_cancelled: _Optional[int] = ..., attempts: _Optional[int] = ..., worker: _Optional[str] = ...) -> None: ...
 
 class JobStatus(_message.Message):
-    __slots__ = ("job", "chunk", "cancelled")
+    __slots__ = ("job", "chunk", "cancelled", "file", "batch", "batch_ended")
     JOB_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     CANCELLED_FIELD_NUMBER: _ClassVar[int]
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    BATCH_ENDED_FIELD_NUMBER: _ClassVar[int]
     job: Job
     chunk: ChunkStatus
     cancelled: JobCancelled
-    def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ..., chunk: _Optional[_Union[ChunkStatus, _Mapping]] = ..., cancelled: _Optional[_Union[JobCancelled, _Mapping]] = ...) -> None: ...
+    file: _batches_pb2.File
+    batch: _batches_pb2.Batch
+    batch_ended: _batches_pb2.BatchEnded
+    def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ..., chunk: _Optional[_Union[ChunkStatus, _Mapping]] = ..., cancelled: _Optional[_Union[JobCancelled, _Mapping]] = ..., file: _Optional[_Union[_batches_pb2.File, _Mapping]] = ..., batch: _Optional[_Union[_batches_pb2.Batch, _Mapping]] = ..., batch_ended: _Optional[_Union[_batches_pb2.BatchEnded, _Mapping]] = ...) -> None: ...

@@ -1,0 +1,125 @@
+"""What routes of the OpenAI API share that FastAPI serves: errors, pages, who asks.
+
+In: errors of any kind. Out: the object that the `openai` SDK reads; lists as its pages are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from http import HTTPStatus
+from typing import Any, NamedTuple
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
+
+from inferbus_gateway import errors
+from inferbus_gateway.errors import ParameterError
+from inferbus_gateway.hot import dialects
+from inferbus_kit.errors import InferbusError
+from inferbus_schemas.access import Principal
+
+PREFIXES = ("/v1", "/openai/v1")
+FILES, BATCHES = "/files", "/batches"
+_LINGER_S = 2.0
+_CLIENT_LEFT = 499
+
+
+def served_here(path: str) -> bool:
+    """Tell whether a path is one of files or batches."""
+    path = path.removeprefix("/openai").removeprefix("/v1")
+    return path.startswith((FILES, BATCHES))
+
+
+def refusal(error: InferbusError) -> Response:
+    """Return an error as the OpenAI API writes it."""
+    head = {
+        "x-inferbus-error-code": error.code,
+        "x-should-retry": "true" if error.retryable else "false",
+    }
+    if error.http_status == HTTPStatus.UNAUTHORIZED:
+        head["www-authenticate"] = "Bearer"
+    if (wait_s := errors.retry_after_s(error)) is not None:
+        head["retry-after"] = str(wait_s)
+    return JSONResponse(dialects.openai_error(error), error.http_status, head)
+
+
+class OpenAIRoute(APIRoute):
+    """A route whose errors are those of the OpenAI API."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        inner = super().get_route_handler()
+
+        async def handler(request: Request) -> Response:
+            try:
+                return await inner(request)
+            except InferbusError as error:
+                answer = refusal(error)
+            except RequestValidationError as error:
+                name = next((str(one["loc"][-1]) for one in error.errors()), "")
+                answer = refusal(ParameterError(name, f"{name} is wrong; see /docs"))
+            except ClientDisconnect:
+                return Response(status_code=_CLIENT_LEFT)
+            if request.method == "POST" and not await read_out(request):
+                # What is left of an upload must not go on arriving.
+                answer.headers["connection"] = "close"
+            return answer
+
+        return handler
+
+
+async def read_out(request: Request) -> bool:
+    """Drop what still arrives of a refused upload, for a moment; tell whether that was all of it.
+
+    A connection that is closed on unread bytes takes the answer with it.
+    """
+    try:
+        async with asyncio.timeout(_LINGER_S):
+            async for _ in request.stream():
+                pass
+    except (TimeoutError, ClientDisconnect):
+        return False
+    except RuntimeError:
+        return True  # it was read to its end before
+    return True
+
+
+def caller_of(request: Request) -> Principal:
+    """Return who asks; the door has put it there."""
+    caller: Principal = request.state.principal
+    return caller
+
+
+class Page(NamedTuple):
+    """A part of a list, and whether there is more behind it."""
+
+    items: list[dict[str, Any]]
+    more: bool
+
+    def body(self) -> dict[str, Any]:
+        """Return it as the SDK reads pages."""
+        return {
+            "object": "list",
+            "data": self.items,
+            "first_id": self.items[0]["id"] if self.items else None,
+            "last_id": self.items[-1]["id"] if self.items else None,
+            "has_more": self.more,
+        }
+
+
+def page(items: Sequence[dict[str, Any]], after: str, limit: int) -> Page:
+    """Return the items behind the one with the id `after`.
+
+    Raises:
+        ParameterError: there is none with that id.
+    """
+    start = 0
+    if after:
+        at = next((at for at, item in enumerate(items) if item["id"] == after), None)
+        if at is None:
+            raise ParameterError("after", "after names nothing of this list")
+        start = at + 1
+    return Page(list(items[start : start + limit]), start + limit < len(items))

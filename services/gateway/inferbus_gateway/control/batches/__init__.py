@@ -1,0 +1,1 @@
+"""Files and batches of the OpenAI API: a batch is a job whose rows are the lines of a file."""

@@ -1,0 +1,42 @@
+"""How each route of text is read and how it writes; requests and lines of batches share this table.
+
+In: a path of the OpenAI API. Out: what makes an `Ask` of a body, and the dialect of the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from inferbus_gateway.errors import WrongTaskError
+from inferbus_gateway.hot import dialects, prompts, responses
+from inferbus_gateway.hot.route import Target
+from inferbus_schemas import generation
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+RESPONSES, EMBEDDINGS = "/v1/responses", "/v1/embeddings"
+
+
+class Kind(NamedTuple):
+    """A route of text; `dialect` takes the id of a request."""
+
+    read: Callable[[prompts.Body, generation.GenerationSettings], prompts.Ask]
+    dialect: Callable[[bytes], dialects.Dialect]
+
+
+KINDS = {
+    CHAT: Kind(prompts.chat, dialects.Chat),
+    TEXT: Kind(prompts.text, dialects.Text),
+    RESPONSES: Kind(responses.read, responses.Responses),
+}
+
+
+def settings_of(target: Target) -> generation.GenerationSettings:
+    """Return how a version generates.
+
+    Raises:
+        WrongTaskError: it does not.
+    """
+    if target.manifest.task != generation.TASK:
+        raise WrongTaskError(f"model {target.model} does not generate text")
+    return generation.settings(target.manifest)

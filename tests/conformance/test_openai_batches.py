@@ -1,0 +1,27 @@
+"""Files and batches by the openai SDK, unchanged, in a process of its own."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from inferbus_dev.stack import Stack
+from tests.support import clients, stacks
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.asyncio(loop_scope="session"),
+]
+
+
+async def test_batches_by_the_openai_sdk(stack: Stack) -> None:
+    said = ("keys", "create", "other", "--scope", "infer:*", "--tenant", "other")
+    key = await stacks.cli(*said, "--registry", stack.registry, api_key=stack.api_key)
+    program = clients.PROGRAMS / "openai_batches.py"
+    argv = (stack.http, stack.api_key, key.strip())
+    done = await clients.call(sys.executable, program, *argv, timeout_s=400)
+    assert (done.code, done.out) == (0, "fine\n"), done.err[-3000:]
+    await stacks.at_rest(stack)
+    await stacks.verify(stack)
