@@ -123,8 +123,12 @@ class Submissions:
         except BaseException:
             await asyncio.shield(self._discard(folder))
             raise
-        # Whoever cannot tell whether it was accepted leaves its rows alone.
-        job, new = await self._accept(wish, received, parent)
+        try:
+            # Where the store does not tell whether it was accepted, its rows are left alone.
+            job, new = await self._accept(wish, received, parent)
+        except errors.KeyReusedError:
+            await self._discard(folder)
+            raise
         if not new:
             await self._discard(folder)
         if new or not self._dispatcher.knows(job.id):
