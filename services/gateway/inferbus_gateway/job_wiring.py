@@ -106,6 +106,7 @@ def jobs_of(
             routes=routes,
             health=health,
             max_line_bytes=settings.max_body_bytes,
+            busy=busy,
         )
     )
     feeds = (job_feed(fold), batch_feed(batch_fold))

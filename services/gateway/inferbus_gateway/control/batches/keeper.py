@@ -26,6 +26,7 @@ from inferbus_gateway.control.jobs.dispatch import Dispatcher
 from inferbus_gateway.control.jobs.fold import Fold, Progress
 from inferbus_gateway.control.jobs.lines import Lines
 from inferbus_gateway.control.jobs.submit import Submissions, Wish
+from inferbus_gateway.control.jobs.turns import Busy, Turns
 from inferbus_gateway.hot.route import Routes, Target
 from inferbus_kit.consume import Record
 from inferbus_kit.errors import InferbusError
@@ -41,7 +42,7 @@ _OTHERS_MS = 10_000
 _BYTES_PER_MS = 1000
 """Another gateway takes over what is so much later than an input of its size needs."""
 _AT_ONCE = 2
-_TURN_S = 0.002
+_GIVEN_UP_MS = 3600 * 1000
 _SWEEP_S = 600.0
 _KEPT_MS = 7 * 24 * 3600 * 1000
 
@@ -86,6 +87,7 @@ class Around:
     routes: Routes
     health: Health
     max_line_bytes: int
+    busy: Busy
 
 
 class Keeper:
@@ -183,8 +185,11 @@ class Keeper:
         if job is not None and job.finished:
             if self._is_turn(batch_id, job.finished_ms, 0):
                 work = self._finalize(known, job)
-        elif not known.cancelled_ms and now_ms() > known.batch.expires_ms:
+        elif now_ms() > known.batch.expires_ms and not known.cancelled_ms:
             work = self.cancel(known, "")
+        elif now_ms() > known.batch.expires_ms + _GIVEN_UP_MS and job is None:
+            # There was no room for its rows for a day and an hour.
+            work = self._end(m.BatchEnded(batch=batch_id, end=m.BATCH_END_EXPIRED))
         elif job is None:
             size = self._around.fold.file(known.batch.input_file)
             n_bytes = 0 if size is None else size.n_bytes
@@ -252,7 +257,7 @@ class Keeper:
             _UnfitError: it is none.
         """
         n_rows = 0
-        turn_s = time.monotonic()
+        turns = Turns(self._around.busy)
         async for line in self._lines(batch):
             row = reader.read(line)
             if reader.hopeless:
@@ -260,9 +265,7 @@ class Keeper:
             if row is not None:
                 n_rows += 1
                 yield row
-            if time.monotonic() - turn_s > _TURN_S:
-                await asyncio.sleep(0)
-                turn_s = time.monotonic()
+            await turns.pause()
         if reader.errors:
             raise _UnfitError(reader.errors)
         if not n_rows:
@@ -337,18 +340,16 @@ class Keeper:
     async def _results(self, job: m.Job) -> AsyncIterator[tuple[m.Row, m.Prediction]]:
         """Yield each row of a job and how it ended."""
         objects = self._around.objects
+        turns = Turns(self._around.busy)
         for number in range(job.n_chunks):
             raw = await objects.get(jobs.results_path(job.id, number))
             given = await objects.get(jobs.input_path(job.input, number))
             if raw is None or given is None:
                 raise errors.NotFoundError("the results of this batch are gone")
             rows = m.Chunk.FromString(given).rows
-            turn_s = time.monotonic()
             for row, result in zip(rows, m.ChunkResults.FromString(raw).rows, strict=True):
                 yield row, result.prediction
-                if time.monotonic() - turn_s > _TURN_S:
-                    await asyncio.sleep(0)
-                    turn_s = time.monotonic()
+                await turns.pause()
 
     async def _end(self, ended: m.BatchEnded) -> None:
         known = self._around.fold.batch(ended.batch)
