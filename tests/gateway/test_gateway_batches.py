@@ -16,8 +16,8 @@ import pytest
 from inferbus_kit.objects import Objects, open_store
 from inferbus_schemas import access, batches, ids, jobs, topics
 from inferbus_schemas import messages as m
-from tests.gateway.test_gateway_jobs import commands
 from tests.support.gateway_side import GatewaySide, prediction
+from tests.support.job_side import commands
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
