@@ -27,7 +27,8 @@ from inferbus_schemas import envelope, ids, topics
 from inferbus_schemas import manifest as manifests
 from inferbus_schemas import messages as m
 from inferbus_worker.engines import golden
-from inferbus_worker.engines.host import EngineHost, EngineSpec
+from inferbus_worker.engines.contract import EngineSpec
+from inferbus_worker.engines.host import EngineHost
 from inferbus_worker.engines.process import Death
 from inferbus_worker.hot.consume import Desk
 from inferbus_worker.hot.emit import Emitter, Served

@@ -254,3 +254,27 @@ async def test_dead_letters_say_where_they_came_from_and_have_a_limit(
     assert headers["ce_id"] == b"1"
     assert headers["dlq_log"].endswith(b"first\n\nlast words")
     assert len(headers["dlq_log"]) == 8192
+
+
+async def test_a_letter_has_room_for_itself_whatever_it_is_about(
+    kafka_bootstrap: str, producer: Producer
+) -> None:
+    topic = await servers.fresh_topic(kafka_bootstrap, config={"max.message.bytes": "9000000"})
+    await create_topics(kafka_bootstrap, [(topics.dead_letters(topic), 1, 1, {})])
+    own = [("ce_id", b"1"), ("dlq_topic", b"forged"), *(("x", b"y" * 1023) for _ in range(80))]
+    sent = await producer.send(topic, 0, b"v" * (5 << 20), key=b"k" * 5000, headers=own)
+    await sent
+    (record,) = await _read_all(kafka_bootstrap, topic)
+    assert (len(record.key or b""), len(record.headers)) == (5000, len(own))
+    await DeadLetters(producer, "worker-0").put(record, ValueError("e" * 5000))
+    (letter,) = await _read_all(kafka_bootstrap, topics.dead_letters(topic))
+    assert letter.key == b"k" * 4096
+    assert letter.value == b"v" * (4 << 20)
+    head = list(letter.headers)
+    assert head[0] == ("ce_id", b"1")
+    # 64 KiB less the two before, the forged one counted and dropped.
+    assert [name for name, _ in head[1:-5]] == ["x"] * 63
+    added = dict(head[-5:])
+    assert added["dlq_topic"] == topic.encode()
+    assert len(added["dlq_error"]) == 1000
+    assert added["dlq_offset"] == b"0"

@@ -8,7 +8,7 @@ import sys
 import time
 
 SCRIPT = """
-import asyncio, sys
+import asyncio, gc, sys, weakref
 from inferbus_kit.errors import StartupError
 from inferbus_kit.lifecycle import run_process
 
@@ -36,6 +36,18 @@ async def build(lifecycle):
         say("stop a")
     lifecycle.add("a", start=start_a, stop=stop_a)
     lifecycle.add("b", start=start_b, stop=slow_stop, stop_timeout_s=30 if mode == "stuck" else 1)
+    async def collect():
+        class Knot:
+            pass
+        while not gc.get_freeze_count():
+            await asyncio.sleep(0.01)
+        knot = Knot()
+        knot.itself, gone = knot, weakref.ref(knot)
+        del knot
+        gc.collect()
+        say(f"young {gc.get_threshold()[0]} frozen {gc.get_freeze_count()} gone {gone() is None}")
+    if mode == "collect":
+        lifecycle.spawn("collect", collect())
     if mode == "task":
         lifecycle.spawn("broken", broken())
     lifecycle.add("c", start=lambda: asyncio.sleep(0, say("ready")))
@@ -71,6 +83,17 @@ def test_stages_stop_in_reverse_on_sigterm() -> None:
     said = [line for line in out.splitlines() if line.startswith("stop")]
     assert said == ["stop b", "stop a"]
     assert process.returncode == 0
+
+
+def test_once_started_what_stands_is_frozen_and_later_cycles_are_still_collected() -> None:
+    process = _run("collect")
+    said = _until(process, "young")[-1].split()
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert said[1] == "20000"
+    assert int(said[3]) > 1000
+    assert said[-1] == "True"
 
 
 def test_a_second_signal_exits_now() -> None:

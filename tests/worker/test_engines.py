@@ -14,7 +14,8 @@ import pytest
 from inferbus_schemas import manifest as manifests
 from inferbus_schemas import tensors
 from inferbus_worker.engines import golden, wire
-from inferbus_worker.engines.host import EngineError, EngineHost, EngineSpec
+from inferbus_worker.engines.contract import EngineError, EngineSpec
+from inferbus_worker.engines.host import EngineHost
 from inferbus_worker.engines.process import Death, EngineProcess
 from tests.support import onnx_graphs
 from tests.support.sample_models import model_folder
@@ -168,7 +169,7 @@ async def test_an_engine_that_dies_at_its_last_proof_does_not_go_up(
 
 
 async def test_alive_is_not_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inferbus_worker.engines.host._STUCK_S", 0.5)
+    monkeypatch.setattr("inferbus_worker.engines.patience.STUCK_S", 0.5)
     folder = onnx_graphs.busy_folder(tmp_path / "busy")
     async with engine(folder, tmp_path) as (host, listener):
         submit_numbers(host, "endless", ENDLESS)

@@ -25,7 +25,8 @@ from inferbus_schemas.generation import LlamaSettings
 from inferbus_worker.artifacts import Artifacts
 from inferbus_worker.control.desired import Version
 from inferbus_worker.control.holding import Key
-from inferbus_worker.engines.host import EngineHost, EngineSpec
+from inferbus_worker.engines.contract import EngineSpec
+from inferbus_worker.engines.host import EngineHost
 from inferbus_worker.hot.consume import Desk
 from inferbus_worker.hot.emit import Served
 from inferbus_worker.hot.execute import Executor, VersionMetrics

@@ -8,69 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
-from inferbus_kit.errors import InferbusError
 from inferbus_kit.lifecycle import cancel, watched
-from inferbus_schemas.manifest import Manifest
-from inferbus_worker.engines import golden, wire
+from inferbus_worker.engines import golden, patience, wire
+from inferbus_worker.engines.contract import EngineError, EngineSpec, Listener
 from inferbus_worker.engines.process import Answer, Death, EngineProcess
 
 _log = structlog.get_logger("engine")
 
 _LOAD_TIMEOUT_S = 120.0
-_STUCK_S = 10.0
-_STUCK_P99S = 5.0
-_STUCK_GENERATING_S = 30.0
 _QUICK_RESTARTS = 3
 _MAX_RESTARTS = 8
 _MAX_BACKOFF_S = 30.0
-
-
-class EngineError(InferbusError):
-    """The version cannot be run here; the message says why."""
-
-    code = "engine_failed"
-
-
-class Listener(Protocol):
-    """Who gives an engine its work."""
-
-    def on_up(self) -> None:
-        """The engine takes work from now on."""
-
-    def on_done(self, token: Any, done: wire.Done, body: memoryview) -> None:
-        """A batch was answered."""
-
-    def on_down(self, tokens: list[Any], death: asyncio.Future[Death]) -> None:
-        """The process is gone; these batches, oldest first, were not answered.
-
-        How it ended is known a little later: `death` always gets a result.
-        """
-
-    def on_stopped(self, tokens: list[Any]) -> None:
-        """The host was stopped or gives up; these batches were not answered."""
-
-    def on_failed(self, reason: str) -> None:
-        """It died and cannot be brought back, or nobody would see it die."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineSpec:
-    """What to load and what it may take."""
-
-    manifest: Manifest
-    raw_manifest: bytes
-    folder: Path
-    scratch: Path
-    threads: int
-    max_address_space_bytes: int
 
 
 class _Call:
@@ -108,7 +61,7 @@ class EngineHost:
         self._death: asyncio.Future[Death] | None = None
         self._lost_reason = ""
         self._tasks: list[asyncio.Task[None]] = []
-        self._engine_us: deque[int] = deque(maxlen=256)
+        self._patience = patience.Patience(spec.manifest.engine)
         self._number = 0
         self._n_deaths = 0
         self._progress_s = 0.0
@@ -197,7 +150,7 @@ class EngineHost:
         if not self.up:
             raise EngineError("the engine is not up")
         try:
-            await self._prove(self._spec.manifest.golden[:1], _STUCK_S)
+            await self._prove(self._spec.manifest.golden[:1], patience.STUCK_S)
         except golden.GoldenError as error:
             # It computes something else than it did: no life is better than a wrong answer.
             _log.error("engine_wrong", model=self._spec.manifest.model, reason=str(error))
@@ -270,7 +223,7 @@ class EngineHost:
             return
         token = self._open.pop(answer.number)
         self.memory_bytes = answer.memory_bytes
-        self._engine_us.append(answer.engine_us)
+        self._patience.took(answer.engine_us)
         if isinstance(token, _Call):
             if not token.answer.done():
                 token.answer.set_result((answer, body))
@@ -382,21 +335,13 @@ class EngineHost:
             await asyncio.sleep(1.0)
             if self.up and self._open and self._process is not None:
                 silent_s = time.monotonic() - self._progress_s
-                if silent_s > self._patience_s():
+                if silent_s > self._patience.silence_s:
                     _log.error(
                         "engine_stuck",
                         model=self._spec.manifest.model,
                         silent_s=round(silent_s, 1),
                     )
                     self._process.kill()
-
-    def _patience_s(self) -> float:
-        if self._spec.manifest.engine == "llamacpp":
-            # It tells of progress many times in one answer, whose length says nothing.
-            return _STUCK_GENERATING_S
-        times = sorted(self._engine_us)
-        p99_s = times[int(len(times) * 0.99)] / 1e6 if times else 0.0
-        return max(_STUCK_S, _STUCK_P99S * p99_s)
 
     async def _end_process(self, *, keep: bool = False) -> None:
         if self._process is not None:
