@@ -12,7 +12,6 @@ import re
 import subprocess
 import sys
 import zlib
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -21,7 +20,9 @@ import pytest
 
 from inferbus_schemas import messages as m
 from tests.support import docs_page
-from tests.support.gateway_side import GatewayProcess, GatewaySide, prediction, rows, spawn
+from tests.support.gateway_process import GatewayProcess
+from tests.support.gateway_side import GatewaySide
+from tests.support.scripted_worker import echo, rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
 
@@ -95,30 +96,11 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
-@pytest.fixture(scope="module")
-def gateway(
-    kafka_bootstrap: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[GatewayProcess]:
-    """One gateway for all tests here: each deploys a model of its own."""
-    running = spawn(kafka_bootstrap, tmp_path_factory.mktemp("gateway"))
-    try:
-        yield running
-    finally:
-        running.kill()
-
-
 @pytest.fixture
-async def side(
-    kafka_bootstrap: str, gateway: GatewayProcess, tmp_path: Path
-) -> AsyncIterator[GatewaySide]:
-    made = GatewaySide(kafka_bootstrap, tmp_path)
-    await made.start()
-    try:
-        await made.worker(lambda request: [prediction(request)])
-        await made.serves(gateway)
-        yield made
-    finally:
-        await made.stop()
+async def side(side: GatewaySide, gateway: GatewayProcess) -> GatewaySide:
+    await side.worker(echo)
+    await side.serves(gateway)
+    return side
 
 
 @pytest.mark.parametrize("program", [SYNC, AIO], ids=["sync", "aio"])

@@ -7,9 +7,8 @@ import gzip
 import json
 import re
 import struct
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,48 +18,13 @@ from inferbus_gateway.hot.pending import MAX_ATTEMPTS
 from inferbus_kit.consume import PartitionReader
 from inferbus_schemas import membership, topics
 from inferbus_schemas import messages as m
-from tests.support.gateway_side import (
-    VERSION_SHA256,
-    GatewayProcess,
-    GatewaySide,
-    prediction,
-    rows,
-    spawn,
-)
+from tests.support.gateway_process import GatewayProcess
+from tests.support.gateway_side import VERSION_SHA256, GatewaySide
+from tests.support.scripted_worker import echo, prediction, rows, silence
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
 
 ONE = rows([1.0, 2.5, -3.0])
-
-
-def echo(request: m.Request) -> list[m.Prediction]:
-    return [prediction(request)]
-
-
-def silence(_request: m.Request) -> list[m.Prediction]:
-    return []
-
-
-@pytest.fixture(scope="module")
-def gateway(
-    kafka_bootstrap: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[GatewayProcess]:
-    """One gateway for the tests that do not stop it: each deploys a model of its own."""
-    running = spawn(kafka_bootstrap, tmp_path_factory.mktemp("gateway"))
-    try:
-        yield running
-    finally:
-        running.kill()
-
-
-@pytest.fixture
-async def side(kafka_bootstrap: str, tmp_path: Path) -> AsyncIterator[GatewaySide]:
-    made = GatewaySide(kafka_bootstrap, tmp_path)
-    await made.start()
-    try:
-        yield made
-    finally:
-        await made.stop()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
@@ -13,17 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from inferbus_kit.objects import Objects, open_store
-from tests.support.gateway_side import GatewaySide, prediction
+from tests.support.gateway_side import GatewaySide
 from tests.support.job_side import commands, ended, finish, job_id, kept, results
+from tests.support.scripted_worker import echo
 
 
 @pytest.fixture
-async def side(kafka_bootstrap: str, tmp_path: Path) -> AsyncIterator[GatewaySide]:
-    made = GatewaySide(kafka_bootstrap, tmp_path)
-    await made.start()
-    await made.worker(lambda request: [prediction(request)])
-    yield made
-    await made.stop()
+async def side(side: GatewaySide) -> GatewaySide:
+    await side.worker(echo)
+    return side
 
 
 @pytest.fixture

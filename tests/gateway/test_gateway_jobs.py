@@ -16,19 +16,17 @@ from inferbus_kit.objects import Objects, open_store
 from inferbus_schemas import access, ids, jobs
 from inferbus_schemas import messages as m
 from tests.gateway.test_gateway_keys import put_key
-from tests.support.gateway_side import GatewaySide, prediction, rows
+from tests.support.gateway_side import GatewaySide
 from tests.support.job_side import commands, ended, finish, job_id, kept, results
+from tests.support.scripted_worker import echo, rows
 
 JSON_LINES = {"content-type": "application/x-ndjson"}
 
 
 @pytest.fixture
-async def side(kafka_bootstrap: str, tmp_path: Path) -> AsyncIterator[GatewaySide]:
-    made = GatewaySide(kafka_bootstrap, tmp_path)
-    await made.start()
-    await made.worker(lambda request: [prediction(request)])
-    yield made
-    await made.stop()
+async def side(side: GatewaySide) -> GatewaySide:
+    await side.worker(echo)
+    return side
 
 
 @pytest.fixture

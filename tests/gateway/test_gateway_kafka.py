@@ -7,59 +7,19 @@ import hashlib
 import json
 import struct
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from inferbus_schemas import messages as m
-from tests.support.gateway_side import GatewayProcess, GatewaySide, prediction, rows, spawn
+from tests.support.gateway_process import GatewayProcess
+from tests.support.gateway_side import GatewaySide
+from tests.support.scripted_worker import echo, prediction, rows, silence, told
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
 
 ONE = rows([1.0, 2.5, -3.0])
-
-
-def echo(request: m.Request) -> list[m.Prediction]:
-    return [prediction(request)]
-
-
-def silence(_request: m.Request) -> list[m.Prediction]:
-    return []
-
-
-def prediction_of(outcome: Any) -> Callable[[m.Request], list[m.Prediction]]:
-    return lambda request: [prediction(request, outcome, error_message="told so")]
-
-
-@pytest.fixture(scope="module")
-def gateway(
-    kafka_bootstrap: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[GatewayProcess]:
-    """One gateway for all tests here: each deploys a model of its own."""
-    running = spawn(kafka_bootstrap, tmp_path_factory.mktemp("gateway"))
-    try:
-        yield running
-    finally:
-        running.kill()
-
-
-@pytest.fixture
-async def side(kafka_bootstrap: str, tmp_path: Path) -> AsyncIterator[GatewaySide]:
-    made = GatewaySide(kafka_bootstrap, tmp_path)
-    await made.start()
-    try:
-        yield made
-    finally:
-        await made.stop()
-
-
-@pytest.fixture
-async def http() -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(timeout=40) as client:
-        yield client
 
 
 async def test_an_answer_names_its_record(
@@ -162,7 +122,7 @@ async def test_each_outcome_has_its_status(
     worker = await side.worker(echo)
     await side.serves(gateway)
     for outcome, status, code in OUTCOMES:
-        worker.script = prediction_of(outcome)
+        worker.script = told(outcome)
         got = await http.post(gateway.url + side.path, json=ONE)
         assert (got.status_code, got.json()) == (status, {"error": "told so"})
         assert got.headers["x-inferbus-error-code"] == code

@@ -10,26 +10,18 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import httpx
-import pytest
 
 from inferbus_dev import valkey
 from inferbus_dev.supervisor import Supervisor
 from inferbus_schemas import access, topics
 from inferbus_schemas import messages as m
-from tests.support.gateway_side import GatewayProcess, GatewaySide, free_port, prediction, rows
+from tests.support.gateway_process import GatewayProcess, free_port
+from tests.support.gateway_side import GatewaySide
 from tests.support.provider import provider
+from tests.support.scripted_worker import prediction, rows
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
-
-
-@pytest.fixture
-async def side(kafka_bootstrap: str, tmp_path: Path) -> AsyncIterator[GatewaySide]:
-    made = GatewaySide(kafka_bootstrap, tmp_path)
-    await made.start()
-    yield made
-    await made.stop()
 
 
 async def put_key(side: GatewaySide, key: str, *scopes: str, **fields: Any) -> None:

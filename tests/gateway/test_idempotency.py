@@ -8,7 +8,6 @@ import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -23,21 +22,15 @@ from inferbus_gateway.hot import keyed
 from inferbus_schemas import access, ids, topics
 from inferbus_schemas import messages as m
 from tests.gateway.test_gateway_keys import put_key
-from tests.support.gateway_side import GatewayProcess, GatewaySide, prediction, rows, spawn
+from tests.support.gateway_process import GatewayProcess, spawn
+from tests.support.gateway_side import GatewaySide
+from tests.support.scripted_worker import echo, prediction, rows, silence
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
 
 ONE = json.dumps(rows([1.0, 2.5, -3.0], id="mine")).encode()
 TWO = json.dumps(rows([9.0, 9.0, 9.0], id="mine")).encode()
 MARK = keyed.MARK
-
-
-def echo(request: m.Request) -> list[m.Prediction]:
-    return [prediction(request)]
-
-
-def silence(_request: m.Request) -> list[m.Prediction]:
-    return []
 
 
 @pytest.fixture(scope="module")
@@ -53,16 +46,6 @@ def gateways(
     finally:
         for one in pair:
             one.kill()
-
-
-@pytest.fixture
-async def side(kafka_bootstrap: str, tmp_path: Path) -> AsyncIterator[GatewaySide]:
-    made = GatewaySide(kafka_bootstrap, tmp_path)
-    await made.start()
-    try:
-        yield made
-    finally:
-        await made.stop()
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from inferbus_kit.metrics import gateway_metrics
 from inferbus_schemas import access
 from inferbus_schemas import messages as m
 from inferbus_schemas.membership import Membership
-from tests.support.gateway_side import free_port
+from tests.support.gateway_process import free_port
 from tests.support.gcra import Gcra
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +19,9 @@ from inferbus_gateway.gen import open_inference_pb2 as pb
 from inferbus_schemas import access
 from inferbus_schemas import messages as m
 from tests.gateway.test_gateway_keys import put_key
-from tests.support.gateway_side import GatewayProcess, GatewaySide, prediction, rows
+from tests.support.gateway_process import GatewayProcess
+from tests.support.gateway_side import GatewaySide
+from tests.support.scripted_worker import prediction, rows
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -34,16 +35,6 @@ PATHS = (
     "/v2/models/{}/infer",
     "/v2/models/{}/versions/1/infer",
 )
-
-
-@pytest.fixture
-async def side(kafka_bootstrap: str, tmp_path: Path) -> AsyncIterator[GatewaySide]:
-    made = GatewaySide(kafka_bootstrap, tmp_path)
-    await made.start()
-    try:
-        yield made
-    finally:
-        await made.stop()
 
 
 def new_key() -> str:

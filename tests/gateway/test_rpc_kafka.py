@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from inferbus_gateway.gen import open_inference_pb2 as pb
 from inferbus_schemas import manifest as manifests
 from inferbus_schemas import messages as m
-from tests.support.gateway_side import (
-    GatewayProcess,
-    GatewaySide,
-    ScriptedWorker,
-    prediction,
-    spawn,
-)
+from tests.support.gateway_process import GatewayProcess, spawn
+from tests.support.gateway_side import GatewaySide
+from tests.support.scripted_worker import ScriptedWorker, prediction, silence, told
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
 
@@ -80,36 +76,6 @@ class Client:
 
 def echo(request: m.Request) -> list[m.Prediction]:
     return [prediction(request, queue_us=30, engine_us=50, latency_us=100, batch_size=1)]
-
-
-def silence(_request: m.Request) -> list[m.Prediction]:
-    return []
-
-
-def said(outcome: Any) -> Callable[[m.Request], list[m.Prediction]]:
-    return lambda request: [prediction(request, outcome, error_message="told so")]
-
-
-@pytest.fixture(scope="module")
-def gateway(
-    kafka_bootstrap: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[GatewayProcess]:
-    """One gateway for all tests here: each deploys a model of its own."""
-    running = spawn(kafka_bootstrap, tmp_path_factory.mktemp("gateway"))
-    try:
-        yield running
-    finally:
-        running.kill()
-
-
-@pytest.fixture
-async def side(kafka_bootstrap: str, tmp_path: Path) -> AsyncIterator[GatewaySide]:
-    made = GatewaySide(kafka_bootstrap, tmp_path)
-    await made.start()
-    try:
-        yield made
-    finally:
-        await made.stop()
 
 
 @pytest.fixture
@@ -204,7 +170,7 @@ async def test_half_floats_travel_raw_over_both_protocols(
 async def test_a_record_that_is_no_answer_has_its_status_and_receipt(
     client: Client, outcome: Any, status: Any, code: str
 ) -> None:
-    await client.worker(said(outcome))
+    await client.worker(told(outcome))
     got, details, beside = await refused(client.infer(client.request()))
     assert (got, details, beside["x-inferbus-error-code"]) == (status, "told so", code)
     assert ":" in beside["x-inferbus-receipt"]

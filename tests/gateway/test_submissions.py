@@ -6,7 +6,6 @@ import asyncio
 import secrets
 import struct
 import uuid
-from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,13 +23,11 @@ from inferbus_gateway.hot.publish import MAX_FRAME_REQUESTS
 from inferbus_kit.consume import PartitionReader
 from inferbus_schemas import ids, topics
 from inferbus_schemas import messages as m
-from tests.support.gateway_side import GatewayProcess, GatewaySide, prediction
+from tests.support.gateway_process import GatewayProcess
+from tests.support.gateway_side import GatewaySide
+from tests.support.scripted_worker import echo
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
-
-
-def echo(request: m.Request) -> list[m.Prediction]:
-    return [prediction(request)]
 
 
 class Program:
@@ -98,15 +95,10 @@ class Program:
 
 
 @pytest.fixture
-async def program(kafka_bootstrap: str, tmp_path: Path) -> AsyncIterator[Program]:
-    side = GatewaySide(kafka_bootstrap, tmp_path)
-    await side.start()
+async def program(side: GatewaySide) -> Program:
     made = Program(side)
     await made.start()
-    try:
-        yield made
-    finally:
-        await side.stop()
+    return made
 
 
 async def test_each_request_has_one_record_under_the_tenant_of_its_topic(program: Program) -> None:

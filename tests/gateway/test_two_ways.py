@@ -5,33 +5,19 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import httpx
 import pytest
 
-from inferbus_schemas import messages as m
-from tests.support.gateway_side import GatewayProcess, GatewaySide, prediction, rows
+from tests.support.gateway_process import GatewayProcess
+from tests.support.gateway_side import GatewaySide
+from tests.support.scripted_worker import echo, rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
 
 ONE = json.dumps(rows([1.0, 2.5, -3.0], id="mine")).encode()
 OWN = {"x-request-id", "x-inferbus-receipt", "x-inferbus-timing", "retry-after"}
 """Headers that differ between any two answers."""
-
-
-def echo(request: m.Request) -> list[m.Prediction]:
-    return [prediction(request)]
-
-
-@pytest.fixture
-async def side(kafka_bootstrap: str, tmp_path: Path) -> AsyncIterator[GatewaySide]:
-    made = GatewaySide(kafka_bootstrap, tmp_path)
-    await made.start()
-    try:
-        yield made
-    finally:
-        await made.stop()
 
 
 async def _both(

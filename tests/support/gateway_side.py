@@ -1,4 +1,4 @@
-"""What stands around a gateway in its tests: a pool of its own, its process, a scripted worker.
+"""What stands around a gateway in its tests: a pool of its own, a deployed model, its workers.
 
 In: a broker and a folder. Out: a model that is deployed, a worker that answers as the test says,
 and every record of the prediction stream.
@@ -9,12 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import secrets
-import signal
-import socket
-import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,171 +23,17 @@ from aiokafka.structs import TopicPartition
 from inferbus_dev.topics import create_topics
 from inferbus_kit.consume import PartitionReader, Record
 from inferbus_kit.produce import Producer
-from inferbus_schemas import envelope, ids, membership, tensors, topics
+from inferbus_schemas import envelope, membership, topics
 from inferbus_schemas import manifest as manifests
 from inferbus_schemas import messages as m
+from tests.support.gateway_process import GatewayProcess, spawn
+from tests.support.scripted_worker import Script, ScriptedWorker, doubler
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
 VERSION_SHA256 = bytes(range(32))
 T = TypeVar("T")
-
-
-def doubler() -> manifests.Signature:
-    """Return a signature of one FP32 input and one FP32 output of three columns."""
-    return manifests.Signature(
-        inputs=(manifests.TensorSpec("x", "FP32", (-1, 3)),),
-        outputs=(manifests.TensorSpec("y", "FP32", (-1, 3)),),
-    )
-
-
-def rows(*data: Sequence[float], **more: Any) -> dict[str, Any]:
-    """Return the body of a request for `doubler`."""
-    flat = [value for row in data for value in row]
-    one = {"name": "x", "datatype": "FP32", "shape": [len(data), 3], "data": flat}
-    return {"inputs": [one], **more}
-
-
-def prediction(
-    request: m.Request, outcome: m.Outcome = m.OUTCOME_OK, **fields: Any
-) -> m.Prediction:
-    """Return the record that answers a request; an OK one gives the inputs back as `y`."""
-    said = m.Prediction(
-        id=request.id,
-        attempt=request.attempt,
-        outcome=outcome,
-        tenant=request.tenant,
-        model=request.model,
-        version=request.version,
-        served_by="scripted",
-        client_request_id=request.client_request_id,
-        **fields,
-    )
-    if outcome == m.OUTCOME_OK:
-        given = m.TensorSet.FromString(request.tensors).tensors
-        out = [
-            m.Tensor(name="y", datatype=one.datatype, shape=one.shape, data=one.data)
-            for one in given
-        ]
-        said.outputs = m.TensorSet(tensors=out).SerializeToString()
-        said.output_sha256 = tensors.output_sha256(out)
-    return said
-
-
-class ScriptedWorker:
-    """Owns an inbox, says that it is READY, and answers by a script.
-
-    Invariants: it beats four times a second until `stop`; `frames` and `requests` hold all that it
-    read; what the script returns is written in that order to the request's reply partition.
-    """
-
-    def __init__(self, side: GatewaySide, inbox: int, script: Any) -> None:
-        self._side = side
-        self.inbox = inbox
-        self.script = script
-        self.frames: list[m.RequestFrame] = []
-        self.requests: list[m.Request] = []
-        self.epoch = 1
-        self.state = m.STATE_ACTIVE
-        self.end_offset = 0
-        self.backlog_rows = 0
-        self._life = secrets.randbits(60)
-        self._tasks: list[asyncio.Task[None]] = []
-        self._reader: PartitionReader | None = None
-
-    async def start(self) -> None:
-        topic = topics.topic(topics.REQUESTS, self._side.pool).name
-        self._reader = PartitionReader(
-            self._side.bootstrap, topic, self.inbox, client_id="scripted", start="earliest"
-        )
-        await self._reader.start()
-        await self.beat()
-        self._tasks = [asyncio.create_task(self._beat()), asyncio.create_task(self._read())]
-
-    async def stop(self) -> None:
-        """Fall silent, as a killed worker does."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._reader is not None:
-            await self._reader.stop()
-
-    async def release(self, end_offset: int) -> None:
-        """Give the inbox up, read up to `end_offset`."""
-        self.state, self.end_offset = m.STATE_RELEASED, end_offset
-        await self.beat()
-
-    async def beat(self) -> None:
-        side = self._side
-        resident = m.Resident(
-            model=side.model, version=side.version, readiness=m.READINESS_READY, generation=1
-        )
-        said = m.Heartbeat(
-            instance=f"scripted-{self.inbox}",
-            state=self.state,
-            life=self._life,
-            worker=m.WorkerBeat(
-                pool=side.pool,
-                inbox=self.inbox,
-                epoch=self.epoch,
-                end_offset=self.end_offset,
-                backlog_rows=self.backlog_rows,
-                residents=[resident],
-            ),
-        )
-        key = membership.inbox_key(side.pool, self.inbox)
-        await side.write(topics.HEARTBEATS, 0, key, said.SerializeToString())
-
-    async def answer(self, *said: m.Prediction, partition: int) -> int:
-        """Write records to a reply partition; return the last one's offset."""
-        offset = -1
-        for one in said:
-            name, raw = f"{ids.text(one.id)}/{one.attempt}", one.SerializeToString()
-            offset = await self._side.write(topics.PREDICTIONS, partition, one.model, raw, name)
-        return offset
-
-    async def _beat(self) -> None:
-        while True:
-            await asyncio.sleep(0.25)
-            await self.beat()
-
-    async def _read(self) -> None:
-        assert self._reader is not None
-        while True:
-            for record in await self._reader.read(timeout_ms=100):
-                frame = m.RequestFrame.FromString(record.value or b"")
-                self.frames.append(frame)
-                for request in frame.requests:
-                    self.requests.append(request)
-                    await self.answer(*self.script(request), partition=request.reply_partition)
-
-
-@dataclass(slots=True)
-class GatewayProcess:
-    """A gateway in a process of its own."""
-
-    process: subprocess.Popen[bytes]
-    instance: str
-    port: int
-    metrics_port: int
-    grpc_port: int
-    log: Path
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def stop(self, timeout_s: float = 40.0) -> int:
-        """End it as a supervisor does; return its exit code."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout_s)
-
-    def kill(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait(10)
 
 
 @dataclass(slots=True)
@@ -327,7 +168,7 @@ class GatewaySide:
         )
         await self.write(topics.DEPLOYMENTS, 0, self.model, said.SerializeToString())
 
-    async def worker(self, script: Any, inbox: int = 0) -> ScriptedWorker:
+    async def worker(self, script: Script, inbox: int = 0) -> ScriptedWorker:
         """Start a worker that answers by `script`."""
         made = ScriptedWorker(self, inbox, script)
         self._workers.append(made)
@@ -390,31 +231,12 @@ class GatewaySide:
         raise AssertionError(f"it did not happen in {timeout_s} s; the gateways said:\n{logs}")
 
 
-def spawn(bootstrap: str, folder: Path, **env: str) -> GatewayProcess:
-    """Start a gateway in a process of its own."""
-    name = f"gateway-{secrets.token_hex(3)}"
-    port, metrics_port, grpc_port = free_port(), free_port(), free_port()
-    log = folder / f"{name}.log"
-    told = {
-        **os.environ,
-        "INFERBUS_KAFKA_BOOTSTRAP": bootstrap,
-        "INFERBUS_STATE_DIR": str(folder),
-        "INFERBUS_INSTANCE": name,
-        "INFERBUS_HTTP_PORT": str(port),
-        "INFERBUS_METRICS_PORT": str(metrics_port),
-        "INFERBUS_AUTH": "local",
-        "INFERBUS_SUBMISSION_TENANTS": "",
-        "INFERBUS_GRPC_PORT": str(grpc_port),
-        **env,
-    }
-    with log.open("ab") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "inferbus_gateway"], env=told, stdout=out, stderr=out
-        )
-    return GatewayProcess(process, name, port, metrics_port, grpc_port, log)
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+@contextlib.asynccontextmanager
+async def deployed(bootstrap: str, folder: Path) -> AsyncIterator[GatewaySide]:
+    """Deploy a model of the test alone; what was started for it ends with the test."""
+    made = GatewaySide(bootstrap, folder)
+    await made.start()
+    try:
+        yield made
+    finally:
+        await made.stop()

@@ -17,7 +17,8 @@ from aiokafka.structs import TopicPartition
 from inferbus_kit.objects import Objects
 from inferbus_schemas import jobs, topics
 from inferbus_schemas import messages as m
-from tests.support.gateway_side import GatewaySide, prediction
+from tests.support.gateway_side import GatewaySide
+from tests.support.scripted_worker import prediction
 
 
 async def commands(side: GatewaySide, job_id: bytes) -> list[m.ChunkCommand]:

@@ -1,0 +1,33 @@
+"""Fixtures around a gateway in a process of its own; what they do stands in tests/support."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support import gateway_process, gateway_side
+
+
+@pytest.fixture
+async def side(kafka_bootstrap: str, tmp_path: Path) -> AsyncIterator[gateway_side.GatewaySide]:
+    """A model of this test alone."""
+    async with gateway_side.deployed(kafka_bootstrap, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def gateway(
+    kafka_bootstrap: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[gateway_process.GatewayProcess]:
+    """One gateway for the tests of a file that do not stop it: each deploys a model of its own."""
+    with gateway_process.running(kafka_bootstrap, tmp_path_factory.mktemp("gateway")) as running:
+        yield running
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(timeout=40) as client:
+        yield client

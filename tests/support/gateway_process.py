@@ -1,0 +1,84 @@
+"""A gateway in a process of its own.
+
+In: a broker and a folder. Out: its addresses, and its end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(slots=True)
+class GatewayProcess:
+    """A gateway in a process of its own."""
+
+    process: subprocess.Popen[bytes]
+    instance: str
+    port: int
+    metrics_port: int
+    grpc_port: int
+    log: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def stop(self, timeout_s: float = 40.0) -> int:
+        """End it as a supervisor does; return its exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout_s)
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(10)
+
+
+def spawn(bootstrap: str, folder: Path, **env: str) -> GatewayProcess:
+    """Start a gateway in a process of its own."""
+    name = f"gateway-{secrets.token_hex(3)}"
+    port, metrics_port, grpc_port = free_port(), free_port(), free_port()
+    log = folder / f"{name}.log"
+    told = {
+        **os.environ,
+        "INFERBUS_KAFKA_BOOTSTRAP": bootstrap,
+        "INFERBUS_STATE_DIR": str(folder),
+        "INFERBUS_INSTANCE": name,
+        "INFERBUS_HTTP_PORT": str(port),
+        "INFERBUS_METRICS_PORT": str(metrics_port),
+        "INFERBUS_AUTH": "local",
+        "INFERBUS_SUBMISSION_TENANTS": "",
+        "INFERBUS_GRPC_PORT": str(grpc_port),
+        **env,
+    }
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "inferbus_gateway"], env=told, stdout=out, stderr=out
+        )
+    return GatewayProcess(process, name, port, metrics_port, grpc_port, log)
+
+
+@contextlib.contextmanager
+def running(bootstrap: str, folder: Path) -> Iterator[GatewayProcess]:
+    """Run a gateway for tests that do not stop it."""
+    made = spawn(bootstrap, folder)
+    try:
+        yield made
+    finally:
+        made.kill()
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
