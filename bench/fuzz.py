@@ -1,7 +1,8 @@
-"""11,400 hostile requests against a running stack: no 500, no silence, no leak, no growth.
+"""11,400 hostile requests and 3,600 hostile gRPC calls against a running stack.
 
-Every request comes from a seed, so a finding can be made again. The gateway's resident memory is
-read after 600 others, which fill its caches, and at the end.
+None may end in a 500, INTERNAL or UNKNOWN, in silence, in a telling word, or grow the gateway. All
+comes from seeds, so a finding can be made again. Memory is read after others that fill caches, and
+at the end, each time once the transports have given back what they hold for large messages.
 """
 
 from __future__ import annotations
@@ -10,43 +11,51 @@ import asyncio
 import json
 import sys
 import time
+from typing import Any
 from urllib.parse import urlsplit
 
 from bench.deployed import deployed
 from bench.record import memory_mib, store
-from tests.support import hostile
+from inferbus_dev.stack import Stack
+from tests.support import hostile, hostile_rpc
 
 N = 11_400
 WARM = 600
+RPC_N = 3_600
+RPC_WARM = 1_200
 CONNECTIONS = 6
+SETTLE_S = 5.0
 SEED = 20261126
 
 
 async def measure() -> dict[str, object]:
     """Throw everything; return counts, findings and memory."""
     async with deployed(["breast-cancer", "minilm", "smollm2"]) as (stack, _):
-        port = int(urlsplit(stack.http).port or 0)
         pid = stack.process("gateway").pid
-        tally = hostile.Tally()
+        figures = await _requests(stack, pid)
+        figures["grpc"] = await _calls(stack, pid)
+        figures["gateway_still_the_same_process"] = stack.process("gateway").pid == pid
+    return figures
 
-        async def throw(n: int, seed: int) -> None:
-            seeds = [seed * 100 + number for number in range(CONNECTIONS)]
-            await asyncio.gather(
-                *(
-                    hostile.throw(
-                        port, hostile.requests(each, hostile.VALID), n // CONNECTIONS, tally
-                    )
-                    for each in seeds
-                )
+
+async def _requests(stack: Stack, pid: int) -> dict[str, object]:
+    port = int(urlsplit(stack.http).port or 0)
+    tally = hostile.Tally()
+
+    async def throw(n: int, seed: int) -> None:
+        seeds = [seed * 100 + number for number in range(CONNECTIONS)]
+        await asyncio.gather(
+            *(
+                hostile.throw(port, hostile.requests(each, hostile.VALID), n // CONNECTIONS, tally)
+                for each in seeds
             )
+        )
 
-        await throw(WARM, SEED)
-        before_mib = memory_mib([pid])
-        start_s = time.monotonic()
-        await throw(N, SEED + 1)
-        spent_s = time.monotonic() - start_s
-        after_mib = memory_mib([pid])
-        alive = stack.process("gateway").pid == pid
+    await throw(WARM, SEED)
+    before_mib = memory_mib([pid])
+    start_s = time.monotonic()
+    await throw(N, SEED + 1)
+    spent_s = time.monotonic() - start_s
     for what, wire, body in tally.broken[:20]:
         sys.stderr.write(f"{what}\n  sent {wire[:600]!r}\n  got  {body!r}\n")
     return {
@@ -56,9 +65,42 @@ async def measure() -> dict[str, object]:
         "closed_without_answer": tally.closed,
         "broken": [what for what, _, _ in tally.broken],
         "seconds": round(spent_s, 1),
-        "gateway_memory_mib": {"before": before_mib, "after": after_mib},
-        "gateway_still_the_same_process": alive,
+        "gateway_memory_mib": {"before": before_mib, "after": memory_mib([pid])},
     }
+
+
+async def _calls(stack: Stack, pid: int) -> dict[str, object]:
+    tally = hostile_rpc.Tally()
+
+    async def throw(n: int, seed: int) -> None:
+        seeds = [seed * 100 + number for number in range(CONNECTIONS)]
+        await asyncio.gather(
+            *(
+                hostile_rpc.throw(stack.grpc, hostile_rpc.calls(each), n // CONNECTIONS, tally)
+                for each in seeds
+            )
+        )
+
+    await throw(RPC_WARM, SEED)
+    before_mib = await _settled_mib(pid)
+    start_s = time.monotonic()
+    await throw(RPC_N, SEED + 1)
+    spent_s = time.monotonic() - start_s
+    for what, sent, got in tally.broken[:20]:
+        sys.stderr.write(f"{what}\n  sent {sent}\n  got  {got}\n")
+    return {
+        "calls": tally.n,
+        "statuses": dict(sorted(tally.statuses.items())),
+        "broken": [what for what, _, _ in tally.broken],
+        "seconds": round(spent_s, 1),
+        "gateway_memory_mib": {"before": before_mib, "after": await _settled_mib(pid)},
+    }
+
+
+async def _settled_mib(pid: int) -> float:
+    """Return the memory of a process once it has been left alone."""
+    await asyncio.sleep(SETTLE_S)
+    return memory_mib([pid])
 
 
 def main() -> None:
@@ -66,5 +108,6 @@ def main() -> None:
     figures = asyncio.run(measure())
     path = store("fuzz", figures)
     sys.stderr.write(f"{json.dumps(figures)}\nstored in bench/results/{path.name}\n")
-    if figures["broken"]:
+    grpc: Any = figures["grpc"]
+    if figures["broken"] or grpc["broken"]:
         raise SystemExit(1)

@@ -1,4 +1,4 @@
-"""Hostile requests against the running stack; `python -m bench fuzz` throws many more."""
+"""Hostile requests and calls against the running stack; `python -m bench fuzz` throws many more."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from inferbus_dev.stack import Stack
-from tests.support import hostile
+from tests.support import hostile, hostile_rpc
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -26,6 +26,28 @@ async def test_every_hostile_request_is_refused_in_words(stack: Stack) -> None:
     assert tally.n == 600
     assert min(tally.statuses[400], tally.statuses[404], tally.statuses[200]) > 0
     assert stack.process("gateway").pid == pid
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_every_hostile_call_is_refused_in_words(stack: Stack) -> None:
+    tally = hostile_rpc.Tally()
+    pid = stack.process("gateway").pid
+    throwing = (
+        hostile_rpc.throw(stack.grpc, hostile_rpc.calls(seed), 100, tally) for seed in range(4)
+    )
+    await asyncio.gather(*throwing)
+    assert not tally.broken, tally.broken[:3]
+    assert tally.n == 400
+    wanted = ("OK", "INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED", "UNAUTHENTICATED")
+    assert min(tally.statuses[one] for one in wanted) > 0
+    assert stack.process("gateway").pid == pid
+
+
+def test_hostile_calls_come_from_their_seed() -> None:
+    first, again, other = (hostile_rpc.calls(seed) for seed in (7, 7, 8))
+    made = [next(first) for _ in range(50)]
+    assert made == [next(again) for _ in range(50)]
+    assert made != [next(other) for _ in range(50)]
 
 
 def test_the_rules_can_be_broken() -> None:

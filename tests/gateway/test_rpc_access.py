@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncIterator
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import grpc
@@ -108,6 +109,40 @@ async def listener() -> AsyncIterator[Listener]:
         yield made
     finally:
         await made.server.stop()
+
+
+def _held() -> int:
+    """Count the frames that still hold a message."""
+    return sum(
+        isinstance(value, pb.ModelInferRequest | pb.ModelReadyRequest)
+        for frame in gc.get_objects()
+        if isinstance(frame, FrameType)
+        for value in frame.f_locals.values()
+    )
+
+
+async def test_a_refused_message_is_not_kept_until_cycles_are_collected(listener: Listener) -> None:
+    listener.keys.apply(record(1, "infer:*", "models:read"))
+    gc.collect()
+    gc.disable()
+    try:
+        for name in ("ModelInfer", "ModelStreamInfer", "ModelReady"):
+            for model in ("nobody", "digits"):
+                await listener.ask(name, model, bearer(1))
+        assert _held() == 0
+    finally:
+        gc.enable()
+
+
+async def test_health_refuses_what_it_cannot_read(listener: Listener) -> None:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{listener.server.port}") as channel:
+        check: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
+        watch: Any = channel.unary_stream("/grpc.health.v1.Health/Watch")
+        for call in (check(b"\xff", timeout=10), watch(b"\xff", timeout=10).read()):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call
+            assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+            assert caught.value.details() == "the message is not a HealthCheckRequest"
 
 
 def test_every_method_has_a_policy() -> None:

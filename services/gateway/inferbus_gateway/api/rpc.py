@@ -16,17 +16,17 @@ import structlog
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 from grpc_health.v1 import health as grpc_health
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 from pydantic import BaseModel
 
-from inferbus_gateway.api import reflection
+from inferbus_gateway.api import reflection, rpc_health
 from inferbus_gateway.api.views import Views
 from inferbus_gateway.control.repository import ModelRepository
 from inferbus_gateway.door import METHODS
 from inferbus_gateway.gen import open_inference_pb2 as pb
 from inferbus_gateway.hot.access import Access
 from inferbus_gateway.hot.rpc_infer import RpcInfer
-from inferbus_gateway.hot.rpc_messages import readable, reader, refusal_metadata, status
+from inferbus_gateway.hot.rpc_messages import bare, readable, reader, refusal_metadata, status
 from inferbus_kit.errors import InferbusError, StartupError
 from inferbus_kit.health import Health
 from inferbus_kit.lifecycle import cancel
@@ -83,8 +83,8 @@ class RpcServer:
         )
         service = _Service(views, repository, health)
         self._server.add_generic_rpc_handlers((self._handler(service, infer),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._reports, self._server)
-        reflection.add(self._server, (SERVICE, grpc_health.SERVICE_NAME))
+        rpc_health.add(self._server, self._reports)
+        reflection.add(self._server, (SERVICE, rpc_health.NAME))
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
             self.port = self._server.add_insecure_port(address)
@@ -141,23 +141,35 @@ class RpcServer:
 
         async def method(asked: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Message:
             request_id = ids.text(self._new_id())
-            try:
-                question = readable(asked)
-                if policy != PUBLIC:
-                    self._access.check_call(context, policy, _model(question))
-                said = await answer(question, _presented(context))
-            except InferbusError as error:
-                failed = error
-            except Exception:  # noqa: BLE001 -- each call is answered in our own words
-                _log.exception("rpc_failed", request_id=request_id)
-                failed = InferbusError(_BROKEN)
-            else:
+            said = await self._said(policy, answer, asked, context, request_id)
+            if not isinstance(said, InferbusError):
                 context.set_trailing_metadata((("x-request-id", request_id),))
                 return said
-            await context.abort(status(failed), str(failed), refusal_metadata(failed, request_id))
+            # What `abort` raises holds this frame until the collector comes; not its megabytes too.
+            del asked
+            await context.abort(status(said), str(said), refusal_metadata(said, request_id))
             raise AssertionError  # `abort` raises
 
         return method
+
+    async def _said(
+        self,
+        policy: str,
+        answer: Answerer,
+        asked: Any,
+        context: grpc.aio.ServicerContext[Any, Any],
+        request_id: str,
+    ) -> Message | InferbusError:
+        try:
+            question = readable(asked)
+            if policy != PUBLIC:
+                self._access.check_call(context, policy, _model(question))
+            return await answer(question, _presented(context))
+        except InferbusError as error:
+            return bare(error)
+        except Exception:  # noqa: BLE001 -- each call is answered in our own words
+            _log.exception("rpc_failed", request_id=request_id)
+            return InferbusError(_BROKEN)
 
 
 def _model(asked: Any) -> str:

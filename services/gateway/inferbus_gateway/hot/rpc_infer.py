@@ -34,6 +34,7 @@ from inferbus_gateway.hot.rpc_messages import (
     Metadata,
     Said,
     Unreadable,
+    bare,
     readable,
     refusal_metadata,
     said_of,
@@ -97,6 +98,8 @@ class RpcInfer:
             context.set_trailing_metadata(ended.metadata)
             return ended.answer
         error = ended.error or InferbusError(BROKEN)
+        # What `abort` raises holds this frame until the collector comes; not its megabytes too.
+        del asked
         await context.abort(status(error), str(error), ended.metadata)
         raise AssertionError  # `abort` raises
 
@@ -219,7 +222,7 @@ class RpcInfer:
             error = InferbusError(BROKEN)
         elif not isinstance(error, errors.OutcomeUnknownError):
             self._metrics.rejected.labels(error.code).inc()
-        return Ended(None, error, refusal_metadata(error, text))
+        return Ended(None, bare(error), refusal_metadata(error, text))
 
     def _answered(self, question: Question, entry: Entry, prediction: m.Prediction) -> Ended:
         parsed, target = question.parsed, question.target
@@ -248,7 +251,7 @@ class RpcInfer:
                     "the model's answer cannot be read; tell who deployed it"
                 )
             code = ("x-inferbus-error-code", prediction.error_code or error.code)
-            return Ended(None, error, (*metadata, code))
+            return Ended(None, bare(error), (*metadata, code))
         digest = ("x-inferbus-output-sha256", prediction.output_sha256.hex())
         return Ended(answer, None, (*metadata, digest))
 

@@ -62,6 +62,16 @@ class Ended:
     metadata: Metadata
 
 
+def bare(error: InferbusError) -> InferbusError:
+    """Return an error without the frames that it came through.
+
+    Where it is told later than it was raised, they hold what holds it, and the call's message:
+    megabytes for each refusal, until the collector of cycles comes, which is seldom.
+    """
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+    return error
+
+
 def status(error: InferbusError) -> grpc.StatusCode:
     """Return the status of an error, from the one table of errors."""
     return grpc.StatusCode[error.grpc_status]
