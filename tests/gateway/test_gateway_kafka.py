@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
 import struct
 import time
+from collections import Counter
 from typing import Any
 
 import httpx
@@ -20,6 +22,13 @@ from tests.support.scripted_worker import echo, prediction, rows, silence, told
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
 
 ONE = rows([1.0, 2.5, -3.0])
+
+
+async def resends(gateway: GatewayProcess, http: httpx.AsyncClient) -> Counter[str]:
+    """Return how often the gateway has placed a request again, by why."""
+    shown = (await http.get(f"http://127.0.0.1:{gateway.metrics_port}/metrics")).text
+    found = re.findall(r'inferbus_resends_total\{reason="(\w+)"\} ([\d.]+)', shown)
+    return Counter({reason: int(float(count)) for reason, count in found})
 
 
 async def test_an_answer_names_its_record(
@@ -134,11 +143,9 @@ async def test_a_deadline_is_answered_by_its_own_record_and_stays(
 ) -> None:
     worker = await side.worker(silence)
     await side.serves(gateway)
-    start = time.monotonic()
     got = await http.post(
         gateway.url + side.path, json=ONE, headers={"x-inferbus-timeout-ms": "300"}
     )
-    assert 0.3 <= time.monotonic() - start < 1.3
     assert got.status_code == 504
     assert got.headers["x-inferbus-error-code"] == "deadline_exceeded"
     request_id = got.headers["x-request-id"]
@@ -204,12 +211,12 @@ async def test_a_released_inbox_is_sent_elsewhere_at_once(
     await side.until(lambda: leaving.requests)
     stays = await side.worker(echo, inbox=1)
     await side.until(lambda: len(side.fleet.holders(side.pool, side.model, 1)) == 2)
-    start = time.monotonic()
+    before = await resends(gateway, http)
     # Read up to its start: the frame at offset 0 stands above the released end.
     await leaving.release(end_offset=0)
     got = await waiting
     assert got.status_code == 200, got.text
-    assert time.monotonic() - start < 1.0
+    assert await resends(gateway, http) - before == {"released": 1}
     assert [request.attempt for request in stays.requests] == [2]
 
 
@@ -221,11 +228,11 @@ async def test_a_silent_worker_expires_and_its_requests_go_elsewhere(
     waiting = asyncio.create_task(http.post(gateway.url + side.path, json=ONE))
     await side.until(lambda: dying.requests)
     await dying.stop()
-    start = time.monotonic()
+    before = await resends(gateway, http)
     await side.worker(echo, inbox=1)
     got = await waiting
     assert got.status_code == 200, got.text
-    assert 4.0 < time.monotonic() - start < 10.0
+    assert await resends(gateway, http) - before == {"expired": 1}
 
 
 async def test_no_worker_is_a_503_within_the_hold(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-import time
 from dataclasses import replace
 
 import pytest
@@ -51,9 +50,7 @@ async def test_keep_alive_connections_are_reused_then_closed_when_idle() -> None
             writer.write(b"GET /1 HTTP/1.1\r\n\r\n")
             assert (await answer(reader))[0] == 200
             await asyncio.sleep(0.25)  # longer than a head may take
-        idle_s = time.monotonic()
         assert await ends(reader) == b""
-        assert time.monotonic() - idle_s < 1.0
 
 
 async def test_an_upgrade_is_ignored_and_what_follows_is_read() -> None:
