@@ -7,10 +7,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support import servers
+from tests.support import servers, sharing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say which tests go to one worker of xdist."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(sharing.group(item.path)))
 
 
 @pytest.fixture(scope="session")

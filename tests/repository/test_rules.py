@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import sharing
+
 ROOT = Path(__file__).resolve().parents[2]
 GENERATED = re.compile("inferbus_(schemas|gateway)/gen/")
 HOSTS = re.compile(
@@ -133,6 +135,13 @@ def test_kit_stays_small_and_without_domain_words() -> None:
 def test_modules_are_not_long() -> None:
     long = [p.relative_to(ROOT) for p in _sources() if len(p.read_text().splitlines()) > 420]
     assert not long
+
+
+def test_tests_that_share_a_stack_run_in_one_worker() -> None:
+    assert "--dist loadgroup" in (ROOT / "Makefile").read_text()
+    stacked = {sharing.group(path) for path in _tracked("tests/conformance/test_*.py")}
+    assert stacked == {"tests/conformance"}
+    assert sharing.group(ROOT / "tests" / "kit" / "test_http.py") == "tests/kit/test_http.py"
 
 
 def test_no_rooms_for_leftovers() -> None:
