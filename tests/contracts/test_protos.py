@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMAS = ROOT / "schemas"
 BUF = Path(sys.executable).parent / "buf"
@@ -26,6 +28,15 @@ def test_lint() -> None:
 def test_nothing_breaks_the_baseline() -> None:
     result = _buf("breaking", "--against", "baseline.binpb")
     assert result.returncode == 0, result.stdout
+
+
+def test_the_baseline_knows_every_file() -> None:
+    """Else what changes in a new file could never be called a break."""
+    known = FileDescriptorSet.FromString((SCHEMAS / "baseline.binpb").read_bytes())
+    proto = SCHEMAS / "proto"
+    files = {path.relative_to(proto).as_posix() for path in proto.rglob("*.proto")}
+    renew = "in schemas: buf build --exclude-source-info -o baseline.binpb"
+    assert files == {one.name for one in known.file if one.name.startswith("inferbus/")}, renew
 
 
 def test_a_break_is_found(tmp_path: Path) -> None:
