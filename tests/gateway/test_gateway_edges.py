@@ -77,7 +77,7 @@ async def test_every_error_of_every_route_has_code_id_and_shape(
         ("GET", side.path, 405, "method_not_allowed"),
         ("POST", "/v2", 405, "method_not_allowed"),
         ("DELETE", f"/v2/models/{side.model}", 405, "method_not_allowed"),
-        ("GET", "/v2/", 404, "not_found"),
+        ("GET", "/v2/nothing", 404, "not_found"),
         ("GET", "/", 404, "not_found"),
         ("POST", f"/v2/models/{side.model}/versions/1/more/infer", 404, "not_found"),
     ]

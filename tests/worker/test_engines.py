@@ -16,6 +16,7 @@ from inferbus_schemas import tensors
 from inferbus_worker.engines import golden, wire
 from inferbus_worker.engines.contract import EngineError, EngineSpec
 from inferbus_worker.engines.host import EngineHost
+from inferbus_worker.engines.patience import Patience
 from inferbus_worker.engines.process import Death, EngineProcess
 from tests.support import onnx_graphs
 from tests.support.sample_models import model_folder
@@ -209,7 +210,10 @@ async def test_a_host_whose_own_loop_dies_gives_its_version_up(
             raise RuntimeError("a fault of ours")
 
         submit_numbers(host, "endless", ENDLESS)
-        monkeypatch.setattr(host, "_patience_s" if loop == "watch" else "_revive", fault)
+        if loop == "watch":
+            monkeypatch.setattr(Patience, "silence_s", property(fault))
+        else:
+            monkeypatch.setattr(host, "_revive", fault)
         if loop == "mind":
             os.kill(host.pid, signal.SIGKILL)
         await until(lambda: listener.failed)
