@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
+from xdist.remote import Producer
 
 from tests.support import servers, sharing
 
@@ -13,10 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which tests go to one worker of xdist."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(sharing.group(item.path)))
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> sharing.Scheduling:
+    """Keep the tests that share a stack in one worker."""
+    return sharing.Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")

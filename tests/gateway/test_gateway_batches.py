@@ -6,7 +6,6 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,9 @@ import pytest
 from inferbus_kit.objects import Objects, open_store
 from inferbus_schemas import access, batches, ids, jobs, topics
 from inferbus_schemas import messages as m
-from tests.support.gateway_side import GatewaySide, prediction
+from tests.support.gateway_side import GatewaySide
 from tests.support.job_side import commands
+from tests.support.scripted_worker import echo, prediction
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -26,12 +26,9 @@ FORM = {"content-type": "multipart/form-data; boundary=b"}
 
 
 @pytest.fixture
-async def side(kafka_bootstrap: str, tmp_path: Path) -> AsyncIterator[GatewaySide]:
-    made = GatewaySide(kafka_bootstrap, tmp_path)
-    await made.start()
-    await made.worker(lambda request: [prediction(request)])
-    yield made
-    await made.stop()
+async def side(side: GatewaySide) -> GatewaySide:
+    await side.worker(echo)
+    return side
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import httpx
 import pytest
@@ -16,7 +14,8 @@ from inferbus_schemas import access
 from inferbus_schemas.access import Keyring
 from tests.gateway.test_access import bearer, record
 from tests.gateway.test_gateway_keys import ask, put_key
-from tests.support.gateway_side import GatewaySide, prediction
+from tests.support.gateway_side import GatewaySide
+from tests.support.scripted_worker import prediction
 
 ADA, BOB = "192.0.2.1", "192.0.2.2"
 
@@ -65,16 +64,6 @@ def test_a_good_key_is_never_asked_to_wait() -> None:
         known.check(bearer(99), b"", BOB, access.MODELS_READ)
     with pytest.raises(errors.UnauthorizedError):
         known.check(None, b"", ADA, access.MODELS_READ)
-
-
-@pytest.fixture
-async def side(kafka_bootstrap: str, tmp_path: Path) -> AsyncIterator[GatewaySide]:
-    made = GatewaySide(kafka_bootstrap, tmp_path)
-    await made.start()
-    try:
-        yield made
-    finally:
-        await made.stop()
 
 
 @pytest.mark.slow

@@ -138,10 +138,9 @@ def test_modules_are_not_long() -> None:
 
 
 def test_tests_that_share_a_stack_run_in_one_worker() -> None:
-    assert "--dist loadgroup" in (ROOT / "Makefile").read_text()
-    stacked = {sharing.group(path) for path in _tracked("tests/conformance/test_*.py")}
-    assert stacked == {"tests/conformance"}
-    assert sharing.group(ROOT / "tests" / "kit" / "test_http.py") == "tests/kit/test_http.py"
+    names = [path.relative_to(ROOT).as_posix() for path in _tracked("tests/conformance/test_*.py")]
+    assert {sharing.group(f"{name}::test_x") for name in names} == {"tests/conformance"}
+    assert sharing.group("tests/kit/test_http.py::test_x[a/b]") == "tests/kit/test_http.py"
 
 
 def test_no_rooms_for_leftovers() -> None:
