@@ -261,8 +261,10 @@ async def _records(
     """Yield a topic's records from all partitions, without end."""
     from aiokafka import AIOKafkaConsumer, TopicPartition  # noqa: PLC0415 -- half a second
 
+    from inferbus_kit.kafka import client_options  # noqa: PLC0415
+
     consumer: AIOKafkaConsumer = AIOKafkaConsumer(
-        bootstrap_servers=bootstrap, enable_auto_commit=False, auto_offset_reset="earliest"
+        **client_options(bootstrap), enable_auto_commit=False, auto_offset_reset="earliest"
     )
     try:
         await consumer.start()
@@ -286,7 +288,9 @@ async def _records(
 async def _with_admin(bootstrap: str, work: Any) -> Any:
     from aiokafka.admin import AIOKafkaAdminClient  # noqa: PLC0415 -- half a second
 
-    admin: AIOKafkaAdminClient = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    from inferbus_kit.kafka import client_options  # noqa: PLC0415
+
+    admin: AIOKafkaAdminClient = AIOKafkaAdminClient(**client_options(bootstrap))
     try:
         await admin.start()
         return await work(admin)

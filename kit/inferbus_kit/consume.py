@@ -18,6 +18,7 @@ from aiokafka.structs import TopicPartition
 from google.protobuf.message import DecodeError
 
 from inferbus_kit.errors import BusUnavailableError
+from inferbus_kit.kafka import client_options
 from inferbus_kit.lifecycle import Fail, cancel, watched
 
 _log = structlog.get_logger("consume")
@@ -58,7 +59,7 @@ class PartitionReader:
         self.tp = TopicPartition(topic, partition)
         self._start = start
         self._options: dict[str, Any] = {
-            "bootstrap_servers": bootstrap,
+            **client_options(bootstrap),
             "client_id": client_id,
             "group_id": group,
             "enable_auto_commit": False,

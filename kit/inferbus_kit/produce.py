@@ -18,6 +18,7 @@ from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from aiokafka.structs import RecordMetadata
 
 from inferbus_kit.errors import BusUnavailableError, OverloadedError
+from inferbus_kit.kafka import client_options
 
 _log = structlog.get_logger("produce")
 
@@ -73,7 +74,7 @@ class Producer:
         max_in_flight_bytes: int = 64 << 20,
     ) -> None:
         self._options: dict[str, Any] = {
-            "bootstrap_servers": bootstrap,
+            **client_options(bootstrap),
             "client_id": client_id,
             "acks": "all",
             "enable_idempotence": True,

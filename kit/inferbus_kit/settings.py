@@ -85,7 +85,7 @@ class Settings(BaseSettings):
     )
 
 
-S = TypeVar("S", bound=Settings)
+S = TypeVar("S", bound=BaseSettings)
 
 
 def load(kind: type[S]) -> S:
@@ -98,6 +98,9 @@ def load(kind: type[S]) -> S:
         return kind()
     except ValidationError as error:
         first = error.errors()[0]
-        name = "INFERBUS_" + "_".join(str(part) for part in first["loc"]).upper()
+        name = (
+            str(kind.model_config.get("env_prefix"))
+            + "_".join(str(part) for part in first["loc"]).upper()
+        )
         message = first["msg"].removeprefix("Value error, ")
         raise StartupError(f"{name}: {message}") from None

@@ -15,6 +15,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError
 
 from inferbus_kit.errors import StartupError
+from inferbus_kit.kafka import client_options
 
 LEADERS_TIMEOUT_S = 30.0
 _NO_ERROR = 0
@@ -42,7 +43,7 @@ async def create_topics(
         StartupError: the broker refuses one, or a topic exists with fewer partitions.
     """
     specs = [TopicSpec(*topic) for topic in topics]
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    admin = AIOKafkaAdminClient(**client_options(bootstrap))
     try:
         await admin.start()
         refused = await _create(admin, specs)

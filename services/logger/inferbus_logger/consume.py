@@ -25,6 +25,7 @@ from aiokafka.structs import TopicPartition
 
 from inferbus_kit.errors import StartupError
 from inferbus_kit.health import Health
+from inferbus_kit.kafka import client_options
 from inferbus_logger import identity
 from inferbus_logger.lanes import Board
 
@@ -66,7 +67,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka carri
         self._traced = traced
         self._paused = False
         self.consumer = AIOKafkaConsumer(
-            bootstrap_servers=bootstrap,
+            **client_options(bootstrap),
             client_id=client_id,
             group_id=group,
             enable_auto_commit=False,

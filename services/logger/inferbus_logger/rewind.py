@@ -14,6 +14,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
 from inferbus_kit.errors import StartupError
+from inferbus_kit.kafka import client_options
 from inferbus_logger import database, identity
 
 _TIMEOUT_S = 20.0
@@ -66,7 +67,7 @@ async def rewind(
 
 
 async def _ask_kafka(bootstrap: str, topic: str, partition: int) -> tuple[bytes, int, int]:
-    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, enable_auto_commit=False)
+    consumer = AIOKafkaConsumer(**client_options(bootstrap), enable_auto_commit=False)
     place = TopicPartition(topic, partition)
     try:
         async with asyncio.timeout(_TIMEOUT_S):

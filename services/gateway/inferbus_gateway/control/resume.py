@@ -27,6 +27,7 @@ from inferbus_gateway.hot.streams import OpenStream, Streams
 from inferbus_kit.consume import Record
 from inferbus_kit.errors import OverloadedError
 from inferbus_kit.health import Receive, Send
+from inferbus_kit.kafka import client_options
 from inferbus_kit.produce import Producer
 from inferbus_schemas import ids, topics
 from inferbus_schemas import messages as m
@@ -82,7 +83,7 @@ class Resumer:
             raise OverloadedError("too many streams are read again here; try again shortly")
         self._n_open += 1
         consumer = AIOKafkaConsumer(
-            bootstrap_servers=self._bootstrap,
+            **client_options(self._bootstrap),
             client_id=f"{self._instance}-resume",
             enable_auto_commit=False,
             auto_offset_reset="none",

@@ -40,6 +40,7 @@ from inferbus_kit.consume import Record
 from inferbus_kit.dlq import DeadLetters
 from inferbus_kit.errors import InferbusError
 from inferbus_kit.health import Health
+from inferbus_kit.kafka import client_options
 from inferbus_kit.lifecycle import Fail, cancel, watched
 from inferbus_kit.produce import Delivery, Producer
 from inferbus_schemas import access, envelope, ids, topics
@@ -111,7 +112,7 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         self._n_frames = 0
         self._paused: set[TopicPartition] = set()
         self._consumer = AIOKafkaConsumer(
-            bootstrap_servers=bootstrap,
+            **client_options(bootstrap),
             client_id=f"{instance}-submissions",
             group_id=GROUP,
             enable_auto_commit=False,

@@ -15,6 +15,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
 from inferbus_kit.errors import BusUnavailableError, InferbusError
+from inferbus_kit.kafka import client_options
 
 _TIMEOUT_S = 5.0
 
@@ -39,9 +40,9 @@ class Survey:
     def __init__(self, bootstrap: str, topic: str, group: str, client_id: str) -> None:
         self._topic = topic
         self._group = group
-        self._admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, client_id=client_id)
+        self._admin = AIOKafkaAdminClient(**client_options(bootstrap), client_id=client_id)
         self._consumer = AIOKafkaConsumer(
-            bootstrap_servers=bootstrap, client_id=client_id, enable_auto_commit=False
+            **client_options(bootstrap), client_id=client_id, enable_auto_commit=False
         )
 
     async def start(self) -> None:

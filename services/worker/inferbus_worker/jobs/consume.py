@@ -18,6 +18,7 @@ from aiokafka.structs import TopicPartition
 from google.protobuf.message import DecodeError
 
 from inferbus_kit.consume import Record
+from inferbus_kit.kafka import client_options
 from inferbus_kit.lifecycle import cancel
 from inferbus_kit.offsets import ContiguousOffsets
 from inferbus_schemas import envelope, topics
@@ -66,7 +67,7 @@ class JobLoop(ConsumerRebalanceListener):  # type: ignore[misc]
     ) -> None:
         self._topic = topics.topic(topics.JOB_CHUNKS, pool)
         self._options = {
-            "bootstrap_servers": bootstrap,
+            **client_options(bootstrap),
             "group_id": group(pool),
             "client_id": client_id,
             "enable_auto_commit": False,
