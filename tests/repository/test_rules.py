@@ -127,7 +127,7 @@ def test_lines_of_code_are_counted() -> None:
 def test_kit_stays_small_and_without_domain_words() -> None:
     paths = sorted((ROOT / "kit" / "inferbus_kit").glob("*.py"))
     lines = sum(_lines_of_code(p.read_text()) for p in paths if p.name != "metrics.py")
-    assert 500 < lines < 1500
+    assert 500 < lines < 1600
     domain = re.compile(r"(?i)\b(tensor|champion|challenger|canary|experiment|prediction)s?\b")
     assert not _offences(domain, [path for path in paths if path.name != "metrics.py"])
 

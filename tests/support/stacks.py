@@ -32,12 +32,21 @@ from tests.support.sample_models import model_folder
 
 @contextlib.asynccontextmanager
 async def running(
-    *, n_workers: int = 1, n_gateways: int = 1, env: Mapping[str, str] | None = None
+    *,
+    n_workers: int = 1,
+    n_gateways: int = 1,
+    env: Mapping[str, str] | None = None,
+    kafka_bootstrap: str | None = None,
 ) -> AsyncIterator[Stack]:
     """Run everything on free ports in a temporary folder; keep its logs if the test fails."""
     folder = Path(tempfile.mkdtemp(prefix="inferbus-system-"))
     stack = Stack(
-        folder / ".inferbus", free_ports=True, n_workers=n_workers, n_gateways=n_gateways, env=env
+        folder / ".inferbus",
+        free_ports=True,
+        n_workers=n_workers,
+        n_gateways=n_gateways,
+        env=env,
+        kafka_bootstrap=kafka_bootstrap,
     )
     try:
         await stack.start()

@@ -1,0 +1,110 @@
+"""The whole platform on a broker with TLS, passwords and an authorizer, by the documented ACLs."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from confluent_kafka import KafkaError, Producer
+
+from inferbus_kit import kafka
+from inferbus_kit.errors import StartupError
+from inferbus_schemas import topics
+from tests.support import stacks
+from tests.support.secure_broker import SecureBroker, secure_broker
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "operations" / "kafka-clients.md"
+SUBMISSIONS = topics.topic(topics.SUBMISSIONS).for_tenant("acme").name
+
+
+def _submission() -> bytes:
+    (inputs,) = stacks.sample_inputs("breast-cancer")[:1]
+    tensor = {"name": "features", "datatype": "FP32", "shape": [1, 30]}
+    data = base64.b64encode(struct.pack("<30f", *inputs[0]["data"][:30])).decode()
+    request = {
+        "model": "breast-cancer",
+        "client_request_id": "over-tls",
+        "inputs": {"tensors": [{**tensor, "data": data}]},
+    }
+    return json.dumps({"requests": [request]}).encode()
+
+
+async def _write(broker: SecureBroker, user: str, topic: str) -> KafkaError | None:
+    """Submit as a user; return why the broker refused it."""
+    ended: list[KafkaError | None] = []
+
+    def done(error: KafkaError | None, _record: Any) -> None:
+        ended.append(error)
+
+    producer = Producer({**broker.librdkafka(user), "message.timeout.ms": 20_000})
+    headers: Any = {"content-type": "application/json"}
+    producer.produce(topic, _submission(), headers=headers, on_delivery=done)
+    assert await asyncio.to_thread(producer.flush, 30) == 0
+    return ended[0]
+
+
+async def _logged(url: str) -> list[tuple[str, str]]:
+    """Wait for the log's rows of the submission; return tenants and outcomes."""
+    log = await asyncpg.connect(url, ssl=False)
+    try:
+        async with asyncio.timeout(60):
+            while True:
+                rows = await log.fetch(
+                    "SELECT tenant, outcome FROM log.predictions WHERE client_request_id = $1",
+                    "over-tls",
+                )
+                if rows:
+                    return [(row["tenant"], row["outcome"]) for row in rows]
+                await asyncio.sleep(0.2)
+    finally:
+        await log.close()
+
+
+async def test_acls_decide_who_may_submit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with secure_broker(tmp_path, ("inferbus", "acme-app", "stranger")) as broker:
+        assert await broker.allow(PAGE.read_text()) >= 6
+        for name, value in broker.environment("inferbus").items():
+            monkeypatch.setenv(name, value)
+        kafka._security.cache_clear()
+        try:
+            await stacks.cli("topics", "add-tenant", "acme", "--kafka", broker.bootstrap)
+            env = {"INFERBUS_SUBMISSION_TENANTS": "local,acme"}
+            async with stacks.running(env=env, kafka_bootstrap=broker.bootstrap) as stack:
+                await stacks.push(stack, "breast-cancer")
+
+                for topic in (SUBMISSIONS, SUBMISSIONS.replace("acme", "local")):
+                    refused = await _write(broker, "stranger", topic)
+                    assert refused is not None
+                    assert refused.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED
+                refused = await _write(broker, "acme-app", SUBMISSIONS.replace("acme", "local"))
+                assert refused is not None
+                assert refused.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED
+
+                assert await _write(broker, "acme-app", SUBMISSIONS) is None
+                assert await _logged(stack.postgres) == [("acme", "ok")]
+        finally:
+            kafka._security.cache_clear()
+
+
+def test_half_a_name_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    kafka._security.cache_clear()
+    monkeypatch.setenv("INFERBUS_KAFKA_SECURITY_PROTOCOL", "SASL_SSL")
+    with pytest.raises(StartupError, match=r"^INFERBUS_KAFKA_SASL_PASSWORD: SASL needs it"):
+        kafka.client_options("127.0.0.1:9092")
+    monkeypatch.setenv("INFERBUS_KAFKA_SASL_USERNAME", "inferbus")
+    monkeypatch.setenv("INFERBUS_KAFKA_SASL_PASSWORD", "not shown")
+    monkeypatch.setenv("INFERBUS_KAFKA_CA_FILE", "no/such/file.pem")
+    with pytest.raises(StartupError, match=r"^INFERBUS_KAFKA_CA_FILE") as said:
+        kafka.client_options("127.0.0.1:9092")
+    assert "not shown" not in str(said.value)
+    monkeypatch.setenv("INFERBUS_KAFKA_SECURITY_PROTOCOL", "TLS")
+    with pytest.raises(StartupError, match=r"^INFERBUS_KAFKA_SECURITY_PROTOCOL: "):
+        kafka.client_options("127.0.0.1:9092")
