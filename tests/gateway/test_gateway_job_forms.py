@@ -13,6 +13,7 @@ import pytest
 
 from inferbus_kit.objects import Objects, open_store
 from tests.support.gateway_side import GatewaySide
+from tests.support.https_origin import HttpsOrigin
 from tests.support.job_side import commands, ended, finish, job_id, kept, results
 from tests.support.scripted_worker import echo
 
@@ -29,10 +30,70 @@ def store(tmp_path: Path) -> Objects:
 
 
 @pytest.mark.timeout(120)
-async def test_parquet_in_and_out(side: GatewaySide, store: Objects, tmp_path: Path) -> None:
-    gateway = await side.gateway(INFERBUS_OBJECT_STORE_URL=(tmp_path / "objects").as_uri())
+async def test_parquet_and_uris(side: GatewaySide, store: Objects, tmp_path: Path) -> None:
+    """One gateway for both, since starting it is what costs."""
+    origin = HttpsOrigin(tmp_path)
+    await origin.start()
+    gateway = await side.gateway(
+        INFERBUS_OBJECT_STORE_URL=(tmp_path / "objects").as_uri(),
+        INFERBUS_JOB_URI_SOURCES=f"{origin.url}, s3://rows",
+        INFERBUS_JOB_URI_NETWORKS="127.0.0.0/8,::1/128",
+        SSL_CERT_FILE=str(origin.authority),
+    )
     async with httpx.AsyncClient(base_url=gateway.url, timeout=20, trust_env=False) as http:
         await _parquet_in_and_out(side, store, http)
+        await _named_inputs(side, store, http, origin)
+    await origin.stop()
+
+
+async def _named_inputs(
+    side: GatewaySide, store: Objects, http: httpx.AsyncClient, origin: HttpsOrigin
+) -> None:
+    out = io.BytesIO()
+    pq.write_table(pa.table({"x": [[1.0, 2, 3]] * 3}), out)
+    origin.answers = {
+        "/rows.jsonl": (200, {}, b'{"x": [1, 2, 3]}\n' * 300),
+        "/rows.parquet?v=1": (200, {}, out.getvalue()),
+        "/rows": (200, {}, out.getvalue()),
+    }
+    for named, n_rows in (
+        ({"uri": f"{origin.url}/rows.jsonl"}, 300),
+        ({"uri": f"{origin.url}/rows.parquet?v=1"}, 3),
+        ({"uri": f"{origin.url}/rows", "format": "parquet"}, 3),
+    ):
+        wish = {"model": side.model, "client_job_id": named["uri"], "input": named}
+        answers = [await http.post("/v1/jobs", json=wish) for _ in range(2)]
+        assert [one.status_code for one in answers] == [202, 200], answers[0].text
+        assert answers[0].json()["counts"]["rows"] == n_rows
+        assert answers[0].json()["id"] == answers[1].json()["id"]
+        for command in await commands(side, job_id(answers[0])):
+            await finish(side, store, command)
+        lines = await results(http, (await ended(http, answers[0].json()["id"]))["id"])
+        assert {json.loads(line)["outputs"][0]["data"][2] for line in lines} == {3.0}
+    before = kept(side)
+    for uri, want in (
+        (f"{origin.url}/none", "uri_unreadable"),
+        ("https://localhost/rows.jsonl", "uri_refused"),
+        ("http://169.254.169.254/latest", "uri_refused"),
+        (f"https://me@localhost:{origin.port}/rows.jsonl", "uri_refused"),
+        ("file:///etc/passwd", "uri_refused"),
+    ):
+        refused = await http.post("/v1/jobs", json={"model": side.model, "input": {"uri": uri}})
+        assert (refused.status_code, refused.json()["code"]) == (422, want), uri
+    ask = {"model": side.model, "input": {"uri": origin.url}}
+    for wrong in (
+        {},
+        {**ask, "input": origin.url},
+        {**ask, "input": {"uri": 5}},
+        {**ask, "more": 1},
+        {**ask, "client_job_id": "x" * 300},
+        {**ask, "input": {"uri": "x" * 20_000}},
+    ):
+        refused = await http.post("/v1/jobs", json=wrong)
+        assert (refused.status_code, refused.json()["code"]) == (400, "invalid_request"), wrong
+    unknown = await http.post("/v1/jobs", json={**ask, "model": "no-such"})
+    assert (unknown.status_code, unknown.json()["code"]) == (404, "unknown_model")
+    assert await side.until(lambda: kept(side) == before)
 
 
 async def _parquet_in_and_out(side: GatewaySide, store: Objects, http: httpx.AsyncClient) -> None:

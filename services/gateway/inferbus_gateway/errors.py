@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import random
 from collections.abc import Sequence
 
 from inferbus_kit import errors as kit
@@ -52,6 +50,8 @@ __all__ = [
     "UnknownModelError",
     "UnsupportedEncodingError",
     "UnsupportedMediaTypeError",
+    "UriRefusedError",
+    "UriUnreadableError",
     "WrongTaskError",
     "too_large",
 ]
@@ -296,6 +296,22 @@ class KeyReusedError(InferbusError):
     grpc_status = "INVALID_ARGUMENT"
 
 
+class UriRefusedError(InferbusError):
+    """The input may not be read from this URI."""
+
+    code = "uri_refused"
+    http_status = 422
+    grpc_status = "INVALID_ARGUMENT"
+
+
+class UriUnreadableError(InferbusError):
+    """The input cannot be read from this URI."""
+
+    code = "uri_unreadable"
+    http_status = 422
+    grpc_status = "INVALID_ARGUMENT"
+
+
 class ResultNotRetainedError(InferbusError):
     """The request with this idempotency key was answered, and its answer is no longer kept."""
 
@@ -390,16 +406,6 @@ class FailedError(InferbusError):
     code = "failed"
     http_status = 500
     grpc_status = "INTERNAL"
-
-
-def retry_after_s(error: InferbusError | type[InferbusError]) -> int | None:
-    """Return the seconds that `retry-after` says, jittered; None where none is to be said."""
-    if error.http_status == 503:  # noqa: PLR2004 -- ours: the whole fleet comes back
-        return random.randint(1, 3)  # noqa: S311 -- jitter
-    if error.http_status == 429:  # noqa: PLR2004 -- the caller's limit
-        wait_s = getattr(error, "retry_after_s", 0.0)
-        return max(1, math.ceil(wait_s + random.random() * (1.0 + wait_s / 4)))  # noqa: S311 -- jitter
-    return None
 
 
 BY_OUTCOME: dict[int, type[InferbusError]] = {

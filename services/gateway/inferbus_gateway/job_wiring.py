@@ -22,6 +22,9 @@ from inferbus_gateway.control.batches.keeper import Around, Keeper, batch_feed
 from inferbus_gateway.control.jobs.dispatch import Dispatcher, job_feed
 from inferbus_gateway.control.jobs.fold import Fold
 from inferbus_gateway.control.jobs.forms import Limits
+from inferbus_gateway.control.jobs.origins import Origins
+from inferbus_gateway.control.jobs.orphans import Orphans
+from inferbus_gateway.control.jobs.remote import Remote
 from inferbus_gateway.control.jobs.results import Results
 from inferbus_gateway.control.jobs.submit import Submissions
 from inferbus_gateway.control.jobs.turns import Busy
@@ -72,7 +75,8 @@ def jobs_of(
     fold = Fold()
     if not settings.object_store_url:
         return Jobs(fold, job_feed(fold), routers(), (), None)
-    objects = Objects(open_store(settings.object_store_url))
+    store = open_store(settings.object_store_url)
+    objects = Objects(store)
     dispatcher = Dispatcher(producer, objects, fold, settings.instance, health)
     limits = Limits(
         settings.max_job_rows,
@@ -92,6 +96,7 @@ def jobs_of(
         results=Results(objects),
         charge=charge,
         busy=busy,
+        remote=Remote(Origins(settings.job_uri_sources, settings.job_uri_networks)),
     )
     batch_fold = BatchFold()
     files = Files(objects, dispatcher, batch_fold)
@@ -120,7 +125,8 @@ def jobs_of(
         files_api.Parts(files, batch_fold, settings.max_file_bytes, new_id, charge),
         batches_api.Parts(keeper, files, batch_fold, new_id, charge),
     )
-    loops = (("jobs", dispatcher.run), ("batches", keeper.run))
+    orphans = Orphans(store, fold)
+    loops = (("jobs", dispatcher.run), ("batches", keeper.run), ("orphans", orphans.run))
     return Jobs(fold, feed, made, loops, later.Later(parts))
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode
 
+from inferbus_gateway.control.jobs.origins import Origins
 from inferbus_kit.settings import Port, Settings
 from inferbus_schemas import access, names
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(one.strip() for one in text.split(",") if one.strip())
 
 
 class GatewaySettings(Settings):
@@ -85,12 +90,32 @@ class GatewaySettings(Settings):
         description="Tenants whose topics of submissions are read, with commas; empty: none.",
     )
 
+    job_uri_sources: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Where jobs may read their input from when a URI names it, with commas: "
+        "https://host, https://host:port, s3://bucket; empty: nowhere.",
+    )
+    job_uri_networks: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Networks whose addresses such hosts may have although they are not public, as "
+        "10.1.0.0/16, with commas.",
+    )
+
     @field_validator("submission_tenants", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        return tuple(names.check_tenant(one.strip()) for one in value.split(",") if one.strip())
+        return tuple(map(names.check_tenant, _split(value))) if isinstance(value, str) else value
+
+    @field_validator("job_uri_sources", "job_uri_networks", mode="before")
+    @classmethod
+    def _parts(cls, value: object) -> object:
+        return _split(value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _origins(self) -> Self:
+        # A wrong entry is told at the start, not to the first client.
+        Origins(self.job_uri_sources, self.job_uri_networks)
+        return self
 
     @property
     def takes_tokens(self) -> bool:

@@ -1,16 +1,80 @@
-"""What the routes of jobs say of a job.
+"""Bodies of the routes of jobs: a job whose input is named, and what is said of a job.
 
-In: how far it is. Out: the bodies of answers.
+In: JSON; how far a job is. Out: what was asked for; the bodies of answers.
 """
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from inferbus_gateway.control.jobs.fold import Progress
+from inferbus_gateway.control.jobs.forms import Form
+from inferbus_gateway.errors import InvalidRequestError
+from inferbus_gateway.hot.oip_body import show
 from inferbus_schemas import ids
+
+MAX_CHARACTERS = 256
+"""Of a key that names a submission."""
+_MAX_ASKED_BYTES = 16 << 10
+
+
+class Named(BaseModel):
+    """An input that is named and not sent; without `format`, the ending `.parquet` says it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    uri: str
+    format: Literal["jsonl", "parquet"] | None = None
+
+    @property
+    def form(self) -> Form:
+        """What form the input has."""
+        path = self.uri.partition("?")[0]
+        named = self.format or ("parquet" if path.endswith(".parquet") else "jsonl")
+        return "parquet" if named == "parquet" else "lines"
+
+
+class Asked(BaseModel):
+    """A job whose input is named."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: str = Field(max_length=64)
+    version: str = Field(default="", max_length=64)
+    client_job_id: str = Field(default="", max_length=MAX_CHARACTERS)
+    input: Named
+
+
+def asked_schema() -> dict[str, Any]:
+    """Return the JSON schema of `Asked`, all in one place."""
+    schema = Asked.model_json_schema()
+    del schema["$defs"]
+    schema["properties"]["input"] = Named.model_json_schema()
+    return schema
+
+
+async def read_asked(body: AsyncIterator[bytes]) -> Asked:
+    """Return what a body asks for.
+
+    Raises:
+        InvalidRequestError: it cannot be read.
+    """
+    raw = b""
+    async for piece in body:
+        raw += piece
+        if len(raw) > _MAX_ASKED_BYTES:
+            raise InvalidRequestError("the body is too large; rows are sent as JSON lines")
+    try:
+        return Asked.model_validate_json(raw)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))[:64]
+        raise InvalidRequestError(
+            f"the body must be {{model, input: {{uri}}}}; wrong at {show(where or 'its JSON')}"
+        ) from None
 
 
 class Counts(BaseModel):

@@ -17,13 +17,21 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from inferbus_gateway import errors
-from inferbus_gateway.api.job_bodies import JobBody, JobList, body
+from inferbus_gateway.api.job_bodies import (
+    MAX_CHARACTERS,
+    JobBody,
+    JobList,
+    asked_schema,
+    body,
+    read_asked,
+)
 from inferbus_gateway.api.problems import PROBLEMS, ProblemRoute
 from inferbus_gateway.control.jobs import parquet
 from inferbus_gateway.control.jobs.dispatch import Dispatcher
 from inferbus_gateway.control.jobs.fold import Fold, Progress
 from inferbus_gateway.control.jobs.forms import BYTES, FORMS, JSON_LINES
 from inferbus_gateway.control.jobs.parquet import MEDIA_TYPE
+from inferbus_gateway.control.jobs.remote import Remote
 from inferbus_gateway.control.jobs.results import Results, line
 from inferbus_gateway.control.jobs.submit import Submissions, Wish
 from inferbus_gateway.control.jobs.turns import Busy, Turns
@@ -36,7 +44,7 @@ from inferbus_schemas.access import Principal, Verdict
 _log = structlog.get_logger("jobs")
 
 PATH = "/v1/jobs"
-_MAX_KEY_CHARACTERS = 256
+_JSON = "application/json"
 _PIECE_BYTES = 64 << 10
 
 
@@ -53,6 +61,7 @@ class Parts:
     charge: Callable[[Principal], None]
     """Spends one request of a caller's limits, or raises."""
     busy: Busy
+    remote: Remote
 
 
 _SAME: dict[int | str, dict[str, Any]] = {200: {"model": JobBody, "description": "Taken before"}}
@@ -74,6 +83,7 @@ _UPLOAD: dict[str, Any] = {
                 "example": '{"features": [5.1, 3.5, 1.4, 0.2]}\n{"features": [4.9, 3, 1.4, 0.2]}\n',
             },
             MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}},
+            _JSON: {"schema": asked_schema()},
             BYTES: {"schema": {"type": "string", "format": "binary"}},
         },
     }
@@ -116,20 +126,25 @@ class _Routes:
     async def submit(
         self,
         request: Request,
-        model: Annotated[str, Query(max_length=64)],
+        model: Annotated[str, Query(max_length=64)] = "",
         version: Annotated[str, Query(max_length=64)] = "",
-        client_job_id: Annotated[str, Query(max_length=_MAX_KEY_CHARACTERS)] = "",
+        client_job_id: Annotated[str, Query(max_length=MAX_CHARACTERS)] = "",
     ) -> Response:
         """Take a job: a line of JSON per row, the body of an infer request or the row's inputs.
 
-        Or a Parquet file with a column per input.
+        Or a Parquet file with a column per input. Or JSON that names the model, in the place of the
+        parameters, and a URI where the rows are, of those that the operator allows.
 
         With the header Idempotency-Key, or a client_job_id, sending it again gives the same job.
         """
         parts = self._parts
         caller = _caller(request)
-        target = _target(parts, caller, model, version)
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind == _JSON:
+            return await self._submit_named(request, caller)
+        if not model:
+            raise errors.InvalidRequestError("the parameter model is missing; see /docs")
+        target = _target(parts, caller, model, version)
         form = FORMS.get(kind)
         if form is None:
             raise errors.UnsupportedMediaTypeError(f"send rows as {JSON_LINES} or {MEDIA_TYPE}")
@@ -138,6 +153,18 @@ class _Routes:
         parts.charge(caller)
         wish = Wish(target, caller.tenant, caller.name, _key(request, client_job_id), client_job_id)
         job, new = await parts.submissions.submit(wish, request.stream(), form)
+        return self._answer(job.id, HTTPStatus.ACCEPTED if new else HTTPStatus.OK)
+
+    async def _submit_named(self, request: Request, caller: Principal) -> Response:
+        """Take a job whose input is at a URI."""
+        parts = self._parts
+        asked = await read_asked(request.stream())
+        target = _target(parts, caller, asked.model, asked.version)
+        parts.charge(caller)
+        key = _key(request, asked.client_job_id)
+        wish = Wish(target, caller.tenant, caller.name, key, asked.client_job_id)
+        async with parts.remote.open(asked.input.uri) as found:
+            job, new = await parts.submissions.submit(wish, found, asked.input.form)
         return self._answer(job.id, HTTPStatus.ACCEPTED if new else HTTPStatus.OK)
 
     async def listing(
@@ -278,7 +305,7 @@ def _target(parts: Parts, caller: Principal, model: str, version: str) -> Target
 def _key(request: Request, client_job_id: str) -> str:
     """Return what names this submission; empty where nothing does."""
     given = request.headers.get("idempotency-key", "")
-    if len(given) > _MAX_KEY_CHARACTERS:
+    if len(given) > MAX_CHARACTERS:
         raise errors.InvalidRequestError("Idempotency-Key is too long")
     if given:
         return f"key:{given}"

@@ -27,6 +27,7 @@ from inferbus_gateway.hot.incoming import Bodies, Head, read_head
 from inferbus_gateway.hot.kinds import EMBEDDINGS, KINDS, Kind, settings_of
 from inferbus_gateway.hot.requests import Requests
 from inferbus_gateway.hot.route import Routes, Target
+from inferbus_gateway.retry_after import retry_after_s
 from inferbus_kit.errors import InferbusError
 from inferbus_kit.health import Asgi, Receive, Scope, Send
 from inferbus_kit.metrics import GatewayMetrics
@@ -140,7 +141,7 @@ class OpenAI:
             headers.append((b"www-authenticate", b"Bearer"))
         if isinstance(said, errors.MethodNotAllowedError):
             headers.append((b"allow", ", ".join(said.allowed).encode()))
-        if (wait_s := errors.retry_after_s(said)) is not None:
+        if (wait_s := retry_after_s(said)) is not None:
             headers.append((b"retry-after", b"%d" % wait_s))
         shape = _triton_error if _GENERATE.fullmatch(scope["path"]) else dialects.openai_error
         return _json(said.http_status, headers, shape(said, code))

@@ -16,9 +16,9 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 
-from inferbus_gateway import errors
 from inferbus_gateway.errors import ParameterError
 from inferbus_gateway.hot import dialects
+from inferbus_gateway.retry_after import retry_after_s
 from inferbus_kit.errors import InferbusError
 from inferbus_schemas.access import Principal
 
@@ -42,7 +42,7 @@ def refusal(error: InferbusError) -> Response:
     }
     if error.http_status == HTTPStatus.UNAUTHORIZED:
         head["www-authenticate"] = "Bearer"
-    if (wait_s := errors.retry_after_s(error)) is not None:
+    if (wait_s := retry_after_s(error)) is not None:
         head["retry-after"] = str(wait_s)
     return JSONResponse(dialects.openai_error(error), error.http_status, head)
 

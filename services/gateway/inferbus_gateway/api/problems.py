@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
 from inferbus_gateway import errors
+from inferbus_gateway.retry_after import retry_after_s
 from inferbus_kit.errors import InferbusError
 
 _PROBLEM = "application/problem+json"
@@ -44,7 +45,7 @@ def problem(error: InferbusError, status: int | None = None) -> Response:
     head = {"x-inferbus-error-code": error.code}
     if code == HTTPStatus.UNAUTHORIZED:
         head["www-authenticate"] = "Bearer"
-    if (wait_s := errors.retry_after_s(error)) is not None:
+    if (wait_s := retry_after_s(error)) is not None:
         head["retry-after"] = str(wait_s)
     return JSONResponse(body.model_dump(), code, head, media_type=_PROBLEM)
 

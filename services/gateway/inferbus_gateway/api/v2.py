@@ -24,6 +24,7 @@ from inferbus_gateway.api.views import ModelMetadata, ServerMetadata, Views
 from inferbus_gateway.control.repository import ModelRepository
 from inferbus_gateway.door import Door
 from inferbus_gateway.hot.access import Access
+from inferbus_gateway.retry_after import retry_after_s
 from inferbus_kit import docs
 from inferbus_kit.errors import InferbusError
 from inferbus_kit.health import Asgi, Health, Receive, Scope, Send, health_answer
@@ -256,7 +257,7 @@ def _head(error: InferbusError | type[InferbusError], status: int) -> dict[str, 
     head = {"x-inferbus-error-code": error.code}
     if status == 401:  # noqa: PLR2004 -- RFC 9110 asks to say how
         head["www-authenticate"] = "Bearer"
-    if (wait_s := errors.retry_after_s(error)) is not None:
+    if (wait_s := retry_after_s(error)) is not None:
         head["retry-after"] = str(wait_s)
     return head
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from inferbus_gateway.errors import retry_after_s
 from inferbus_gateway.hot.oip import Rendered
+from inferbus_gateway.retry_after import retry_after_s
 from inferbus_kit.errors import InferbusError
 from inferbus_kit.health import Send
 from inferbus_schemas import messages as m

@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError, Message
 from inferbus_gateway import errors
 from inferbus_gateway.gen import open_inference_pb2 as pb
 from inferbus_gateway.hot.access import Call
+from inferbus_gateway.retry_after import retry_after_s
 from inferbus_kit.errors import InferbusError
 
 Metadata = tuple[tuple[str, str], ...]
@@ -80,7 +81,7 @@ def status(error: InferbusError) -> grpc.StatusCode:
 def refusal_metadata(error: InferbusError, request_id: str) -> Metadata:
     """Return what stands beside an error without a record."""
     metadata = (("x-request-id", request_id), ("x-inferbus-error-code", error.code))
-    wait_s = errors.retry_after_s(error)
+    wait_s = retry_after_s(error)
     if wait_s is None:
         return metadata
     # What clients with a retry policy obey.

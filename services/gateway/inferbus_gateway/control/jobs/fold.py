@@ -185,6 +185,10 @@ class Fold:
             if one.job is not None and one.over and ids.unix_ms(job_id) < unix_ms
         ]
 
+    def inputs(self) -> set[str]:
+        """Return the folder of each job's input."""
+        return {one.job.input for one in self._jobs.values() if one.job is not None}
+
     def versions(self) -> set[tuple[str, str, int]]:
         """Return pool, model and version of each job that has not ended."""
         return {
