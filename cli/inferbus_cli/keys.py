@@ -101,7 +101,7 @@ def list_keys(
     for one in found:
         print(
             f"{one['id']}  {one['tenant']:<16} {one['name']:<20} {_state(one)}  "
-            f"{', '.join(one['scopes'])}{_limit(one)}"
+            f"{_used(one)}  {', '.join(one['scopes'])}{_limit(one)}"
         )
 
 
@@ -109,6 +109,10 @@ def _state(one: dict[str, Any]) -> str:
     if one["revoked_at"]:
         return f"revoked {one['revoked_at'][:19]}"
     return f"until {one['expires_at'][:19]}" if one["expires_at"] else "for ever"
+
+
+def _used(one: dict[str, Any]) -> str:
+    return f"used {one['last_used_at'][:16]}" if one.get("last_used_at") else "never used"
 
 
 def _limit(one: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -16,6 +17,7 @@ from inferbus_registry.app import Services, routes_of
 from inferbus_registry.database import Database
 from inferbus_registry.events import Caller
 from inferbus_registry.keys.service import KeyService
+from inferbus_registry.keys.uses import KeyUses
 from inferbus_registry.migrate import migrate
 from inferbus_schemas import access
 from inferbus_schemas import messages as m
@@ -243,6 +245,43 @@ def test_what_is_not_in_the_table_is_not_reached(running: RegistryProcess) -> No
         answer = client.patch("/v1/registry/keys", json={})
     assert refused(answer, 405, "method_not_allowed")
     assert answer.headers["allow"] == "GET, POST"
+
+
+def test_the_last_use_is_shown(running: RegistryProcess) -> None:
+    key, idle = make(running, "models:read"), make(running, "models:read")
+    with running.client_of(key) as client:
+        assert client.get("/models").status_code == 200
+    until_s = time.monotonic() + 20
+    with running.client as client:
+        while client.get(f"/keys/{an_id(key)}").json()["last_used_at"] is None:
+            assert time.monotonic() < until_s
+            time.sleep(0.1)
+        assert client.get(f"/keys/{an_id(idle)}").json()["last_used_at"] is None
+
+
+async def test_of_what_gateways_tell_the_latest_is_noted(parts: Parts) -> None:
+    service = KeyService(parts.database, "local")
+    key_id = an_id(await service.ensure_admin(""))
+    uses = KeyUses(service)
+
+    async def noted(*used_us: int) -> int:
+        uses.heard(m.KeyUse(id=key_id, used_us=one) for one in used_us)
+        uses.heard([m.KeyUse(id="0" * 16, used_us=5)])
+        newest, uses._newest = uses._newest, {}
+        await service.note_uses(newest)
+        connection = await asyncpg.connect(parts.url)
+        try:
+            at: datetime = await connection.fetchval(
+                "SELECT last_used_at FROM registry.keys WHERE id = $1", key_id
+            )
+        finally:
+            await connection.close()
+        return round(at.timestamp() * 1e6)
+
+    now_us = 1_790_000_000_000_000
+    assert await noted(now_us) == now_us
+    assert await noted(now_us - 60_000_000) == now_us, "it never goes back"
+    assert await noted(now_us + 3, now_us + 1, -1, 1 << 62, 0) == now_us + 3
 
 
 async def test_keys_reach_the_topic_by_their_digest_alone(parts: Parts) -> None:

@@ -188,8 +188,18 @@ async def test_a_revoked_key_is_refused_by_every_gateway_within_seconds() -> Non
 
             await becomes(200)
             where = ("--registry", stack.registry)
+            async with asyncio.timeout(30):
+                while "used 20" not in await _line_of(stack, "short"):  # noqa: ASYNC110 -- a poll
+                    await asyncio.sleep(0.2)
             await stacks.cli("keys", "revoke", key, *where, api_key=stack.api_key)
             assert await becomes(401) < 5
+
+
+async def _line_of(stack: Stack, name: str) -> str:
+    """Return what `inferbus keys list` says of a key."""
+    said = await stacks.cli("keys", "list", "--registry", stack.registry, api_key=stack.api_key)
+    (line,) = [one for one in said.splitlines() if f" {name} " in one]
+    return line
 
 
 def _holds(path: Path, canaries: dict[str, str]) -> bool:

@@ -16,6 +16,7 @@ from inferbus_gateway.api.views import Views
 from inferbus_gateway.app import Process, add_stages, front_door, side_door
 from inferbus_gateway.control.fleet import Beats, StateFeed
 from inferbus_gateway.control.idempotency import Keys
+from inferbus_gateway.control.key_uses import KeyUses
 from inferbus_gateway.control.leases import Leases
 from inferbus_gateway.control.once import Once
 from inferbus_gateway.control.repository import ModelRepository
@@ -174,6 +175,7 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
     repository = ModelRepository(routes, settings.registry_url)
     upkeep = Upkeep(pending, publisher, replies, fleet, metrics)
     feed = StateFeed(routes, fleet, upkeep, keys, access)
+    key_uses = KeyUses(access.used)
     beats = Beats(
         instance,
         life=life,
@@ -181,6 +183,7 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
         pending=pending,
         replies=replies,
         job_versions=jobs.fold.versions,
+        key_uses=lambda: key_uses.due(time.time()),
     )
 
     def reader(topic: str, apply: Callable[[Record], None]) -> StateReader:

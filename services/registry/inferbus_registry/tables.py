@@ -118,6 +118,7 @@ keys = Table(
     Column("revoked_at", DateTime(timezone=True)),
     Column("replaced_by", Text),
     Column("tokens_per_min", Integer, nullable=False, server_default="0"),
+    Column("last_used_at", DateTime(timezone=True)),
     CheckConstraint("length(sha256) = 32", name="sha256"),
     Index(None, "tenant", "id"),
 )

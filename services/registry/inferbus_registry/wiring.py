@@ -15,6 +15,7 @@ from inferbus_registry.artifacts.repository import BlobRepository, open_store
 from inferbus_registry.artifacts.service import BlobService
 from inferbus_registry.database import Database
 from inferbus_registry.keys.service import KeyService
+from inferbus_registry.keys.uses import KeyUses
 from inferbus_registry.leading import Leading
 from inferbus_registry.models.service import ModelService, Placement
 from inferbus_registry.outbox.leader import Leader
@@ -41,11 +42,14 @@ async def build(lifecycle: Lifecycle) -> None:
 
     database = Database(settings.postgres_url, settings.instance)
     blobs = BlobRepository(*open_store(settings.object_store_url))
+    keys = KeyService(database, settings.operator_tenant)
+    uses = KeyUses(keys, lifecycle.fail)
     fleet = Fleet(
         settings.kafka_bootstrap,
         topics.topic(topics.HEARTBEATS).name,
         f"{settings.instance}-fleet",
         lifecycle.fail,
+        uses.heard,
     )
     leading = Leading(
         Bus.of_catalogue(settings.kafka_bootstrap),
@@ -64,7 +68,6 @@ async def build(lifecycle: Lifecycle) -> None:
         health=health,
         leading=metrics.leader,
     )
-    keys = KeyService(database, settings.operator_tenant)
     services = Services(
         blobs=BlobService(blobs, max_bytes=settings.max_blob_bytes, stall_s=settings.blob_stall_s),
         versions=VersionService(database, blobs),
@@ -74,12 +77,13 @@ async def build(lifecycle: Lifecycle) -> None:
     )
     readiness = Readiness(database, health, metrics.versions)
     probes = HttpServer(health_app(health, collector), settings.http_host, settings.metrics_port)
-    app = make_app(services, keys.find, local=settings.auth == "local")
+    app = make_app(services, uses.find, local=settings.auth == "local")
     http = HttpServer(app, settings.http_host, settings.http_port)
 
     lifecycle.add("metrics", start=probes.start, stop=probes.stop)
     lifecycle.add("database", stop=database.stop)
     lifecycle.add("artifacts", start=blobs.sweep)
+    lifecycle.add("key-uses", start=uses.start, stop=uses.stop)
     lifecycle.add("fleet", start=fleet.start, stop=fleet.stop)
     lifecycle.add("leader", start=leader.start, stop=leader.stop)
     lifecycle.add("readiness", start=readiness.start, stop=readiness.stop)

@@ -73,7 +73,9 @@ class Beats:
         pending: Pending,
         replies: Replies,
         job_versions: Callable[[], Iterable[tuple[str, str, int]]] = tuple,
+        key_uses: Callable[[], Iterable[m.KeyUse]] = tuple,
     ) -> None:
+        self._key_uses = key_uses
         self._job_versions = job_versions
         self._instance = instance
         self._life = life
@@ -99,6 +101,7 @@ class Beats:
                 m.JobVersion(pool=pool, model=model, version=version)
                 for pool, model, version in sorted(self._job_versions())
             ],
+            key_uses=self._key_uses(),
         )
         state = m.STATE_DRAINING if self.draining else m.STATE_ACTIVE
         return self.key, m.Heartbeat(

@@ -53,6 +53,8 @@ class Access:
         self._known: dict[bytes, Principal] = {}
         self._hosts: set[bytes] = set()
         self._guesses = Guesses()
+        self.used: set[str] = set()
+        """Names of principals that presented something good; whoever takes them empties it."""
 
     def changed(self) -> None:
         """Forget what was remembered: keys are no longer what they were."""
@@ -82,6 +84,7 @@ class Access:
             found = self._known.get(authorization)
             if found is None or found.expires_s <= time.time():
                 found = self._identify(authorization, peer)
+            self.used.add(found.name)
             caller = found
         if policy == access.INFER and caller.infers(model):
             return caller

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import BindParameter, bindparam, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from inferbus_registry import tables
@@ -31,6 +32,7 @@ class KeyRow:
     revoked_at: datetime | None = None
     replaced_by: str | None = None
     tokens_per_min: int = 0
+    last_used_at: datetime | None = None
 
 
 async def get(tx: AsyncConnection, key_id: str) -> KeyRow | None:
@@ -60,3 +62,17 @@ async def change(tx: AsyncConnection, key_id: str, **fields: Any) -> KeyRow:
         update(_keys).where(_keys.c.id == key_id).values(**fields).returning(_keys)
     )
     return KeyRow(**found.mappings().one())
+
+
+async def note_uses(tx: AsyncConnection, uses: Mapping[str, datetime]) -> None:
+    """Note when keys were used, where that is later than what stands there."""
+    at: BindParameter[datetime] = bindparam("at")
+    await tx.execute(
+        update(_keys)
+        .where(
+            _keys.c.id == bindparam("key_id"),
+            or_(_keys.c.last_used_at.is_(None), _keys.c.last_used_at < at),
+        )
+        .values(last_used_at=at),
+        [{"key_id": key_id, "at": used_at} for key_id, used_at in sorted(uses.items())],
+    )

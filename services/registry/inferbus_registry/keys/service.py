@@ -8,7 +8,7 @@ tenant, unless that is the operator's.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -41,6 +41,7 @@ class KeyView:
     revoked_at: datetime | None
     replaced_by: str | None
     tokens_per_min: int
+    last_used_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +203,15 @@ class KeyService:
             await _announce(tx, caller, "key_revoked", changed, before=old)
         return _view(changed)
 
+    async def note_uses(self, uses: Mapping[str, datetime]) -> None:
+        """Note when keys were last used; it is no change of a key and tells nobody.
+
+        Raises:
+            DatabaseUnavailableError: it could not be noted.
+        """
+        async with self._database.write() as tx:
+            await repository.note_uses(tx, uses)
+
     async def ensure_admin(self, key: str) -> str:
         """Make sure that an all-mighty key of the operator's tenant is there; return its text.
 
@@ -360,6 +370,7 @@ def _view(row: KeyRow) -> KeyView:
         row.revoked_at,
         row.replaced_by,
         row.tokens_per_min,
+        row.last_used_at,
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Iterable
 
 import structlog
 from aiokafka.errors import KafkaError
@@ -32,8 +33,14 @@ class Fleet:
     """
 
     def __init__(
-        self, bootstrap: str, topic: str, client_id: str, on_failure: Fail | None = None
+        self,
+        bootstrap: str,
+        topic: str,
+        client_id: str,
+        on_failure: Fail | None = None,
+        on_uses: Callable[[Iterable[m.KeyUse]], None] | None = None,
     ) -> None:
+        self._on_uses = on_uses
         self._on_failure = on_failure
         self._bootstrap = bootstrap
         self._topic = topic
@@ -83,3 +90,5 @@ class Fleet:
         key = (record.key or b"").decode("utf-8", "replace")
         beat = None if record.value is None else m.Heartbeat.FromString(record.value)
         self._members.apply(key, beat, offset=record.offset, append_ms=record.timestamp)
+        if beat is not None and beat.gateway.key_uses and self._on_uses is not None:
+            self._on_uses(beat.gateway.key_uses)

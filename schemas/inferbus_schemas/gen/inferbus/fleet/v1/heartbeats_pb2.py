@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"inferbus/fleet/v1/heartbeats.proto\x12\x11inferbus.fleet.v1\"\x95\x01\n\x08Resident\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12/\n\treadiness\x18\x03 \x01(\x0e\x32\x1c.inferbus.fleet.v1.Readiness\x12\x12\n\ngeneration\x18\x04 \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x05 \x01(\x04\x12\x0e\n\x06reason\x18\x06 \x01(\t\"T\n\x0cGatewayModel\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x0e\n\x06pinned\x18\x03 \x03(\r\x12\x11\n\tin_flight\x18\x04 \x03(\r\"\xfd\x01\n\nWorkerBeat\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x12\n\x05inbox\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x12\n\nend_offset\x18\x04 \x01(\x03\x12.\n\tresidents\x18\x05 \x03(\x0b\x32\x1b.inferbus.fleet.v1.Resident\x12\x1a\n\x12generation_applied\x18\x06 \x01(\x04\x12\x14\n\x0c\x62\x61\x63klog_rows\x18\x07 \x01(\x04\x12\x14\n\x0cqueue_age_ms\x18\x08 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\t \x01(\x04\x12\x12\n\nrows_per_s\x18\n \x01(\x02\x42\x08\n\x06_inbox\":\n\nJobVersion\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\"\xb8\x01\n\x0bGatewayBeat\x12\x17\n\x0freply_partition\x18\x01 \x01(\x05\x12/\n\x06models\x18\x02 \x03(\x0b\x32\x1f.inferbus.fleet.v1.GatewayModel\x12\x11\n\tin_flight\x18\x03 \x01(\r\x12\x17\n\x0fgeneration_read\x18\x04 \x01(\x04\x12\x33\n\x0cjob_versions\x18\x05 \x03(\x0b\x32\x1d.inferbus.fleet.v1.JobVersion\"\xe0\x01\n\tHeartbeat\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\'\n\x05state\x18\x02 \x01(\x0e\x32\x18.inferbus.fleet.v1.State\x12/\n\x06worker\x18\x03 \x01(\x0b\x32\x1d.inferbus.fleet.v1.WorkerBeatH\x00\x12\x31\n\x07gateway\x18\x04 \x01(\x0b\x32\x1e.inferbus.fleet.v1.GatewayBeatH\x00\x12\x0c\n\x04life\x18\x05 \x01(\x06\x12\x18\n\x10inferbus_version\x18\x06 \x01(\tB\x06\n\x04partJ\x04\x08\x07\x10\x15*k\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_JOINING\x10\x01\x12\x10\n\x0cSTATE_ACTIVE\x10\x02\x12\x12\n\x0eSTATE_DRAINING\x10\x03\x12\x12\n\x0eSTATE_RELEASED\x10\x04*h\n\tReadiness\x12\x19\n\x15READINESS_UNSPECIFIED\x10\x00\x12\x15\n\x11READINESS_LOADING\x10\x01\x12\x13\n\x0fREADINESS_READY\x10\x02\x12\x14\n\x10READINESS_FAILED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"inferbus/fleet/v1/heartbeats.proto\x12\x11inferbus.fleet.v1\"\x95\x01\n\x08Resident\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12/\n\treadiness\x18\x03 \x01(\x0e\x32\x1c.inferbus.fleet.v1.Readiness\x12\x12\n\ngeneration\x18\x04 \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x05 \x01(\x04\x12\x0e\n\x06reason\x18\x06 \x01(\t\"T\n\x0cGatewayModel\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x0e\n\x06pinned\x18\x03 \x03(\r\x12\x11\n\tin_flight\x18\x04 \x03(\r\"\xfd\x01\n\nWorkerBeat\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x12\n\x05inbox\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x12\n\nend_offset\x18\x04 \x01(\x03\x12.\n\tresidents\x18\x05 \x03(\x0b\x32\x1b.inferbus.fleet.v1.Resident\x12\x1a\n\x12generation_applied\x18\x06 \x01(\x04\x12\x14\n\x0c\x62\x61\x63klog_rows\x18\x07 \x01(\x04\x12\x14\n\x0cqueue_age_ms\x18\x08 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\t \x01(\x04\x12\x12\n\nrows_per_s\x18\n \x01(\x02\x42\x08\n\x06_inbox\":\n\nJobVersion\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\"%\n\x06KeyUse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07used_us\x18\x02 \x01(\x03\"\xe5\x01\n\x0bGatewayBeat\x12\x17\n\x0freply_partition\x18\x01 \x01(\x05\x12/\n\x06models\x18\x02 \x03(\x0b\x32\x1f.inferbus.fleet.v1.GatewayModel\x12\x11\n\tin_flight\x18\x03 \x01(\r\x12\x17\n\x0fgeneration_read\x18\x04 \x01(\x04\x12\x33\n\x0cjob_versions\x18\x05 \x03(\x0b\x32\x1d.inferbus.fleet.v1.JobVersion\x12+\n\x08key_uses\x18\x06 \x03(\x0b\x32\x19.inferbus.fleet.v1.KeyUse\"\xe0\x01\n\tHeartbeat\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\'\n\x05state\x18\x02 \x01(\x0e\x32\x18.inferbus.fleet.v1.State\x12/\n\x06worker\x18\x03 \x01(\x0b\x32\x1d.inferbus.fleet.v1.WorkerBeatH\x00\x12\x31\n\x07gateway\x18\x04 \x01(\x0b\x32\x1e.inferbus.fleet.v1.GatewayBeatH\x00\x12\x0c\n\x04life\x18\x05 \x01(\x06\x12\x18\n\x10inferbus_version\x18\x06 \x01(\tB\x06\n\x04partJ\x04\x08\x07\x10\x15*k\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_JOINING\x10\x01\x12\x10\n\x0cSTATE_ACTIVE\x10\x02\x12\x12\n\x0eSTATE_DRAINING\x10\x03\x12\x12\n\x0eSTATE_RELEASED\x10\x04*h\n\tReadiness\x12\x19\n\x15READINESS_UNSPECIFIED\x10\x00\x12\x15\n\x11READINESS_LOADING\x10\x01\x12\x13\n\x0fREADINESS_READY\x10\x02\x12\x14\n\x10READINESS_FAILED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'inferbus.fleet.v1.heartbeats_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STATE']._serialized_start=1025
-  _globals['_STATE']._serialized_end=1132
-  _globals['_READINESS']._serialized_start=1134
-  _globals['_READINESS']._serialized_end=1238
+  _globals['_STATE']._serialized_start=1109
+  _globals['_STATE']._serialized_end=1216
+  _globals['_READINESS']._serialized_start=1218
+  _globals['_READINESS']._serialized_end=1322
   _globals['_RESIDENT']._serialized_start=58
   _globals['_RESIDENT']._serialized_end=207
   _globals['_GATEWAYMODEL']._serialized_start=209
@@ -43,8 +43,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKERBEAT']._serialized_end=549
   _globals['_JOBVERSION']._serialized_start=551
   _globals['_JOBVERSION']._serialized_end=609
-  _globals['_GATEWAYBEAT']._serialized_start=612
-  _globals['_GATEWAYBEAT']._serialized_end=796
-  _globals['_HEARTBEAT']._serialized_start=799
-  _globals['_HEARTBEAT']._serialized_end=1023
+  _globals['_KEYUSE']._serialized_start=611
+  _globals['_KEYUSE']._serialized_end=648
+  _globals['_GATEWAYBEAT']._serialized_start=651
+  _globals['_GATEWAYBEAT']._serialized_end=880
+  _globals['_HEARTBEAT']._serialized_start=883
+  _globals['_HEARTBEAT']._serialized_end=1107
 # @@protoc_insertion_point(module_scope)

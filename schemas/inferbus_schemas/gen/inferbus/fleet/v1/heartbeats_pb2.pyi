@@ -93,19 +93,29 @@ class JobVersion(_message.Message):
     version: int
     def __init__(self, pool: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
 
+class KeyUse(_message.Message):
+    __slots__ = ("id", "used_us")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    USED_US_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    used_us: int
+    def __init__(self, id: _Optional[str] = ..., used_us: _Optional[int] = ...) -> None: ...
+
 class GatewayBeat(_message.Message):
-    __slots__ = ("reply_partition", "models", "in_flight", "generation_read", "job_versions")
+    __slots__ = ("reply_partition", "models", "in_flight", "generation_read", "job_versions", "key_uses")
     REPLY_PARTITION_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
     IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     GENERATION_READ_FIELD_NUMBER: _ClassVar[int]
     JOB_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    KEY_USES_FIELD_NUMBER: _ClassVar[int]
     reply_partition: int
     models: _containers.RepeatedCompositeFieldContainer[GatewayModel]
     in_flight: int
     generation_read: int
     job_versions: _containers.RepeatedCompositeFieldContainer[JobVersion]
-    def __init__(self, reply_partition: _Optional[int] = ..., models: _Optional[_Iterable[_Union[GatewayModel, _Mapping]]] = ..., in_flight: _Optional[int] = ..., generation_read: _Optional[int] = ..., job_versions: _Optional[_Iterable[_Union[JobVersion, _Mapping]]] = ...) -> None: ...
+    key_uses: _containers.RepeatedCompositeFieldContainer[KeyUse]
+    def __init__(self, reply_partition: _Optional[int] = ..., models: _Optional[_Iterable[_Union[GatewayModel, _Mapping]]] = ..., in_flight: _Optional[int] = ..., generation_read: _Optional[int] = ..., job_versions: _Optional[_Iterable[_Union[JobVersion, _Mapping]]] = ..., key_uses: _Optional[_Iterable[_Union[KeyUse, _Mapping]]] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ("instance", "state", "worker", "gateway", "life", "inferbus_version")
