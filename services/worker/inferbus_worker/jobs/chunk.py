@@ -181,10 +181,15 @@ class ChunkRunner:
         for row in results.rows:
             said = row.prediction
             by_partition[jobs.row_partition(said.id, job.n_partitions)].append(said)
-        for partition, predictions in by_partition.items():
-            # Made one partition at a time: interactive requests have their turn between.
-            messages = [self._message(job, topic.ce_type, said) for said in predictions]
-            await _until(lambda p=partition, w=messages: self._send(topic.name, p, w))  # type: ignore[misc]
+        # Together, since one request to a broker takes the batches of all of its partitions.
+        async with asyncio.TaskGroup() as group:
+            for partition, predictions in by_partition.items():
+                messages = [self._message(job, topic.ce_type, said) for said in predictions]
+                group.create_task(
+                    _until(lambda p=partition, w=messages: self._send(topic.name, p, w))  # type: ignore[misc]
+                )
+                # Interactive requests have their turn between.
+                await asyncio.sleep(0)
         for outcome, n_rows in Counter(row.prediction.outcome for row in results.rows).items():
             labels = (job.model, str(job.version), m.outcome_name(outcome))
             self._metrics.job_rows.labels(*labels).inc(n_rows)
