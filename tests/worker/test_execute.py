@@ -243,6 +243,14 @@ def test_each_request_ends_once_and_only_the_guilty_fail(frames: list[list[str]]
     asyncio.run(scenario())
 
 
+async def test_an_answer_counts_as_a_request_for_who_asks_when_there_was_one() -> None:
+    bench = Bench()
+    bench.take(number(1))
+    bench.desk.last_s = came_s = time.monotonic() - 60.0  # a slow one
+    await bench.settle()
+    assert bench.desk.last_s > came_s + 50.0
+
+
 async def test_finding_one_poison_among_eight_costs_few_lives() -> None:
     bench = Bench()
     bench.take(*(number(KINDS[POISON] if at == 5 else at) for at in range(8)))

@@ -43,12 +43,15 @@ def test_beside_requests_a_few_milliseconds_at_a_time() -> None:
 
 def test_the_longer_a_turn_took_the_longer_the_rest() -> None:
     pace = learnt(1, 512, 0.0009)
-    for now_s, turn_s, rest_s in ((100.0, 0.001, 0.04), (101.0, 0.02, 0.16), (102.0, 9.0, 0.25)):
-        asked = lately(now_s)
-        assert pace.room(0, asked, now_s) == 3
-        pace.ended(now_s + turn_s)
-        assert pace.room(0, asked, now_s + rest_s - 0.001) == 0
-        assert pace.room(0, asked, now_s + rest_s + 0.001) == 3
+    now_s = 100.0
+    for turn_s, rest_s in ((0.001, 0.04), (0.02, 0.16), (0.03, 0.24), (0.2, 0.25), (9.0, 0.25)):
+        assert pace.room(0, lately(now_s), now_s) == 3
+        now_s += turn_s
+        pace.ended(now_s)
+        assert pace.room(0, lately(now_s), now_s + rest_s - 0.001) == 0
+        assert pace.room(0, lately(now_s), now_s + rest_s + 0.001) == 3
+        pace.ended(now_s + rest_s + 0.001)
+        now_s += 1.0
 
 
 def test_slow_rows_go_one_at_a_time_or_as_many_as_run_side_by_side() -> None:

@@ -78,7 +78,7 @@ class Desk:
         self.open_bytes = 0
         self.rows_done = 0
         self.last_s = float("-inf")
-        """When a request came last, by the monotonic clock."""
+        """When a request came or got its record last, by the monotonic clock."""
 
     def take(
         self,
@@ -174,6 +174,7 @@ class Desk:
                 request.model, str(request.version), m.outcome_name(outcome)
             )
         counter.inc()
+        self.last_s = time.monotonic()
         self.n_open -= 1
         self.open_bytes -= len(work.request.tensors)
         if work.rows:

@@ -2,7 +2,7 @@
 
 In: what rows cost, how long turns take, what interactive requests there are. Out: a number of rows
 to give now. Beside interactive requests a job takes turns of some milliseconds, only while none of
-them waits, and rests several times as long as its last turn took: a machine that is busy makes
+them waits, and then rests several times as long as its last turn took: a machine that is busy makes
 turns longer and so rests too, whoever keeps it busy. It never stands still for long; alone it fills
 the engine.
 """
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 _BESIDE_S = 0.003
 _LEAST_REST_S = 0.04
 """Kafka, the log and the gateways need the machine for each row as well."""
+_LONGEST_REST_S = 0.25
 _RESTS = 8
 """Turns that would fit one rest."""
 _ALONE_S = 0.05
@@ -27,7 +28,7 @@ _OVERHEAD_S = 0.0001
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """The interactive requests of a worker: rows that are open, and when the last one came.
+    """The interactive requests of a worker: rows that are open, and when one came or ended last.
 
     Most are open for a millisecond: who only looked whether there are some now would see none.
     """
@@ -39,9 +40,9 @@ class Requests:
 class Pace:
     """The pace of one version's rows.
 
-    Invariants: no more than `most` rows are out; at least one may go when none is out and none
-    waits before it, or none went for a quarter of a second; times are seconds of one monotonic
-    clock.
+    Invariants: no more than `most` rows are out; once the rest after a turn is over, at least one
+    may go when none is out and none waits before it, or none went for a quarter of a second; times
+    are seconds of one monotonic clock.
     """
 
     def __init__(self, least: int, most: int) -> None:
@@ -55,7 +56,7 @@ class Pace:
         self._most = most
         self._row_s = _FIRST_ROW_S
         self._gave_s = float("-inf")
-        self._rest_s = _LEAST_REST_S
+        self._rest_until_s = float("-inf")
 
     def took(self, row_s: float) -> None:
         """Note what a row cost its engine."""
@@ -64,7 +65,7 @@ class Pace:
     def ended(self, now_s: float) -> None:
         """Note that no row is out any more."""
         turn_s = now_s - self._gave_s
-        self._rest_s = min(_STARVED_S, max(_LEAST_REST_S, _RESTS * turn_s))
+        self._rest_until_s = now_s + min(_LONGEST_REST_S, max(_LEAST_REST_S, _RESTS * turn_s))
 
     def room(self, n_out: int, requests: Requests, now_s: float) -> int:
         """Return how many rows may be given now; `n_out` have not come back yet."""
@@ -73,11 +74,12 @@ class Pace:
             share = max(self._least, int(_ALONE_S / self._row_s))
             room = min(share, 2 * share - n_out, self._most - n_out)
         else:
-            waited_s = now_s - self._gave_s
-            if waited_s < (_STARVED_S if n_out or requests.n_rows else self._rest_s):
+            starved = now_s - self._gave_s >= _STARVED_S
+            if now_s < self._rest_until_s or ((n_out or requests.n_rows) and not starved):
                 return 0
             room = min(max(1, int(_BESIDE_S / self._row_s)), self._most) - n_out
         if room <= 0:
             return 0
         self._gave_s = now_s
+        self._rest_until_s = now_s + _LEAST_REST_S
         return room
