@@ -320,6 +320,17 @@ async def _nobody_waits(side: GatewaySide, store: Objects, http: httpx.AsyncClie
     assert twice[0].headers["location"] != where
     other = await http.post(side.path, json=rows([7, 8, 9]), headers=keyed)
     assert other.headers["x-inferbus-error-code"] == "idempotency_key_reused"
+    # What makes two requests two is all that was asked, not the tensors alone.
+    pinned = side.path.replace("/infer", f"/versions/{side.version}/infer")
+    for path, body in (
+        (side.path, rows([4, 5, 6], id="mine")),
+        (side.path, rows([4, 5, 6], outputs=[{"name": "y"}])),
+        (pinned, rows([4, 5, 6])),
+    ):
+        other = await http.post(path, json=body, headers=keyed)
+        assert other.headers["x-inferbus-error-code"] == "idempotency_key_reused"
+    empty = await http.post(side.path, json=rows([4, 5, 6]), headers=head | {"idempotency-key": ""})
+    assert empty.headers["x-inferbus-error-code"] == "invalid_request"
     bad = await http.post(side.path, json={"inputs": []}, headers=head)
     assert (bad.status_code, set(bad.json())) == (400, {"error"})
     plain = await http.post(side.path, json=rows([1, 2, 3]), headers={"prefer": "return=minimal"})

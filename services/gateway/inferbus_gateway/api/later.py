@@ -32,12 +32,17 @@ class Later:
         target: Target,
         row: m.Row,
         caller: Principal,
-        key: bytes,
+        key: bytes | None,
+        version: str,
         tell: Callable[[str | Exception], None],
     ) -> None:
-        """Take one; `tell` is called later. With a key, sending it again is the same job."""
-        name = f"infer:{key_sha256(key).hex()}" if key else ""
-        wish = Wish(target, caller.tenant, caller.name, name)
+        """Take one; `tell` is called later. With a key, sending it again is the same job.
+
+        Raises:
+            InvalidRequestError: the key is none.
+        """
+        name = "" if key is None else f"infer:{key_sha256(key).hex()}"
+        wish = Wish(target, caller.tenant, caller.name, name, version=version)
         task = asyncio.create_task(self._take(wish, row, tell), name="respond-async")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -147,12 +147,13 @@ class Submissions:
         chunks = Chunks(rows_per_chunk(wish.target.manifest, generation.TASK))
         n_rows = n_refused = n_chunks = 0
         digest = hashlib.sha256(parent)
+        digest.update(f"{len(wish.version)}:{wish.version}".encode())
         async for row in rows:
             n_rows += 1
             n_refused += bool(row.refused)
             if n_rows > max_rows:
                 raise errors.TooManyJobRowsError
-            digest.update(row.tensors)
+            digest.update(row.SerializeToString(deterministic=True))
             if (full := chunks.add(row)) is not None:
                 await self._keep(folder, n_chunks, full)
                 n_chunks += 1
