@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from inferbus_gateway.api.rpc import SERVICE
-from inferbus_gateway.control import idempotency, once
+from inferbus_gateway.control import idempotency, trail
 from inferbus_gateway.control.idempotency import Keys, Stored
 from inferbus_gateway.gen import open_inference_pb2 as pb
 from inferbus_gateway.hot import keyed
@@ -80,6 +80,8 @@ def same(first: httpx.Response, again: httpx.Response) -> None:
     for name in ("x-request-id", "x-inferbus-receipt", "x-inferbus-model-version"):
         assert first.headers[name] == again.headers[name]
     assert again.headers[MARK] == "replayed"
+    # Nothing was timed for it.
+    assert "x-inferbus-timing" not in again.headers
 
 
 async def ended(side: GatewaySide, got: httpx.Response) -> m.Prediction:
@@ -315,6 +317,8 @@ async def put(side: GatewaySide, keys: Keys, under: str, age_ms: int, **fields: 
         "pool": side.pool,
         "gateway": "gone",
         "life": 1,
+        "since": 0,
+        "claimed_ms": int(time.time() * 1000) - age_ms,
     }
     said = Stored(**(base | fields))
     assert await keys.claim(name, said) is None
@@ -328,7 +332,7 @@ async def test_an_id_that_is_too_old_is_replaced_and_what_is_gone_is_a_409(
     await side.serves(gateways[0])
     body = keyed.body_sha256(b"http", side.model.encode(), b"", b"None", ONE).hex()
     key = new_key()
-    old = await put(side, keys, key, once.YOUNG_MS + 1000, body=body)
+    old = await put(side, keys, key, trail.SETTLED_MS + 1000, body=body)
     got = await ask(side, gateways[0], key)
     assert (got.status_code, MARK in got.headers) == (200, False), got.text
     assert got.headers["x-request-id"] != ids.text(bytes.fromhex(old.id))
@@ -374,6 +378,8 @@ async def test_of_many_claims_one_wins(keys: Keys) -> None:
             pool="p",
             gateway=f"g{number}",
             life=(1 << 64) - 1 - number,
+            since=0,
+            claimed_ms=1,
         )
         for number in range(50)
     ]

@@ -105,6 +105,7 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
         keys=Keys(settings.valkey_url.get_secret_value()),
         fleet=fleet,
         replies=replies,
+        pending=pending,
     )
     keys = Keyring()
     access = Access(keys, local=settings.auth == "local")

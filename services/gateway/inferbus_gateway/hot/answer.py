@@ -49,8 +49,9 @@ def ok(
         (b"x-inferbus-served-by", prediction.served_by.encode()),
         (b"x-inferbus-output-sha256", prediction.output_sha256.hex().encode()),
         (b"x-inferbus-receipt", receipt.encode()),
-        (b"x-inferbus-timing", timing.encode()),
     ]
+    if timing:
+        headers.append((b"x-inferbus-timing", timing.encode()))
     if rendered.json_length is not None:
         headers.append((b"inference-header-content-length", b"%d" % rendered.json_length))
     return Answer(200, headers, rendered.body)

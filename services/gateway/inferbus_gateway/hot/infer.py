@@ -37,9 +37,11 @@ _log = structlog.get_logger("infer")
 Done = Callable[[Answer], None]
 """Takes the answer of one request, once; must not raise."""
 
-Later = Callable[[Target, m.Row, Principal, bytes, Callable[[str | Exception], None]], None]
-"""Takes a request that nobody waits for, with its key or none, and tells where its answer will be,
-or why nowhere."""
+Later = Callable[
+    [Target, m.Row, Principal, bytes | None, str, Callable[[str | Exception], None]], None
+]
+"""Takes a request that nobody waits for, with its key or none and the version that was asked for,
+and tells where its answer will be, or why nowhere."""
 
 _SPAN = "POST /v2/models/{model}/infer"
 _SAMPLE_EVERY = 8
@@ -152,8 +154,8 @@ class Infer:
                 outputs=parsed.outputs,
                 client_request_id=parsed.client_request_id,
             )
-            key = head.idempotency_key or b""
-            later(target, row, caller, key, partial(self._taken, request_id, done))
+            tell = partial(self._taken, request_id, done)
+            later(target, row, caller, head.idempotency_key, address[1], tell)
             return
         call = Call(target, parsed, done)
         waiter = Waiter(partial(self.ended, call), start_s)
@@ -271,7 +273,7 @@ class Infer:
             version=target.version_header,
             request_id=request_id,
             receipt=receipt,
-            timing=self._timing(entry, prediction, call.parsed_s),
+            timing=self._timing(entry, prediction, call.parsed_s) if call.parsed_s else "",
         )
 
     def _timing(self, entry: Entry, prediction: m.Prediction, parsed_s: float) -> str:
@@ -322,7 +324,9 @@ class _Keyed:
                 b"http", model.encode(), version.encode(), b"%r" % head.json_length, body
             ),
         )
+        timeout_s(head, None)  # What is refused must not be what others wait for.
         self.mark = ""
+        self.size_bytes = len(body)
         self._infer = infer
         self._id = request_id
         self._head = head
@@ -340,6 +344,9 @@ class _Keyed:
         return self._start_s + timeout_s(self._head, timeout_us)
 
     def prepare(self, place: Place | None) -> Place:
+        if place is not None and self._place is not None and self._place.pinned_as(place):
+            self._place = place
+            return place
         model, version = self._address
         call = self._infer.parse(self._head, self._body, model, place or version, self._answer)
         self._call = call
@@ -366,8 +373,8 @@ class _Keyed:
         entry = ended_before(place, call.target, prediction, offset, self._start_s)
         self._infer.recalled(call, entry)
 
-    def refuse(self, error: Exception) -> None:
-        self._answer(self._infer.refused(error, self._id))
+    def refuse(self, error: Exception, place: Place | None = None) -> None:
+        self._answer(self._infer.refused(error, self._id if place is None else place.id))
 
     @property
     def _prepared(self) -> tuple[Call, Place]:
@@ -381,7 +388,7 @@ class _Keyed:
 
 
 class Call:
-    """What the answer of one request needs to know of its question."""
+    """What the answer of a request needs to know of its question; `parsed_s` once it is opened."""
 
     __slots__ = ("done", "parsed", "parsed_s", "target")
 

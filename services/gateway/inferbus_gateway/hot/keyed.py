@@ -32,6 +32,10 @@ class Place:
     version: int
     pool: str
 
+    def pinned_as(self, other: Place) -> bool:
+        """Tell whether a request that was read for one is read for the other too."""
+        return (self.version, self.pool) == (other.version, other.pool)
+
 
 @dataclass(frozen=True, slots=True)
 class Name:
@@ -45,11 +49,12 @@ class Name:
 class Keyed(Protocol):
     """One request with a key, as its protocol sees it; it is answered once.
 
-    `mark` is what its answer says in `MARK`; empty says nothing.
+    `mark` is what its answer says in `MARK`; empty says nothing. `size_bytes` is what it holds.
     """
 
     name: Name
     mark: str
+    size_bytes: int
 
     @property
     def deadline_s(self) -> float:
@@ -80,8 +85,8 @@ class Keyed(Protocol):
         """Answer what was prepared from the record that stands at an offset of its partition."""
         ...
 
-    def refuse(self, error: Exception) -> None:
-        """Answer with an error."""
+    def refuse(self, error: Exception, place: Place | None = None) -> None:
+        """Answer with an error; `place` is that of the request whose end it is, if another's."""
         ...
 
 

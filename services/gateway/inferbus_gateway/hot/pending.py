@@ -114,9 +114,9 @@ class Pending:
     or `no_worker` before any hand-over, or by `unknown` after its deadline; after a hand-over it is
     never `no_worker`; an attempt that failed, was released or never acknowledged, or whose owner is
     gone, is placed again with the next number; rows per inbox equal the sum over open attempts
-    there, `by_tenant` counts the entries of each tenant. `_waiting` holds exactly those that may be
-    placed; each entry has one alarm, in a bucket not yet swept; a call costs what it changes, never
-    a walk over the map.
+    there, `by_tenant` counts the entries of each tenant and what is held. `_waiting` holds exactly
+    those that may be placed; each entry has one alarm, in a bucket not yet swept; a call costs what
+    it changes, never a walk over the map.
     """
 
     def __init__(self, *, max_requests: int = 20_000, max_bytes: int = 256 << 20) -> None:
@@ -132,6 +132,7 @@ class Pending:
         self.rows: dict[Inbox, int] = {}
         self.by_tenant: dict[str, int] = {}
         self.n_bytes = 0
+        self._n_held = 0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -142,19 +143,40 @@ class Pending:
     @property
     def full(self) -> bool:
         """Whether a new request must be refused."""
-        return len(self._entries) >= self._max_requests or self.n_bytes >= self._max_bytes
+        n_requests = len(self._entries) + self._n_held
+        return n_requests >= self._max_requests or self.n_bytes >= self._max_bytes
 
     @property
     def n_waiting(self) -> int:
         """Requests that wait to be placed."""
         return len(self._waiting)
 
+    def hold(self, tenant: str, size_bytes: int) -> None:
+        """Count a request that waits elsewhere, for the answer of another one, until `let_go`."""
+        self._n_held += 1
+        self._count(tenant, size_bytes)
+
+    def let_go(self, tenant: str, size_bytes: int) -> None:
+        """Count it no longer."""
+        self._n_held -= 1
+        self._discount(tenant, size_bytes)
+
+    def _count(self, tenant: str, size_bytes: int) -> None:
+        self.by_tenant[tenant] = self.by_tenant.get(tenant, 0) + 1
+        self.n_bytes += size_bytes
+
+    def _discount(self, tenant: str, size_bytes: int) -> None:
+        left = self.by_tenant[tenant] - 1
+        if left:
+            self.by_tenant[tenant] = left
+        else:
+            del self.by_tenant[tenant]
+        self.n_bytes -= size_bytes
+
     def add(self, entry: Entry, now_s: float) -> None:
         """Take a request; it waits for a worker until `placed` is called."""
         self._entries[entry.id] = entry
-        tenant = entry.request.tenant
-        self.by_tenant[tenant] = self.by_tenant.get(tenant, 0) + 1
-        self.n_bytes += entry.size_bytes
+        self._count(entry.request.tenant, entry.size_bytes)
         self._waiting[entry.id] = entry
         self._set_alarm(entry, min(entry.deadline_s, now_s + HOLD_S))
 
@@ -313,13 +335,7 @@ class Pending:
 
     def _remove(self, entry: Entry) -> None:
         del self._entries[entry.id]
-        tenant = entry.request.tenant
-        left = self.by_tenant[tenant] - 1
-        if left:
-            self.by_tenant[tenant] = left
-        else:
-            del self.by_tenant[tenant]
-        self.n_bytes -= entry.size_bytes
+        self._discount(entry.request.tenant, entry.size_bytes)
         self._waiting.pop(entry.id, None)
         self._leave_inbox(entry)
         bucket = self._wheel.get(entry.bucket)

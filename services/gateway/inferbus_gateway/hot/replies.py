@@ -60,6 +60,8 @@ class Replies:
         self._task: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.partition = -1
+        self.position = -1
+        """All records below were applied; those of requests that begin now stand there or after."""
         self.n_undecodable = 0
 
     async def start(self, partition: int, spawn: Spawn) -> None:
@@ -75,7 +77,7 @@ class Replies:
             client_id=f"{self._instance}-replies",
             start="end",
         )
-        await self._reader.start()
+        self.position = await self._reader.start()
         self.partition = partition
         self._task = spawn("replies", self._read(self._reader))
 
@@ -103,6 +105,8 @@ class Replies:
                 await asyncio.sleep(_AGAIN_S)
                 continue
             self.apply(records, time.monotonic())
+            if records:
+                self.position = records[-1].offset + 1
 
     def apply(self, records: Iterable[Record], now_s: float) -> None:
         """End the requests that these records end; they come in the order of offsets."""
@@ -121,7 +125,9 @@ class Replies:
 
     async def _skip_to_end(self, reader: PartitionReader) -> None:
         try:
-            reader.seek((await reader.bounds())[1])
+            end = (await reader.bounds())[1]
+            reader.seek(end)
+            self.position = end
         except (TimeoutError, KafkaError) as error:
             _log.warning("replies_end_unknown", error=repr(error))
             await asyncio.sleep(_AGAIN_S)

@@ -286,6 +286,7 @@ class _Keyed:
             keyed.body_sha256(b"grpc", asked.SerializeToString(deterministic=True)),
         )
         self.mark = ""
+        self.size_bytes = asked.ByteSize()
         self._infer = infer
         self._id = request_id
         self._asked = asked
@@ -303,6 +304,9 @@ class _Keyed:
         return self._start_s + _timeout_s(self._remaining_s, timeout_us)
 
     def prepare(self, place: Place | None) -> Place:
+        if place is not None and self._place is not None and self._place.pinned_as(place):
+            self._place = place
+            return place
         question = self._infer.parse(self._asked, place or self._asked.model_version)
         self._question = question
         self._place = place or self._infer.place(question, self._id)
@@ -328,8 +332,8 @@ class _Keyed:
         entry = ended_before(place, question.target, prediction, offset, self._start_s)
         self._tell(self._infer.recalled(question, entry))
 
-    def refuse(self, error: Exception) -> None:
-        self._tell(self._infer.refused(error, self._id))
+    def refuse(self, error: Exception, place: Place | None = None) -> None:
+        self._tell(self._infer.refused(error, self._id if place is None else place.id))
 
     @property
     def _prepared(self) -> tuple[Question, Place]:
