@@ -31,7 +31,7 @@ from inferbus_kit.produce import Producer
 from inferbus_schemas import envelope, ids, topics
 from inferbus_schemas import messages as m
 from inferbus_schemas.membership import Membership
-from tests.support.gateway_side import free_port
+from tests.support.gateway_process import free_port
 from tests.support.proxy import Proxy
 
 ME, LIFE = "gateway-me", 7

@@ -27,7 +27,7 @@ class Later:
         self._parts = parts
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def __call__(
+    def __call__(  # noqa: PLR0917 -- what one request is
         self,
         target: Target,
         row: m.Row,

@@ -28,7 +28,10 @@ from inferbus_schemas import messages as m
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a client wants. `key`, or a given `job_id`, makes a second submission the same job."""
+    """What a client wants. `key`, or a given `job_id`, makes a second submission the same job.
+
+    `version` is what the client called it, for rows whose address is a part of what they are.
+    """
 
     target: Target
     tenant: str
@@ -36,6 +39,7 @@ class Wish:
     key: str = ""
     client_job_id: str = ""
     job_id: bytes = b""
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
