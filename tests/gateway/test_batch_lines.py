@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from inferbus_gateway import errors
-from inferbus_gateway.control.batches import answers
+from inferbus_gateway.control.batches import answers, keeper
 from inferbus_gateway.control.batches.fold import BatchFold
 from inferbus_gateway.control.batches.lines import MAX_LINES, LineReader, model_of
 from inferbus_gateway.control.batches.upload import Form
@@ -181,3 +183,32 @@ def test_names_and_keys() -> None:
     assert batches.batch_of(batches.ended_key(BATCH).encode()) is None
     assert batches.output_id(BATCH, "output") != batches.output_id(BATCH, "error")
     assert ids.is_uuid7(batches.output_id(BATCH, "output"))
+
+
+async def test_an_error_that_nobody_foresaw_ends_the_batch() -> None:
+    fold, said = BatchFold(), list[str]()
+
+    async def say(key: str, _status: m.JobStatus) -> None:
+        said.append(key)
+
+    def resolve(*_asked: str) -> Target:
+        raise TypeError("nobody foresaw it")
+
+    around: Any = SimpleNamespace(
+        fold=fold,
+        job_fold=SimpleNamespace(progress=lambda *_: None),
+        routes=SimpleNamespace(resolve=resolve),
+        dispatcher=SimpleNamespace(say=say),
+    )
+    now = keeper.now_ms()
+    made = m.Batch(id=BATCH, tenant="acme", model=MODEL, expires_ms=now + 60_000)
+    fold.apply(m.JobStatus(batch=made), now)
+    keeping = keeper.Keeper(around)
+    (known,) = fold.open()
+    keeping._look(known)
+    await asyncio.gather(*keeping._working.values())
+    assert known.ended is not None
+    assert known.status(None) == "failed"
+    assert [one.code for one in known.ended.errors] == ["internal_error"]
+    assert said == [batches.ended_key(BATCH)]
+    assert list(fold.open()) == []

@@ -168,3 +168,12 @@ def test_a_chunk_has_fewer_rows_where_answers_are_large() -> None:
     assert rows_per_chunk(small, "generate") == jobs.MAX_CHUNK_ROWS
     assert rows_per_chunk(large, "generate") == 4
     assert rows_per_chunk(small, "tensor") == 32
+
+
+def test_what_a_row_asks_for_counts_as_its_tensors_do() -> None:
+    chunks = Chunks(100)
+    large = m.Row(generation=m.Generation(tools="x" * (jobs.MAX_CHUNK_BYTES // 2 + 1)))
+    assert chunks.add(large) is None
+    full = chunks.add(large)
+    assert full is not None
+    assert len(full.rows) == 1

@@ -184,3 +184,27 @@ def test_no_bytes_raise_anything_but_our_errors(raw: bytes) -> None:
         prompts.decode(raw)
     with pytest.raises(errors.ParameterError):
         prompts.decode(b"[" * 100_000)
+
+
+@pytest.mark.parametrize("parameters", [5, "x", [1], True, {"type": "array"}])
+def test_parameters_of_a_tool_that_are_no_object_are_refused(parameters: Any) -> None:
+    function = {"name": "f", "parameters": parameters}
+    assert refused(tools=[{"type": "function", "function": function}]) == "tools"
+
+
+def test_tools_are_no_larger_than_a_prompt_may_be() -> None:
+    def tools(n_bytes: int) -> list[Any]:
+        function = {"name": "f", "description": "x" * n_bytes}
+        return [{"type": "function", "function": function}]
+
+    assert chat(tools=tools(1000)).generation.tools
+    assert refused(tools=tools(SETTINGS.context_tokens * 64)) == "context_length_exceeded"
+
+
+def test_a_request_s_own_id_is_bounded() -> None:
+    assert prompts.own_id({"id": "x" * 256}) == "x" * 256
+    assert prompts.own_id({}) == prompts.own_id({"id": 5}) == ""
+    with pytest.raises(errors.InvalidRequestError, match="256"):
+        prompts.own_id({"id": "x" * 257})
+    with pytest.raises(errors.InvalidRequestError):
+        prompts.own_id({"id": "\ud800"})

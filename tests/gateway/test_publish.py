@@ -29,12 +29,15 @@ class Bus:
         self.error: Exception | None = None
         self.late: Exception | None = None
         self.slow = False
+        self.max_bytes = 8 << 20
         self.on_their_way: list[asyncio.Future[Any]] = []
         self.sent: list[tuple[str, int, bytes]] = []
 
     async def send(self, topic: str, partition: int, value: bytes, **_more: Any) -> Any:
         if self.error is not None:
             raise self.error
+        if len(value) > self.max_bytes:
+            raise MessageSizeTooLargeError
         self.sent.append((topic, partition, value))
         done = asyncio.get_running_loop().create_future()
         if self.slow:
@@ -70,11 +73,13 @@ class Gateway:
         self._count = 0
         self.ended: list[Entry] = []
 
-    def entry(self, size_bytes: int = 10) -> Entry:
+    def entry(self, size_bytes: int = 10, tools: str = "") -> Entry:
         self._count += 1
         request = m.Request(
             id=ids.uuid7(1, self._count), model="m", version=1, tensors=bytes(size_bytes)
         )
+        if tools:
+            request.generation.tools = tools
         waiter = Waiter(self.ended.append, time.monotonic())
         made = Entry(request, POOL, n_rows=1, deadline_s=time.monotonic() + 60, waiter=waiter)
         self.pending.add(made, time.monotonic())
@@ -305,3 +310,29 @@ async def test_our_own_record_is_sent_until_kafka_takes_it(
     assert (said.id, said.attempt, said.outcome) == (one.id, 1, m.OUTCOME_DEADLINE_EXCEEDED)
     assert said.inputs == one.request.tensors
     await gateway.replies.stop()
+
+
+async def test_what_a_request_asks_for_counts_as_its_tensors_do() -> None:
+    gateway = Gateway()
+    for _ in range(3):
+        one = gateway.entry(tools="x" * (300 << 10))
+        assert one.size_bytes > 300 << 10
+        assert gateway.publisher.place(one)
+    await asyncio.sleep(0.01)
+    assert [len(frame.requests) for frame in gateway.bus.frames] == [2, 1]
+    assert gateway.pending.n_bytes > 900 << 10
+
+
+async def test_only_who_is_too_large_alone_is_refused() -> None:
+    gateway = Gateway()
+    gateway.bus.max_bytes = 100 << 10
+    fine = gateway.placed(5)
+    (large,) = gateway.placed(1, 200 << 10)
+    fine += gateway.placed(4)
+    await asyncio.sleep(0.05)
+    assert gateway.ended == [large]
+    assert type(large.waiter.error) is errors.TooLargeError
+    sent = [request.id for frame in gateway.bus.frames for request in frame.requests]
+    assert sorted(sent) == sorted(one.id for one in fine)
+    assert all(one.frame is not None and one.frame.offset is not None for one in fine)
+    assert {one.attempt for one in fine} == {1}

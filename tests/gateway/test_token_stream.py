@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from inferbus_gateway import errors
 from inferbus_gateway.hot import dialects
+from inferbus_gateway.hot.generations import EventWriter
 from inferbus_gateway.hot.pending import Entry, Frame, Pending
 from inferbus_gateway.hot.streams import OpenStream
 from inferbus_gateway.hot.token_stream import TokenStream
@@ -206,3 +207,36 @@ def test_whole_answers_and_tool_calls() -> None:
     assert dialects.Triton("7").answer(said)["text_output"] == ""
     with pytest.raises(ValueError, match="unpack"):
         dialects.texts(m.Prediction())
+
+
+async def _written(chunks: list[m.TokenChunk], after: int = -1) -> bytes:
+    """Return what a client reads of a chat whose chunks stand at offsets 0, 1, 2, ..."""
+    stream, parts = OpenStream(3), list[bytes]()
+
+    async def send(message: Any) -> None:
+        parts.append(message.get("body", b""))
+
+    for offset, one in enumerate(chunks):
+        stream.chunk(one, offset)
+    stream.end(record(len(chunks)), None)
+    writer = EventWriter(send, [], dialects.Chat(REQUEST_ID))
+    assert await writer.forward(stream, include_usage=False, after=after)
+    return b"".join(parts)
+
+
+async def test_a_cut_between_the_text_and_the_end_of_one_chunk_loses_and_repeats_no_text() -> None:
+    told = json.dumps([{"token": "1 ", "logprob": -0.5, "top_logprobs": []}])
+    chunks = [chunk(0), chunk(1, finish_reason="length", logprobs=told)]
+    whole = await _written(chunks)
+    events = whole.split(b"\n\n")[:-1]
+    for n_seen in range(len(events) + 1):
+        seen = events[:n_seen]
+        places = [int(one.split(b"\n")[0].rpartition(b":")[2]) for one in seen if b"id: " in one]
+        rest = await _written(chunks, after=places[-1] if places else -1)
+        read = _events(b"\n\n".join([*seen, rest]))
+        choices = [one["choices"][0] for one in read]
+        assert "".join(one["delta"].get("content", "") for one in choices) == "0 1 "
+        assert [one["logprobs"] for one in choices if one["logprobs"]] == [
+            {"content": json.loads(told), "refusal": None}
+        ]
+        assert choices[-1]["finish_reason"] == "length"

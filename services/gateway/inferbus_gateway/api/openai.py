@@ -186,8 +186,7 @@ class OpenAI:
         head, body = await self._read(scope, receive)
         target, settings = self._generating(model, version or "")
         ask = prompts.triton(body, settings, stream=bool(stream))
-        said = body.get("id")
-        own_id = said if isinstance(said, str) else ""
+        own_id = prompts.own_id(body)
         span, keep = f"POST /v2/models/{{model}}/generate{stream or ''}", _keeps(scope)
         caller, dialect = scope["state"]["principal"], dialects.Triton(own_id)
         call = Call(request_id, caller, target, ask, dialect, head, span, keep, own_id)
@@ -260,8 +259,9 @@ class OpenAI:
     async def _resume(self, scope: Scope, receive: Receive, send_: Send, _own_id: bytes) -> None:
         name = scope["path"].removeprefix(_PREFIX).removeprefix("/v1/streams/")
         last = dict(scope["headers"]).get(b"last-event-id", b"").decode("latin-1")
-        tenant = scope["state"]["principal"].tenant
-        await self._resumer.resume(name, last, tenant, receive, send_)
+        caller: Principal = scope["state"]["principal"]
+        self._requests.enter(caller)
+        await self._resumer.resume(name, last, caller.tenant, receive, send_)
 
 
 def before(openai: OpenAI, rest: Asgi) -> Asgi:

@@ -34,6 +34,10 @@ class Dialect(Protocol):
         """Return the events of a chunk."""
         ...
 
+    def rest(self, chunk: m.TokenChunk) -> bytes:
+        """Return those events of a chunk that follow the one with its place."""
+        ...
+
     def end(self, prediction: m.Prediction, *, include_usage: bool) -> bytes:
         """Return what follows the last chunk."""
         ...
@@ -142,17 +146,24 @@ class Chat:
             delta["content"] = chunk.text
         if chunk.tool_calls:
             delta["tool_calls"] = msgspec.json.decode(chunk.tool_calls)
-        if delta and chunk.finish_reason:
-            out.append(event(self._chunk(chunk, delta, None)))
-            delta = {}
-        out.append(event(self._chunk(chunk, delta, chunk.finish_reason or None), place))
-        return b"".join(out)
+        rest = self.rest(chunk)
+        finish_reason = None if rest else chunk.finish_reason or None
+        out.append(event(self._chunk(chunk, delta, finish_reason, chunk.logprobs), place))
+        return b"".join(out) + rest
 
-    def _chunk(self, chunk: m.TokenChunk, delta: Body, finish_reason: str | None) -> Body:
+    def rest(self, chunk: m.TokenChunk) -> bytes:
+        # Told again to who comes back after the text: an end may be heard twice, text may not.
+        if not chunk.finish_reason or not (chunk.text or chunk.tool_calls):
+            return b""
+        return event(self._chunk(chunk, {}, chunk.finish_reason))
+
+    def _chunk(
+        self, chunk: m.TokenChunk, delta: Body, finish_reason: str | None, logprobs: str = ""
+    ) -> Body:
         choice = {
             "index": chunk.choice,
             "delta": delta,
-            "logprobs": _chat_logprobs(chunk.logprobs) if "role" not in delta else None,
+            "logprobs": _chat_logprobs(logprobs),
             "finish_reason": finish_reason,
         }
         body = {**self._head("chat.completion.chunk", chunk.model), "choices": [choice]}
@@ -210,6 +221,10 @@ class Text:
         body: Body = {**self._head(chunk.model), "choices": [choice]}
         return event(body | {"usage": None} if chunk.include_usage else body, place)
 
+    def rest(self, chunk: m.TokenChunk) -> bytes:
+        del chunk
+        return b""
+
     def end(self, prediction: m.Prediction, *, include_usage: bool) -> bytes:
         if not include_usage:
             return DONE
@@ -241,6 +256,10 @@ class Triton:
             return b""
         head = self._head(chunk.model, chunk.version)
         return event({**head, "text_output": chunk.text, "done": done}, place)
+
+    def rest(self, chunk: m.TokenChunk) -> bytes:
+        del chunk
+        return b""
 
     def end(self, prediction: m.Prediction, *, include_usage: bool) -> bytes:
         del prediction, include_usage

@@ -240,7 +240,8 @@ class EventWriter:
         Args:
             stream: where the events come from.
             include_usage: whether the client wants usage at the end.
-            after: chunks up to this offset were read before and are only counted.
+            after: chunks up to this offset were read before and are only counted; of the one at it
+                what follows its place is told again.
 
         Raises:
             EndedError, InferbusError: it ended badly before anything was sent.
@@ -251,6 +252,8 @@ class EventWriter:
             events = self._dialect.events(chunk, f"{stream.partition}:{offset}")
             if offset > after:
                 parts.append(events)
+            elif offset == after and (rest := self._dialect.rest(chunk)):
+                parts.append(rest)
         state = stream.state
         last = state.ended
         if last and state.error is not None:

@@ -80,7 +80,9 @@ class Entry:
         self.n_rows = n_rows
         self.deadline_s = deadline_s
         self.waiter = waiter
-        self.size_bytes = len(request.tensors)
+        self.size_bytes = len(request.tensors) + len(request.client_request_id)
+        if request.HasField("generation"):
+            self.size_bytes += request.generation.ByteSize()
         self.attempt = 0
         self.inbox: Inbox | None = None
         self.epoch = 0

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from inferbus_gateway.errors import ContextExceededError, ParameterError
-from inferbus_gateway.hot import schemas
+from inferbus_gateway.hot import fit, schemas
 from inferbus_schemas import generation as limits
 from inferbus_schemas import messages as m
 from inferbus_schemas import tensors
@@ -91,6 +91,19 @@ def model_of(body: Body) -> tuple[str, str]:
     return name, version
 
 
+def own_id(body: Body) -> str:
+    """Return the client's own id of a request; empty where it gives none.
+
+    Raises:
+        InvalidRequestError: it is too long, or no text that can be passed on.
+    """
+    said = body.get("id")
+    if not isinstance(said, str):
+        return ""
+    _encodable(said, "id")
+    return fit.check_id(said)
+
+
 def chat(body: Body, settings: limits.GenerationSettings) -> Ask:
     """Read a body of `/v1/chat/completions`.
 
@@ -114,7 +127,9 @@ def chat(body: Body, settings: limits.GenerationSettings) -> Ask:
     if tools := schemas.tools(body.get("tools")):
         if not settings.tools:
             raise ParameterError("tools", "this model knows no tools")
-        said.tools = msgspec.json.encode(tools).decode()
+        raw_tools = msgspec.json.encode(tools)
+        _fits(raw_tools, settings, "tools")
+        said.tools = raw_tools.decode()
         if (choice := schemas.tool_choice(body.get("tool_choice"), tools)) is not None:
             said.tool_choice = msgspec.json.encode(choice).decode()
     elif body.get("tool_choice") not in (None, "none", "auto"):

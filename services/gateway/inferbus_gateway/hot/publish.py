@@ -29,7 +29,7 @@ MAX_FRAME_BYTES = 768 << 10
 MAX_HOLD_S = 0.005
 """Kafka has one batch of an inbox in flight, so that waiting for it costs no time, up to here."""
 _REQUEST_BYTES = 200
-"""What a request takes beside its tensors, about."""
+"""What a request takes beside what its entry counts, about."""
 
 
 class _Draft:
@@ -181,7 +181,10 @@ class Publisher:
         try:
             delivery = await self._producer.send(topic.name, lease.inbox, value, headers=head)
         except (InferbusError, KafkaError) as error:
-            self._not_handed_over(entries, frame, error)
+            if isinstance(error, MessageSizeTooLargeError) and len(entries) > 1:
+                self._halve(lease, entries, frame)
+            else:
+                self._not_handed_over(entries, frame, error)
             return
         except Exception:  # noqa: BLE001 -- whatever it is, nobody waits for it until his deadline
             _log.exception("frame_failed", inbox=lease.inbox)
@@ -196,6 +199,17 @@ class Publisher:
         frame.acked_s = time.monotonic()
         if meta.offset >= 0:
             frame.offset = meta.offset
+
+    def _halve(self, lease: InboxLease, entries: list[Entry], frame: Frame) -> None:
+        """Send what is too large together in two parts: only who is too large alone is refused."""
+        left = [one for one in entries if one.inbox is not None and one.frame is frame]
+        middle = (len(left) + 1) // 2
+        for part in (left[:middle], left[middle:]):
+            if part:
+                again = Frame()
+                for one in part:
+                    one.frame = again
+                self._send(lease, part, again)
 
     def _unacknowledged(self, entries: list[Entry], frame: Frame) -> None:
         """Place again what may never be written.

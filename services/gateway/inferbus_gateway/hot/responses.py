@@ -177,6 +177,10 @@ class Responses:
             out.append(self._event(kind, place, **where, delta=chunk.text, logprobs=[]))
         return b"".join(out)
 
+    def rest(self, chunk: m.TokenChunk) -> bytes:
+        del chunk
+        return b""
+
     def end(self, prediction: m.Prediction, *, include_usage: bool) -> bytes:
         """Return what follows the last chunk; usage is always told."""
         del include_usage

@@ -103,7 +103,10 @@ def tools(said: Any) -> list[dict[str, Any]]:
             raise ParameterError("tools", "a tool is an object of type function")
         if not isinstance(function.get("name"), str) or not function["name"]:
             raise ParameterError("tools", "a tool's function has a name")
-        check(function.get("parameters") or {}, "tools")
+        parameters = function.get("parameters") or {}
+        if not isinstance(parameters, dict) or parameters.get("type", "object") != "object":
+            raise ParameterError("tools", "the parameters of a function are an object")
+        check(parameters, "tools")
     return said
 
 

@@ -206,7 +206,14 @@ class Keeper:
 
     async def _in_turn(self, work: Awaitable[None], batch_id: bytes) -> None:
         async with self._room:
-            await self._try(work, batch_id)
+            try:
+                await self._try(work, batch_id)
+            except Exception:
+                # It would only happen again: what nobody foresaw ends the batch.
+                _log.exception("batch_broke", batch=batch_id.hex())
+                why = m.BatchError(code="internal_error", message="the batch broke something here")
+                failed = m.BatchEnded(batch=batch_id, end=m.BATCH_END_FAILED, errors=[why])
+                await self._try(self._end(failed), batch_id)
 
     async def _try(self, work: Awaitable[None], batch_id: bytes) -> None:
         try:

@@ -47,7 +47,9 @@ class Chunks:
 
     def add(self, row: m.Row) -> m.Chunk | None:
         """Take a row; return the chunk that is full without it, if it is."""
-        size_bytes = len(row.tensors) + len(row.refused)
+        size_bytes = len(row.tensors) + len(row.refused) + len(row.client_request_id)
+        if row.HasField("generation"):
+            size_bytes += row.generation.ByteSize()
         full = len(self._rows) >= self._max_rows or (
             self._rows and self._n_bytes + size_bytes > jobs.MAX_CHUNK_BYTES
         )
