@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from inferbus_gateway import errors
-from inferbus_gateway.control.batches import answers, keeper
+from inferbus_gateway.control.batches import answers, files, keeper
 from inferbus_gateway.control.batches.fold import BatchFold
 from inferbus_gateway.control.batches.lines import MAX_LINES, LineReader, model_of
 from inferbus_gateway.control.batches.upload import Form
@@ -200,7 +200,7 @@ async def test_an_error_that_nobody_foresaw_ends_the_batch() -> None:
         routes=SimpleNamespace(resolve=resolve),
         dispatcher=SimpleNamespace(say=say),
     )
-    now = keeper.now_ms()
+    now = files.now_ms()
     made = m.Batch(id=BATCH, tenant="acme", model=MODEL, expires_ms=now + 60_000)
     fold.apply(m.JobStatus(batch=made), now)
     keeping = keeper.Keeper(around)

@@ -76,7 +76,11 @@ class Gateway:
     def entry(self, size_bytes: int = 10, tools: str = "") -> Entry:
         self._count += 1
         request = m.Request(
-            id=ids.uuid7(1, self._count), model="m", version=1, tensors=bytes(size_bytes)
+            id=ids.uuid7(1, self._count),
+            model="m",
+            version=1,
+            tensors=bytes(size_bytes),
+            reply_partition=3,
         )
         if tools:
             request.generation.tools = tools

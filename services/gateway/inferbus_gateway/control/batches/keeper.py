@@ -208,8 +208,7 @@ class Keeper:
         async with self._room:
             try:
                 await self._try(work, batch_id)
-            except Exception:
-                # It would only happen again: what nobody foresaw ends the batch.
+            except Exception:  # noqa: BLE001 -- whatever it is, it would only happen again
                 _log.exception("batch_broke", batch=batch_id.hex())
                 why = m.BatchError(code="internal_error", message="the batch broke something here")
                 failed = m.BatchEnded(batch=batch_id, end=m.BATCH_END_FAILED, errors=[why])
