@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -103,12 +104,23 @@ def test_a_request_that_did_not_stream_is_no_stream() -> None:
 @pytest.mark.parametrize("name", ["", "x", "chatcmpl-", "9f" * 16, "../../etc", "\ud800"])
 def test_what_is_no_id_of_ours_is_no_stream(name: str) -> None:
     with pytest.raises(errors.StreamNotFoundError):
-        resume._request_id(name)
+        resume._request_id(name, time.time() * 1000)
+
+
+def test_an_id_of_the_future_is_no_stream() -> None:
+    now_ms = 1_700_000_000_000
+    for ahead_ms, there in ((9_000, True), (11_000, False)):
+        name = ids.text(ids.uuid7(now_ms + ahead_ms, 1))
+        if there:
+            assert resume._request_id(name, now_ms)
+        else:
+            with pytest.raises(errors.StreamNotFoundError):
+                resume._request_id(name, now_ms)
 
 
 def test_ids_are_taken_as_answers_name_them() -> None:
     for prefix in ("", "chatcmpl-", "cmpl-"):
-        assert resume._request_id(prefix + ids.text(REQUEST_ID)) == REQUEST_ID
+        assert resume._request_id(prefix + ids.text(REQUEST_ID), time.time() * 1000) == REQUEST_ID
 
 
 @pytest.mark.parametrize("last", ["x", "1", "1:", ":1", "-1:2", "1:2:3", "9" * 40 + ":1", "٣:1"])

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import structlog
@@ -37,6 +38,7 @@ from inferbus_schemas.terminal import is_terminal
 _log = structlog.get_logger("resume")
 
 _MAX_AT_ONCE = 64
+_MAX_OF_A_TENANT = 16
 _SLACK_MS = 10_000
 """A gateway's clock, which an id is minted by, may differ this much from the broker's."""
 _APPEARS_S = 30.0
@@ -69,7 +71,7 @@ class Resumer:
         self._fleet = fleet
         self._replies = replies
         self._streams = streams
-        self._n_open = 0
+        self._open: Counter[str] = Counter()
 
     async def resume(self, name: str, last: str, tenant: str, receive: Receive, send: Send) -> None:
         """Send what follows the event `last` (`partition:offset`, or empty) of a tenant's stream.
@@ -77,11 +79,11 @@ class Resumer:
         Raises:
             InferbusError: there is nothing to send.
         """
-        request_id = _request_id(name)
+        request_id = _request_id(name, time.time() * 1000)
         partition, after = _place(last)
-        if self._n_open >= _MAX_AT_ONCE:
+        if self._open.total() >= _MAX_AT_ONCE or self._open[tenant] >= _MAX_OF_A_TENANT:
             raise OverloadedError("too many streams are read again here; try again shortly")
-        self._n_open += 1
+        self._open[tenant] += 1
         consumer = AIOKafkaConsumer(
             **client_options(self._bootstrap),
             client_id=f"{self._instance}-resume",
@@ -94,15 +96,17 @@ class Resumer:
             async with asyncio.timeout(_START_TIMEOUT_S):
                 places = await self._places(partition)
                 await consumer.start()
-                await _seek(consumer, places, ids.unix_ms(request_id) - _SLACK_MS)
+                ends = await _seek(consumer, places, ids.unix_ms(request_id) - _SLACK_MS)
             again = _Again(request_id, tenant, after)
             watching = asyncio.create_task(_watch(receive, again))
-            await self._read(consumer, places, again, send)
+            await self._read(consumer, ends, again, send)
         except (KafkaError, TimeoutError) as error:
             _log.warning("resume_failed", error=repr(error))
             raise errors.BusUnavailableError("the stream cannot be read now; try again") from error
         finally:
-            self._n_open -= 1
+            self._open[tenant] -= 1
+            if not self._open[tenant]:
+                del self._open[tenant]
             if watching is not None:
                 watching.cancel()
             await _stop(consumer)
@@ -122,19 +126,19 @@ class Resumer:
     async def _read(
         self,
         consumer: AIOKafkaConsumer,
-        places: Sequence[TopicPartition],
+        ends: Mapping[TopicPartition, int],
         again: _Again,
         send: Send,
     ) -> None:
         writer: EventWriter | None = None
         pinged_s = time.monotonic()
         while not again.gone:
-            batches = await consumer.getmany(*places, timeout_ms=100)
+            batches = await consumer.getmany(*ends, timeout_ms=100)
             for records in batches.values():
                 for record in records:
                     again.apply(record)
             if again.stream is None:
-                again.check_appears(time.time() * 1000)
+                await _check_appears(consumer, ends, again)
                 continue
             if writer is None:
                 dialect = dialects.of(again.prompt_kind, again.request_id)
@@ -281,13 +285,13 @@ class _Again:
             raise errors.StreamNotFoundError("no such stream")
 
 
-def _request_id(name: str) -> bytes:
+def _request_id(name: str, now_ms: float) -> bytes:
     text = name.removeprefix(dialects.Chat.prefix).removeprefix(dialects.Text.prefix)
     try:
         request_id = uuid.UUID(text).bytes
     except ValueError:
         raise errors.StreamNotFoundError("no such stream") from None
-    if not ids.is_uuid7(request_id):
+    if not ids.is_uuid7(request_id) or ids.unix_ms(request_id) > now_ms + _SLACK_MS:
         raise errors.StreamNotFoundError("no such stream")
     return request_id
 
@@ -303,14 +307,27 @@ def _place(last: str) -> tuple[int | None, int]:
     return int(partition), int(offset)
 
 
-async def _seek(consumer: AIOKafkaConsumer, places: list[TopicPartition], since_ms: int) -> None:
-    """Stand at the time of the request."""
+async def _seek(
+    consumer: AIOKafkaConsumer, places: list[TopicPartition], since_ms: int
+) -> dict[TopicPartition, int]:
+    """Stand at the time of the request; return where the records end now."""
     consumer.assign(places)
     found = await consumer.offsets_for_times(dict.fromkeys(places, max(0, since_ms)))
     ends = await consumer.end_offsets(places)
     for place in places:
         at = found.get(place)
         consumer.seek(place, ends[place] if at is None else at.offset)
+    return dict(ends)
+
+
+async def _check_appears(
+    consumer: AIOKafkaConsumer, ends: Mapping[TopicPartition, int], again: _Again
+) -> None:
+    """Raise where nothing appeared in its time, once all was read that stood there at the start."""
+    for place, end in ends.items():
+        if await consumer.position(place) < end:
+            return
+    again.check_appears(time.time() * 1000)
 
 
 async def _watch(receive: Receive, again: _Again) -> None:
