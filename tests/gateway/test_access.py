@@ -127,6 +127,37 @@ def test_nobody_needs_a_key_here_alone() -> None:
         Known().ask(None)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "refused"),
+    [
+        ("sec-fetch-site", "cross-site", True),
+        ("sec-fetch-site", "same-site", True),
+        ("sec-fetch-site", "same-origin", False),
+        ("sec-fetch-site", "none", False),
+        ("origin", "https://evil.example", True),
+        ("origin", "null", True),
+        ("origin", "http://127.0.0.1:9999", True),
+        ("origin", "http://127.0.0.1.evil.example:8080", True),
+        ("origin", "https://127.0.0.1:8080", True),
+        ("origin", "http://127.0.0.1:8080", False),
+        ("origin", "http://localhost:8080", False),
+        ("accept", "cross-site", False),
+    ],
+)
+def test_a_page_of_another_site_needs_a_key(name: str, value: str, *, refused: bool) -> None:
+    known = Known(local=True)
+    known.apply(record(1, "infer:*"))
+    headers = [(b"host", LOOPBACK[0]), (name.encode(), value.encode())]
+    ask = (*LOOPBACK, access.INFER, "digits")
+    for _ in range(2):
+        if refused:
+            with pytest.raises(errors.ForbiddenError, match="page of another site"):
+                known.access.check(None, *ask, headers=headers)
+        else:
+            assert known.access.check(None, *ask, headers=headers) is access.ANONYMOUS
+    assert known.access.check(bearer(1), *ask, headers=headers).tenant == "acme"
+
+
 def test_a_model_that_is_not_to_be_known_answers_like_one_that_is_not_there() -> None:
     known = Known()
     known.apply(record(1, "infer:digits"))

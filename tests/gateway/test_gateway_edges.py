@@ -64,6 +64,24 @@ async def test_a_version_is_named_by_number_alias_or_digest(
             assert got.headers["x-inferbus-error-code"] == "unknown_model"
 
 
+async def test_a_page_of_another_site_gets_no_answer(
+    side: GatewaySide, gateway: GatewayProcess, http: httpx.AsyncClient
+) -> None:
+    await side.worker(echo)
+    await side.serves(gateway)
+    base = f"{gateway.url}/v2/models/{side.model}"
+    asks = [
+        partial(http.post, f"{base}/infer", json=ONE),
+        partial(http.post, f"{base}/versions/1/infer", json=ONE),
+        partial(http.get, base),
+    ]
+    for ask in asks:
+        for header in ({"origin": "https://evil.example"}, {"sec-fetch-site": "cross-site"}):
+            got = await ask(headers=header)
+            assert (got.status_code, got.headers["x-inferbus-error-code"]) == (403, "forbidden")
+        assert (await ask(headers={"origin": gateway.url})).status_code == 200
+
+
 async def test_every_error_of_every_route_has_code_id_and_shape(
     side: GatewaySide, gateway: GatewayProcess, http: httpx.AsyncClient
 ) -> None:

@@ -144,6 +144,7 @@ class Door:
                 peer_of(scope),
                 found.policy,
                 found.model,
+                headers=scope["headers"],
             )
         if isinstance(found, WrongMethod):
             raise errors.MethodNotAllowedError(found.allowed)

@@ -154,7 +154,11 @@ class OpenAI:
 
     def _caller(self, scope: Scope, head: Head, model: str) -> Principal:
         """Return who asks, who may use a model that stands in the body."""
-        return self._access.check(head.authorization, head.host, peer_of(scope), INFER, model)
+        headers = scope["headers"]
+        peer = peer_of(scope)
+        return self._access.check(
+            head.authorization, head.host, peer, INFER, model, headers=headers
+        )
 
     def _generating(self, model: str, version: str) -> tuple[Target, generation.GenerationSettings]:
         target = self._routes.resolve(model, version)

@@ -15,10 +15,13 @@ from urllib.parse import unquote
 from inferbus_gateway import errors
 from inferbus_gateway.hot.guesses import Guesses
 from inferbus_gateway.hot.route import unknown_model
+from inferbus_kit.guard import Headers
 from inferbus_schemas import access
 from inferbus_schemas.access import Keyring, Principal, Verdict
 
 _NEEDED = "a key is needed: send Authorization: Bearer <key>"
+_ELSEWHERE = "a page of another site may not ask without a key; send one"
+_OF_BROWSERS = frozenset({b"sec-fetch-site", b"origin"})
 MAX_KNOWN = 4096
 """Presented headers that are remembered; past it the oldest is forgotten."""
 
@@ -42,8 +45,9 @@ class Access:
 
     Invariants: nothing is remembered of a header that opened nothing; what is remembered is
     forgotten at any change of keys and is not believed past its expiry; a caller without a key
-    is taken for `ANONYMOUS` only where `local`, from this machine, under a name of this machine;
-    a good key is taken however many bad ones its address has presented.
+    is taken for `ANONYMOUS` only where `local`, from this machine, under a name of this machine,
+    and not for a page of another site; a good key is taken however many bad ones its
+    address has presented.
     """
 
     def __init__(self, keys: Keyring, *, local: bool) -> None:
@@ -61,7 +65,14 @@ class Access:
         self._known.clear()
 
     def check(
-        self, authorization: bytes | None, host: bytes, peer: str, policy: str, model: str = ""
+        self,
+        authorization: bytes | None,
+        host: bytes,
+        peer: str,
+        policy: str,
+        model: str = "",
+        *,
+        headers: Headers = (),
     ) -> Principal:
         """Return the caller, who may use a route of this policy, on this model where it names one.
 
@@ -71,15 +82,16 @@ class Access:
             peer: address of the connection's other end.
             policy: of `access.POLICIES`.
             model: the model that the request names.
+            headers: those of the request; looked at for a caller without a key only.
 
         Raises:
             UnauthorizedError: nobody known.
             TooManyBadKeysError: nor was anybody before, again and again, from this peer.
-            ForbiddenError: known, and may not.
+            ForbiddenError: known, and may not; or nobody, sent by a page of another site.
             UnknownModelError: known, and may not know whether there is such a model.
         """
         if authorization is None:
-            caller = self._anonymous(host, peer)
+            caller = self._anonymous(host, peer, headers)
         else:
             found = self._known.get(authorization)
             if found is None or found.expires_s <= time.time():
@@ -109,13 +121,15 @@ class Access:
                 authorization = value.encode() if isinstance(value, str) else value
         return self.check(authorization, b"localhost", _address(call.peer()), policy, model)
 
-    def _anonymous(self, host: bytes, peer: str) -> Principal:
+    def _anonymous(self, host: bytes, peer: str, headers: Headers) -> Principal:
         if self._local and access.is_loopback_address(peer):
-            if host in self._hosts:
-                return access.ANONYMOUS
-            if access.is_loopback_host(host):
-                if len(self._hosts) < MAX_KNOWN:
+            known = host in self._hosts
+            if known or access.is_loopback_host(host):
+                if not known and len(self._hosts) < MAX_KNOWN:
                     self._hosts.add(host)
+                for name, value in headers:
+                    if name in _OF_BROWSERS and _foreign(name, value, host):
+                        raise errors.ForbiddenError(_ELSEWHERE)
                 return access.ANONYMOUS
         raise errors.UnauthorizedError(_NEEDED)
 
@@ -134,6 +148,20 @@ class Access:
         if wait_s > 0:
             raise errors.TooManyBadKeysError(wait_s)
         raise errors.UnauthorizedError("the key or token is unknown, expired or revoked")
+
+
+def _foreign(name: bytes, value: bytes, host: bytes) -> bool:
+    """Tell whether a browser says by this header that a page of another site sends the request."""
+    if name == b"sec-fetch-site":
+        return value not in {b"same-origin", b"none"}
+    scheme, _, origin = value.partition(b"://")
+    return scheme != b"http" or not access.is_loopback_host(origin) or _port(origin) != _port(host)
+
+
+def _port(host: bytes) -> bytes:
+    """Return the port of a loopback host; one that is not written is 80."""
+    found = host.strip().rpartition(b":")[2]
+    return found if found.isdigit() else b"80"
 
 
 def _address(peer: str) -> str:

@@ -96,7 +96,12 @@ class Infer:
             head = read_head(scope["headers"])
             client = scope.get("client")
             caller = self._access.check(
-                head.authorization, head.host, client[0] if client else "", INFER, model
+                head.authorization,
+                head.host,
+                client[0] if client else "",
+                INFER,
+                model,
+                headers=scope["headers"],
             )
             self._requests.enter(caller)
             body = await self._bodies.read(receive, head)
@@ -118,7 +123,14 @@ class Infer:
         try:
             self._requests.admit()
             head = read_head(exchange.headers)
-            caller = self._access.check(head.authorization, head.host, exchange.peer, INFER, model)
+            caller = self._access.check(
+                head.authorization,
+                head.host,
+                exchange.peer,
+                INFER,
+                model,
+                headers=exchange.headers,
+            )
             self._requests.enter(caller)
             body = exchange.body
             if head.encoding:
