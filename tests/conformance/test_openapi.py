@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import httpx
 import pytest
 
 from inferbus_dev.stack import Stack
@@ -54,9 +55,20 @@ async def run(
 
 
 async def test_any_names_with_every_scope(stack: Stack, tmp_path: Path) -> None:
-    """Load and unload too: no such model exists."""
-    key = f"Authorization: Bearer {stack.api_key}"
-    await run(f"{stack.http}/openapi.json", stack.http, tmp_path, os.devnull, "--header", key)
+    """Load and unload too, also of models whose names were seen in answers."""
+    key = f"Bearer {stack.api_key}"
+    named = ("--header", f"Authorization: {key}")
+    async with httpx.AsyncClient(
+        base_url=stack.http, timeout=120, trust_env=False, headers={"authorization": key}
+    ) as http:
+        served = (await http.post("/v2/repository/index", json={"ready": True})).json()
+        try:
+            await run(f"{stack.http}/openapi.json", stack.http, tmp_path, os.devnull, *named)
+        finally:
+            # The other tests of this stack ask the same models.
+            for model in served:
+                loaded = await http.post(f"/v2/repository/models/{model['name']}/load", json={})
+                assert loaded.status_code == 200, loaded.text
 
 
 async def test_a_model_that_exists_without_a_key(stack: Stack, tmp_path: Path) -> None:
