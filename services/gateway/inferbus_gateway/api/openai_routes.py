@@ -5,17 +5,15 @@ In: errors of any kind. Out: the object that the `openai` SDK reads; lists as it
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
-from starlette.requests import ClientDisconnect
 
+from inferbus_gateway.api.refusing import RefusingRoute
 from inferbus_gateway.errors import ParameterError
 from inferbus_gateway.hot import dialects
 from inferbus_gateway.retry_after import retry_after_s
@@ -24,8 +22,6 @@ from inferbus_schemas.access import Principal
 
 PREFIXES = ("/v1", "/openai/v1")
 FILES, BATCHES = "/files", "/batches"
-_LINGER_S = 2.0
-_CLIENT_LEFT = 499
 
 
 def served_here(path: str) -> bool:
@@ -47,44 +43,17 @@ def refusal(error: InferbusError) -> Response:
     return JSONResponse(dialects.openai_error(error), error.http_status, head)
 
 
-class OpenAIRoute(APIRoute):
+class OpenAIRoute(RefusingRoute):
     """A route whose errors are those of the OpenAI API."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        inner = super().get_route_handler()
+    @staticmethod
+    def refused(error: InferbusError) -> Response:
+        return refusal(error)
 
-        async def handler(request: Request) -> Response:
-            try:
-                return await inner(request)
-            except InferbusError as error:
-                answer = refusal(error)
-            except RequestValidationError as error:
-                name = next((str(one["loc"][-1]) for one in error.errors()), "")
-                answer = refusal(ParameterError(name, f"{name} is wrong; see /docs"))
-            except ClientDisconnect:
-                return Response(status_code=_CLIENT_LEFT)
-            if request.method == "POST" and not await read_out(request):
-                # What is left of an upload must not go on arriving.
-                answer.headers["connection"] = "close"
-            return answer
-
-        return handler
-
-
-async def read_out(request: Request) -> bool:
-    """Drop what still arrives of a refused upload, for a moment; tell whether that was all of it.
-
-    A connection that is closed on unread bytes takes the answer with it.
-    """
-    try:
-        async with asyncio.timeout(_LINGER_S):
-            async for _ in request.stream():
-                pass
-    except (TimeoutError, ClientDisconnect):
-        return False
-    except RuntimeError:
-        return True  # it was read to its end before
-    return True
+    @staticmethod
+    def wrong(error: RequestValidationError) -> InferbusError:
+        name = next((str(one["loc"][-1]) for one in error.errors()), "")
+        return ParameterError(name, f"{name} is wrong; see /docs")
 
 
 def caller_of(request: Request) -> Principal:

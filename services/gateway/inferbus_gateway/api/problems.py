@@ -6,25 +6,20 @@ is read out for a moment, since a connection closed on unread bytes takes the an
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import Request, Response
+from fastapi import Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
 from pydantic import BaseModel
-from starlette.requests import ClientDisconnect
 
 from inferbus_gateway import errors
+from inferbus_gateway.api.refusing import RefusingRoute
 from inferbus_gateway.retry_after import retry_after_s
 from inferbus_kit.errors import InferbusError
 
 _PROBLEM = "application/problem+json"
-_CLIENT_LEFT = 499
-_LINGER_S = 2.0
 
 
 class Problem(BaseModel):
@@ -50,43 +45,16 @@ def problem(error: InferbusError, status: int | None = None) -> Response:
     return JSONResponse(body.model_dump(), code, head, media_type=_PROBLEM)
 
 
-class ProblemRoute(APIRoute):
+class ProblemRoute(RefusingRoute):
     """A route whose errors are problem documents."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        inner = super().get_route_handler()
+    @staticmethod
+    def refused(error: InferbusError) -> Response:
+        return problem(error)
 
-        async def handler(request: Request) -> Response:
-            try:
-                return await inner(request)
-            except InferbusError as error:
-                answer = problem(error)
-            except RequestValidationError:
-                answer = problem(errors.InvalidRequestError("a parameter is wrong; see /docs"))
-            except ClientDisconnect:
-                return Response(status_code=_CLIENT_LEFT)
-            if request.method == "POST" and not await _read_out(request):
-                # What is left of an upload must not go on arriving.
-                answer.headers["connection"] = "close"
-            return answer
-
-        return handler
-
-
-async def _read_out(request: Request) -> bool:
-    """Drop what still arrives of a refused upload, for a moment; tell whether that was all of it.
-
-    A connection that is closed on unread bytes takes the answer with it.
-    """
-    try:
-        async with asyncio.timeout(_LINGER_S):
-            async for _ in request.stream():
-                pass
-    except (TimeoutError, ClientDisconnect):
-        return False
-    except RuntimeError:
-        return True  # it was read to its end before
-    return True
+    @staticmethod
+    def wrong(_error: RequestValidationError) -> InferbusError:
+        return errors.InvalidRequestError("a parameter is wrong; see /docs")
 
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
