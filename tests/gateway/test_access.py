@@ -259,6 +259,37 @@ async def test_every_route_by_every_scope(method: str, path: str, model: str) ->
             assert "x-request-id" in got.headers
 
 
+def dialect(got: httpx.Response) -> str:
+    """Tell in whose words an error is."""
+    said = got.json()
+    if got.headers["content-type"] == "application/problem+json":
+        return "problem" if said["status"] == got.status_code else ""
+    if isinstance(said["error"], str):
+        return "triton"
+    return "openai" if {"message", "type", "param", "code"} == said["error"].keys() else ""
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+@pytest.mark.parametrize(
+    ("want", "paths"),
+    [
+        ("openai", ("", "/", "/x", "/audio/speech", "/jobsx", "/filesx", "/files/f/x", "/batch")),
+        ("problem", ("/jobs/", f"/jobs/{JOB}/x")),
+    ],
+)
+async def test_what_is_no_route_is_told_in_the_words_of_its_prefix(
+    want: str, paths: tuple[str, ...], method: str
+) -> None:
+    gateway = Gateway()
+    prefixes = ("/v1",) if want == "problem" else ("/v1", "/openai/v1")
+    for path in (f"{prefix}{path}" for prefix in prefixes for path in paths):
+        got = await gateway.ask(method, path, None)
+        assert (got.status_code, got.headers["x-inferbus-error-code"]) == (404, "not_found")
+        assert dialect(got) == want, path
+        assert "x-request-id" in got.headers
+    assert dialect(await gateway.ask(method, "/v2/x", None)) == "triton"
+
+
 BODIES: dict[str, dict[str, Any]] = {
     "chat/completions": {"messages": [{"role": "user", "content": "x"}]},
     "completions": {"prompt": "x"},

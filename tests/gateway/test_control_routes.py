@@ -9,7 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from inferbus_gateway.api.v2 import make_app
+from inferbus_gateway import job_wiring
+from inferbus_gateway.api.v2 import control_routes, make_app
 from inferbus_gateway.api.views import Views
 from inferbus_gateway.control.repository import ModelRepository
 from inferbus_gateway.hot.access import Access
@@ -111,6 +112,21 @@ async def test_a_fault_of_ours_says_nothing_of_itself(
     check_error(got, 500, "internal")
     assert "secret" not in got.text
     assert "request id" in got.json()["error"]
+
+
+def test_the_document_names_what_headers_change(control: Control) -> None:
+    views = Views(control.routes, control.statistics)
+    app = control_routes(views, control.repository, control.health, *job_wiring.routers())
+    paths = app.openapi()["paths"]
+    infer = paths["/v2/models/{model}/infer"]["post"]
+    assert {"202", "409", "422", "429", "499"} <= infer["responses"].keys()
+    assert infer["responses"]["202"]["headers"].keys() == {"Location"}
+    named = {one["name"] for one in infer["parameters"] if one["in"] == "header"}
+    assert named == {"Prefer", "Idempotency-Key"}
+    for path in ("/v1/jobs", "/v1/jobs/{job}/retry"):
+        job = paths[path]["post"]
+        assert {"202", "409", "429"} <= job["responses"].keys()
+        assert "Idempotency-Key" in {one["name"] for one in job["parameters"]}
 
 
 async def test_other_methods_are_named(control: Control) -> None:

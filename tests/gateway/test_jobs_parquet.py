@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import random
+import resource
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,7 @@ TYPES = {
     "yes": pa.bool_(),
 }
 MAX_ROWS, MAX_ROW_BYTES = 1000, 1 << 20
+AS_FILE = SIGNATURE, 4 << 20
 
 
 def table(rows: list[dict[str, Any]], **types: Any) -> bytes:
@@ -61,12 +64,14 @@ async def pieces(data: bytes) -> AsyncIterator[bytes]:
         yield data[at : at + 1000]
 
 
-async def rows_of(data: bytes, max_rows: int = MAX_ROWS) -> list[m.Row]:
+async def rows_of(
+    data: bytes, max_rows: int = MAX_ROWS, slots: parquet.Slots | None = None
+) -> list[m.Row]:
     """Read a file as a gateway does."""
     seen: list[bytes] = []
     with await parquet.spool(pieces(data), 1 << 20, seen.append) as kept:
         assert b"".join(seen) == data
-        found = parquet.rows(kept, SIGNATURE, max_rows, MAX_ROW_BYTES)
+        found = parquet.rows(slots or parquet.Slots(), kept, SIGNATURE, max_rows, MAX_ROW_BYTES)
         return [row async for row in found]
 
 
@@ -178,6 +183,21 @@ def test_row_groups_that_would_fill_memory_are_refused_by_the_footer(
 
 
 @pytest.mark.slow
+async def test_a_dictionary_that_unpacks_to_gigabytes_costs_a_process_and_no_gateway() -> None:
+    values = pa.array(["w" * 6_000_000])
+    words = pa.DictionaryArray.from_arrays(pa.array([0] * 256, pa.int32()), values)
+    plain = pq.read_table(io.BytesIO(table([GOOD] * 256)))
+    out = io.BytesIO()
+    pq.write_table(plain.set_column(1, "words", words), out)
+    assert len(out.getvalue()) < 1 << 20
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(errors.TooLargeError, match="write smaller row groups"):
+        await rows_of(out.getvalue())
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 64 << 10  # KiB, or bytes on a system that counts those
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 async def test_what_is_no_file_is_refused_whatever_it_does_to_its_process() -> None:
     whole = table([GOOD] * 50)
@@ -227,7 +247,7 @@ async def test_results_as_a_file() -> None:
         for one in given:
             yield one
 
-    data = b"".join([piece async for piece in parquet.file(results(), SIGNATURE)])
+    data = b"".join([piece async for piece in parquet.file(parquet.Slots(), results(), *AS_FILE)])
     found = pq.read_table(io.BytesIO(data)).to_pylist()
     assert [row["row"] for row in found] == [0, 1, 2, 3, 4]
     assert [row["request_id"] for row in found] == [ids.text(ids.uuid7(1, at)) for at in range(5)]
@@ -243,3 +263,39 @@ async def test_results_as_a_file() -> None:
     assert (found[1]["y"], found[1]["text"]) == ([1.0, 0.0], None)
     assert found[2]["error_code"] == "no_parquet_form"
     assert (found[3]["error_code"], found[3]["error_message"]) == ("no", "never")
+
+
+@pytest.mark.slow
+async def test_a_client_that_takes_its_time_holds_no_process() -> None:
+    noise = random.Random(1)  # what does not pack
+
+    async def results() -> AsyncIterator[m.RowResult]:
+        for at in range(300):
+            text = tensors.join_bytes([noise.randbytes(3000)])
+            yield result(at, tensor("text", "BYTES", (1,), text))
+
+    one = parquet.Slots(1, 1)
+    slow = parquet.file(one, results(), *AS_FILE)
+    data = await anext(slow)
+    assert await rows_of(table([GOOD]), slots=one) == [json_row(0, GOOD)]
+    data += b"".join([piece async for piece in slow])
+    assert pq.read_table(io.BytesIO(data)).num_rows == 300
+    with pytest.raises(errors.OutputTooLargeError, match="read them as JSON lines"):
+        await anext(parquet.file(one, results(), SIGNATURE, 50_000))
+
+
+async def none() -> AsyncIterator[m.RowResult]:
+    nothing: list[m.RowResult] = []
+    for row in nothing:
+        yield row
+
+
+async def test_who_finds_no_place_is_told() -> None:
+    full = parquet.Slots(1, 1, wait_s=0.0)
+    async with full.process(), full.fetched():
+        with pytest.raises(errors.OverloadedError, match="being read or written"):
+            await rows_of(table([GOOD]), slots=full)
+        with pytest.raises(errors.OverloadedError, match="being fetched"):
+            await anext(parquet.file(full, none(), *AS_FILE))
+    async with full.process(), full.fetched():
+        pass

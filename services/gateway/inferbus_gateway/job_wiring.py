@@ -96,6 +96,7 @@ def jobs_of(
         results=Results(objects),
         charge=charge,
         busy=busy,
+        limits=limits,
         remote=Remote(Origins(settings.job_uri_sources, settings.job_uri_networks)),
     )
     batch_fold = BatchFold()

@@ -142,8 +142,8 @@ class GatewaySettings(Settings):
     max_parquet_bytes: int = Field(
         default=1 << 30,
         gt=0,
-        description="Largest Parquet file of one job; it stands in the folder for temporary files "
-        "while it is read.",
+        description="Largest Parquet file of one job, in or out; it stands in the folder for "
+        "temporary files while it is read or fetched.",
     )
     max_file_bytes: int = Field(
         default=200 << 20, gt=0, description="Largest file of a batch, in bytes."

@@ -6,17 +6,19 @@ problem documents.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import structlog
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from inferbus_gateway import errors
+from inferbus_gateway.api import header_docs
 from inferbus_gateway.api.job_bodies import (
     MAX_CHARACTERS,
     JobBody,
@@ -29,7 +31,7 @@ from inferbus_gateway.api.problems import PROBLEMS, ProblemRoute
 from inferbus_gateway.control.jobs import parquet
 from inferbus_gateway.control.jobs.dispatch import Dispatcher
 from inferbus_gateway.control.jobs.fold import Fold, Progress
-from inferbus_gateway.control.jobs.forms import BYTES, FORMS, JSON_LINES
+from inferbus_gateway.control.jobs.forms import BYTES, FORMS, JSON_LINES, Limits
 from inferbus_gateway.control.jobs.parquet import MEDIA_TYPE
 from inferbus_gateway.control.jobs.remote import Remote
 from inferbus_gateway.control.jobs.results import Results, line
@@ -42,6 +44,7 @@ from inferbus_schemas import messages as m
 from inferbus_schemas.access import Principal, Verdict
 
 _log = structlog.get_logger("jobs")
+_One = TypeVar("_One")
 
 PATH = "/v1/jobs"
 _JSON = "application/json"
@@ -61,6 +64,7 @@ class Parts:
     charge: Callable[[Principal], None]
     """Spends one request of a caller's limits, or raises."""
     busy: Busy
+    limits: Limits
     remote: Remote
 
 
@@ -74,7 +78,9 @@ _ROWS: dict[int | str, dict[str, Any]] = {
         "description": "A line a row, or a Parquet file",
     }
 }
+_KEY: dict[str, Any] = {"parameters": [header_docs.JOB_KEY]}
 _UPLOAD: dict[str, Any] = {
+    **_KEY,
     "requestBody": {
         "required": True,
         "content": {
@@ -86,7 +92,7 @@ _UPLOAD: dict[str, Any] = {
             _JSON: {"schema": asked_schema()},
             BYTES: {"schema": {"type": "string", "format": "binary"}},
         },
-    }
+    },
 }
 
 
@@ -105,7 +111,9 @@ def router(parts: Parts | None) -> APIRouter:
     made.get("/{job}", response_model=JobBody)(routes.look)
     made.delete("/{job}", response_model=JobBody)(routes.cancel)
     made.get("/{job}/results", response_class=StreamingResponse, responses=_ROWS)(routes.fetch)
-    made.post("/{job}/retry", status_code=202, response_model=JobBody)(routes.retry)
+    made.post("/{job}/retry", status_code=202, openapi_extra=_KEY, response_model=JobBody)(
+        routes.retry
+    )
     return made
 
 
@@ -210,8 +218,12 @@ class _Routes:
         if as_ == "parquet" or (not as_ and MEDIA_TYPE in request.headers.get("accept", "")):
             told = progress.job
             target = parts.routes.pinned_to(told.model, told.version, told.pool)
-            table = parquet.file(_behind(first, rows), target.manifest.signature)
-            return StreamingResponse(table, media_type=MEDIA_TYPE)
+            results = _behind(first, rows)
+            limits, signature = parts.limits, target.manifest.signature
+            table = parquet.file(limits.parquet, results, signature, limits.max_parquet_bytes)
+            # Its process runs, or was refused, before the answer has a status.
+            pieces = _behind(await anext(table), table)
+            return StreamingResponse(pieces, media_type=MEDIA_TYPE)
         written = _written(first, rows, Turns(parts.busy))
         return StreamingResponse(written, media_type=JSON_LINES)
 
@@ -256,12 +268,11 @@ class _Routes:
         return JSONResponse(body(progress).model_dump(), status, {"location": location})
 
 
-async def _behind(
-    first: m.RowResult, rows: AsyncIterator[m.RowResult]
-) -> AsyncIterator[m.RowResult]:
-    yield first
-    async for row in rows:
-        yield row
+async def _behind(first: _One, rest: AsyncGenerator[_One]) -> AsyncGenerator[_One]:
+    async with contextlib.aclosing(rest):
+        yield first
+        async for one in rest:
+            yield one
 
 
 async def _written(

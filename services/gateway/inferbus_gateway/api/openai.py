@@ -16,7 +16,8 @@ import msgspec
 import structlog
 
 from inferbus_gateway import errors
-from inferbus_gateway.api.openai_routes import served_here
+from inferbus_gateway.api import jobs
+from inferbus_gateway.api.openai_routes import PREFIXES, served_here, under
 from inferbus_gateway.control.resume import Resumer
 from inferbus_gateway.door import Door, peer_of
 from inferbus_gateway.hot import dialects, embeddings, prompts, rerank
@@ -80,10 +81,10 @@ class OpenAI:
         self._door = Door(self._serve, access, self._turn_away)
 
     def serves(self, path: str) -> bool:
-        """Tell whether a path is one of these routes, or under their prefix and of no other."""
-        if served_here(path):
+        """Tell whether a path is one of these routes, or under their prefixes and of no other."""
+        if served_here(path) or under(path, jobs.PATH):
             return False
-        return path.startswith(f"{_PREFIX}/v1/") or self._find(path) is not None
+        return any(under(path, prefix) for prefix in PREFIXES) or self._find(path) is not None
 
     def _find(self, path: str) -> Route | None:
         path = path.removeprefix(_PREFIX)

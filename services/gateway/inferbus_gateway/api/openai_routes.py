@@ -26,8 +26,12 @@ FILES, BATCHES = "/files", "/batches"
 
 def served_here(path: str) -> bool:
     """Tell whether a path is one of files or batches."""
-    path = path.removeprefix("/openai").removeprefix("/v1")
-    return path.startswith((FILES, BATCHES))
+    return any(under(path, f"{prefix}{kind}") for prefix in PREFIXES for kind in (FILES, BATCHES))
+
+
+def under(path: str, root: str) -> bool:
+    """Tell whether a path is `root` or lies under it."""
+    return path.startswith(root) and path[len(root) :][:1] in {"", "/"}
 
 
 def refusal(error: InferbusError) -> Response:

@@ -18,7 +18,7 @@ from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, Field
 
 from inferbus_gateway import VERSION, errors
-from inferbus_gateway.api import extensions, jobs, openai_routes, problems, text_docs
+from inferbus_gateway.api import extensions, header_docs, jobs, openai_routes, problems, text_docs
 from inferbus_gateway.api.extensions import UNKNOWN, ErrorBody
 from inferbus_gateway.api.views import ModelMetadata, ServerMetadata, Views
 from inferbus_gateway.control.repository import ModelRepository
@@ -73,6 +73,12 @@ class InferResponse(BaseModel):
     model_version: str
     id: str
     outputs: list[RequestTensor]
+
+
+class Taken(BaseModel):
+    """Where the answer of a request will be that nobody waits for."""
+
+    job: str
 
 
 class Live(BaseModel):
@@ -205,7 +211,7 @@ def _described(app: FastAPI) -> dict[str, Any]:
             title=app.title, version=app.version, description=app.description, routes=app.routes
         )
         parts = document.setdefault("components", {}).setdefault("schemas", {})
-        for kind in (InferRequest, InferResponse, ErrorBody):
+        for kind in (InferRequest, InferResponse, Taken, ErrorBody):
             schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
             parts.update(schema.pop("$defs", {}))
             parts[kind.__name__] = schema
@@ -225,7 +231,7 @@ def _infer_operation(name: str, parameters: list[str]) -> dict[str, Any]:
 
     failures = {
         str(status): {"description": "Refused or failed", "content": content("ErrorBody")}
-        for status in (400, 401, 403, 404, 405, 413, 415, 422, 431, 500, 503, 504)
+        for status in (400, 401, 403, 404, 405, 409, 413, 415, 422, 429, 431, 499, 500, 503, 504)
     }
     return {
         "tags": ["infer"],
@@ -236,12 +242,21 @@ def _infer_operation(name: str, parameters: list[str]) -> dict[str, Any]:
         "x-inferbus-timeout-ms sets the deadline (default 30 s, at most 600 s). The parameter "
         "classification of an output asks for its greatest values, as `value:index:label`.",
         "parameters": [
-            {"name": each, "in": "path", "required": True, "schema": {"type": "string"}}
-            for each in parameters
+            *(
+                {"name": each, "in": "path", "required": True, "schema": {"type": "string"}}
+                for each in parameters
+            ),
+            header_docs.PREFER,
+            header_docs.IDEMPOTENCY_KEY,
         ],
         "requestBody": {"required": True, "content": content("InferRequest")},
         "responses": {
             "200": {"description": "The answer", "content": content("InferResponse")},
+            "202": {
+                "description": "Taken as a job, where Prefer asked for it",
+                "headers": {"Location": {"schema": {"type": "string"}}},
+                "content": content("Taken"),
+            },
             **failures,
         },
     }
@@ -277,7 +292,8 @@ async def _refuse(error: InferbusError, scope: Scope, receive: Receive, send: Se
     if openai_routes.served_here(scope["path"]):
         answer = openai_routes.refusal(error)
     else:
-        answer = problems.problem(error) if scope["path"].startswith(jobs.PATH) else _body(error)
+        of_jobs = openai_routes.under(scope["path"], jobs.PATH)
+        answer = problems.problem(error) if of_jobs else _body(error)
     if isinstance(error, errors.MethodNotAllowedError):
         answer.headers["allow"] = ", ".join(error.allowed)
     await answer(scope, receive, send)

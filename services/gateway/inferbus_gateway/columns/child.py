@@ -16,8 +16,9 @@ import msgspec
 
 from inferbus_gateway.columns import wire
 
-_ADDRESS_SPACE_BYTES = 3 << 30
-_CPU_S = 3600
+_ADDRESS_SPACE_BYTES = 1 << 30
+_CPU_S = 300
+_CPU_GRACE_S = 5
 _NICENESS = 10
 
 
@@ -33,17 +34,21 @@ def main() -> None:
     else:
         from inferbus_gateway.columns import write  # noqa: PLC0415
 
-        write.file(source, sink, msgspec.json.decode(what, type=wire.Writing))
+        try:
+            write.file(source, sink, msgspec.json.decode(what, type=wire.Writing))
+        except MemoryError:
+            sys.exit(wire.NO_MEMORY)
 
 
 def _bound() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    for kind, most in (
-        (resource.RLIMIT_AS, _ADDRESS_SPACE_BYTES),
-        (resource.RLIMIT_CPU, _CPU_S),
+    for kind, soft, hard in (
+        (resource.RLIMIT_AS, _ADDRESS_SPACE_BYTES, _ADDRESS_SPACE_BYTES),
+        # Only the soft one ends a process by a signal of its own, which says why it ended.
+        (resource.RLIMIT_CPU, _CPU_S, _CPU_S + _CPU_GRACE_S),
     ):
         with contextlib.suppress(ValueError, OSError):  # not every system has each of them
-            resource.setrlimit(kind, (most, most))
+            resource.setrlimit(kind, (soft, hard))
     # Requests go first on the machine's cores as they do on the gateway's loop.
     os.nice(_NICENESS)
 

@@ -27,6 +27,7 @@ _MAX_GROUP_BYTES = 512 << 20
 _MAX_STRING_BYTES = 16 << 20
 _MAX_CONTAINER = 2_000_000
 _BATCH_ROWS = 256
+_BATCH_BYTES = 32 << 20
 
 _TYPES = {
     "BOOL": pa.bool_(),
@@ -74,7 +75,10 @@ def rows(source: BinaryIO, sink: BinaryIO, what: wire.Reading) -> None:
         sink.write(wire.part(wire.TOO_LARGE, str(error).encode()))
     except RefusedError as error:
         sink.write(wire.part(wire.REFUSED, str(error).encode()))
-    except (pa.ArrowException, OSError, MemoryError, ValueError):
+    except MemoryError:
+        said = b"a part of the file is too large once it is read; write smaller row groups and rows"
+        sink.write(wire.part(wire.TOO_LARGE, said))
+    except (pa.ArrowException, OSError, ValueError):
         # The library's own words may hold anything that the file does.
         sink.write(wire.part(wire.REFUSED, b"the file cannot be read as Parquet"))
     sink.flush()
@@ -91,8 +95,12 @@ def _rows(source: BinaryIO, what: wire.Reading) -> Iterator[m.Row]:
     readers = _checked(file, what)
     number = 0
     for group in range(file.num_row_groups):
+        told = file.metadata.row_group(group)
+        # Rows may be large: what stands in memory at once is a part of the group.
+        most = _BATCH_BYTES * told.num_rows // max(told.total_byte_size, 1)
+        size = min(max(most, 1), _BATCH_ROWS)
         batches = file.iter_batches(
-            _BATCH_ROWS, row_groups=[group], columns=list(readers), use_threads=False
+            size, row_groups=[group], columns=list(readers), use_threads=False
         )
         for batch in batches:
             parts = [(spec, _Column(spec, batch[spec.name])) for spec in what.inputs]

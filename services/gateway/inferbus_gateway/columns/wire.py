@@ -16,6 +16,8 @@ from inferbus_schemas.manifest import TensorSpec
 ROWS, END, REFUSED, TOO_LARGE = b"r", b".", b"!", b"+"
 """Rows: a `Chunk` of those that were read, `ChunkResults` of those to be written."""
 HEAD = struct.Struct("<cI")
+NO_MEMORY = 3
+"""How a process exits whose results do not fit into what it may use."""
 
 
 class Reading(msgspec.Struct, frozen=True):

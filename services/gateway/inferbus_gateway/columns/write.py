@@ -19,7 +19,7 @@ from inferbus_schemas import messages as m
 from inferbus_schemas.manifest import TensorSpec
 
 _GROUP_ROWS = 8192
-_GROUP_BYTES = 16 << 20
+_GROUP_BYTES = 4 << 20
 _OWN = (
     ("row", pa.int64()),
     ("request_id", pa.string()),

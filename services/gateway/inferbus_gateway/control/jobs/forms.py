@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from inferbus_gateway import errors
 from inferbus_gateway.control.jobs import parquet
 from inferbus_gateway.control.jobs.lines import Lines
+from inferbus_gateway.control.jobs.parquet import Slots
 from inferbus_gateway.control.jobs.rows import RowReader
 from inferbus_schemas import messages as m
 from inferbus_schemas.manifest import Signature
@@ -33,7 +34,10 @@ FORMS: dict[str, Form] = {
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one job may have, what all unfinished ones of a tenant may, and how many may come in."""
+    """What one job may have, what all unfinished ones of a tenant may, and how many may come in.
+
+    Processes for Parquet are fewer than uploads, and shared with those that write results.
+    """
 
     max_rows: int
     max_input_bytes: int
@@ -42,6 +46,7 @@ class Limits:
     max_tenant_rows: int
     max_parquet_bytes: int
     max_at_once: int = 8
+    parquet: Slots = field(default_factory=Slots)
 
 
 async def rows(
@@ -54,11 +59,12 @@ async def rows(
     """Yield the rows of a body; `update` sees all of its bytes.
 
     Raises:
-        TooLargeError, InvalidRequestError: it is not taken.
+        TooLargeError, InvalidRequestError, OverloadedError: it is not taken.
     """
     if form == "parquet":
         with await parquet.spool(body, limits.max_parquet_bytes, update) as kept:
-            found = parquet.rows(kept, signature, limits.max_rows, limits.max_row_bytes)
+            most = limits.max_rows, limits.max_row_bytes
+            found = parquet.rows(limits.parquet, kept, signature, *most)
             async with contextlib.aclosing(found):
                 async for row in found:
                     yield row

@@ -1,7 +1,8 @@
 """Parquet in and out of jobs, by a process for each file; this side moves bytes only.
 
 In: an upload, kept in a file without a name because its table of contents stands at its end; or
-results. Out: rows, or the bytes of a file, as they come.
+results. Out: rows, or the bytes of a file, as they come. What is written is kept in such a file
+too: its process ends as soon as it can, however slowly a client takes the bytes.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 import tempfile
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import IO
 
@@ -26,6 +29,8 @@ MEDIA_TYPE = "application/vnd.apache.parquet"
 _PIECE_BYTES = 64 << 10
 _ROWS_A_PART = 64
 _MAX_PART_BYTES = 64 << 20
+_PATIENCE_S = 60.0
+_LEAST_BYTES_PER_S = 64 << 10
 _ENVIRONMENT = {
     # One thread, and the allocator that gives memory back.
     "ARROW_DEFAULT_MEMORY_POOL": "system",
@@ -33,6 +38,49 @@ _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "PATH": os.defpath,
 }
+
+
+class Slots:
+    """Places for processes that read or write Parquet, and for files that are being fetched.
+
+    Invariants: at most `n` processes run at once, whatever starts them, and at most `n_fetched`
+    files are kept; who finds no place for `wait_s` is refused.
+    """
+
+    def __init__(self, n: int = 2, n_fetched: int = 16, wait_s: float = 10.0) -> None:
+        self._free = asyncio.Semaphore(n)
+        self._unfetched = asyncio.Semaphore(n_fetched)
+        self._wait_s = wait_s
+
+    def process(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Hold a place of a process.
+
+        Raises:
+            OverloadedError: none is free.
+        """
+        return self._held(self._free, "read or written")
+
+    def fetched(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Hold a place of a file that is being fetched.
+
+        Raises:
+            OverloadedError: none is free.
+        """
+        return self._held(self._unfetched, "fetched")
+
+    @contextlib.asynccontextmanager
+    async def _held(self, free: asyncio.Semaphore, what: str) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self._wait_s):
+                await free.acquire()
+        except TimeoutError:
+            raise errors.OverloadedError(
+                f"too many Parquet files are being {what}; try again shortly"
+            ) from None
+        try:
+            yield
+        finally:
+            free.release()
 
 
 async def spool(
@@ -62,19 +110,19 @@ async def spool(
 
 
 async def rows(
-    kept: IO[bytes], signature: Signature, max_rows: int, max_row_bytes: int
+    slots: Slots, kept: IO[bytes], signature: Signature, max_rows: int, max_row_bytes: int
 ) -> AsyncGenerator[m.Row]:
     """Yield the rows of a Parquet file.
 
     Raises:
         InvalidRequestError: it is none, or its columns are not the inputs.
         TooLargeError: it has too many rows, or parts that are too large.
+        OverloadedError: too many files are being read or written.
     """
     what = wire.Reading(signature.inputs, max_rows, max_row_bytes)
-    async with _child("read", what, stdin=kept) as child:
-        assert child.stdout is not None  # noqa: S101 -- a pipe
+    async with slots.process(), _child("read", what, stdin=kept) as child:
         while True:
-            kind, body = await _part(child.stdout)
+            kind, body = await _part(child)
             if kind == wire.ROWS:
                 for row in m.Chunk.FromString(body).rows:
                     yield row
@@ -86,25 +134,98 @@ async def rows(
                 raise errors.InvalidRequestError(body.decode())
 
 
-async def file(results: AsyncIterator[m.RowResult], signature: Signature) -> AsyncIterator[bytes]:
-    """Yield the bytes of a Parquet file of results.
+async def file(
+    slots: Slots, results: AsyncIterator[m.RowResult], signature: Signature, max_bytes: int
+) -> AsyncGenerator[bytes]:
+    """Yield the bytes of a Parquet file of results; the first once it is whole or 64 KiB long.
 
     Raises:
-        FailedError: its process is gone.
+        OutputTooLargeError: it takes more than `max_bytes`, or than its process may use.
+        FailedError: its process is gone, or the client hardly takes any bytes.
+        OverloadedError: too many files are being read or written, or fetched.
     """
+    async with slots.fetched():
+        kept = _Kept(max_bytes)
+        writing = asyncio.create_task(_write(slots, kept, results, signature), name="parquet")
+        writing.add_done_callback(lambda _: kept.more.set())
+        at, taken_s = 0, 0.0
+        try:
+            while True:
+                if writing.done():
+                    writing.result()
+                elif kept.n_bytes - at < _PIECE_BYTES:
+                    kept.more.clear()
+                    await kept.more.wait()
+                    continue
+                if not (piece := await asyncio.to_thread(kept.read, at)):
+                    break
+                since_s = time.monotonic()
+                yield piece
+                at, taken_s = at + len(piece), taken_s + time.monotonic() - since_s
+                if at < _LEAST_BYTES_PER_S * (taken_s - _PATIENCE_S):
+                    raise errors.FailedError("the file is fetched too slowly to be kept any longer")
+        finally:
+            await cancel(writing)
+            kept.close()
+
+
+class _Kept:
+    """A file that is read while it is written.
+
+    Invariants: it has at most `max_bytes`; it goes with its descriptor.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 -- see close
+        self._max_bytes = max_bytes
+        self.n_bytes = 0
+        self.more = asyncio.Event()
+        self.close = self._file.close
+
+    async def add(self, piece: bytes) -> None:
+        """Write at the end.
+
+        Raises:
+            OutputTooLargeError: it would be too large.
+        """
+        if self.n_bytes + len(piece) > self._max_bytes:
+            raise _too_large(f"over {self._max_bytes} bytes")
+        await asyncio.to_thread(self._add, piece)
+        self.n_bytes += len(piece)
+        self.more.set()
+
+    def _add(self, piece: bytes) -> None:
+        self._file.write(piece)
+        self._file.flush()
+
+    def read(self, at: int) -> bytes:
+        """Return what was written at a place, a piece at most."""
+        return os.pread(self._file.fileno(), _PIECE_BYTES, at)
+
+
+def _too_large(why: str) -> errors.OutputTooLargeError:
+    return errors.OutputTooLargeError(f"as Parquet the results are {why}; read them as JSON lines")
+
+
+async def _write(
+    slots: Slots, kept: _Kept, results: AsyncIterator[m.RowResult], signature: Signature
+) -> None:
     what = wire.Writing(signature.outputs)
-    async with _child("write", what, stdin=asyncio.subprocess.PIPE) as child:
+    async with slots.process(), _child("write", what, stdin=asyncio.subprocess.PIPE) as child:
         assert child.stdin is not None  # noqa: S101 -- pipes
         assert child.stdout is not None  # noqa: S101
         feeding = asyncio.create_task(_feed(child.stdin, results), name="parquet")
         try:
             while piece := await child.stdout.read(_PIECE_BYTES):
-                yield piece
+                await kept.add(piece)
             await feeding
-            if await child.wait():
-                raise errors.FailedError("the file could not be written to its end")
+            status = await child.wait()
         finally:
             await cancel(feeding)
+    if status in {wire.NO_MEMORY, -signal.SIGXCPU}:
+        raise _too_large("more than a process of ours may work on")
+    if status:
+        raise errors.FailedError("the file could not be written to its end")
 
 
 async def _feed(stdin: asyncio.StreamWriter, results: AsyncIterator[m.RowResult]) -> None:
@@ -121,14 +242,16 @@ async def _feed(stdin: asyncio.StreamWriter, results: AsyncIterator[m.RowResult]
         stdin.close()
 
 
-async def _part(stdout: asyncio.StreamReader) -> tuple[bytes, bytes]:
+async def _part(child: asyncio.subprocess.Process) -> tuple[bytes, bytes]:
+    assert child.stdout is not None  # noqa: S101 -- a pipe
     try:
-        kind, length = wire.HEAD.unpack(await stdout.readexactly(wire.HEAD.size))
+        kind, length = wire.HEAD.unpack(await child.stdout.readexactly(wire.HEAD.size))
         if length <= _MAX_PART_BYTES:
-            return kind, await stdout.readexactly(length)
+            return kind, await child.stdout.readexactly(length)
     except asyncio.IncompleteReadError:
-        pass
-    # It crashed, or ran out of what it may use.
+        if await child.wait() == -signal.SIGXCPU:
+            return wire.TOO_LARGE, b"the file takes too long to read; send several"
+    # It crashed.
     return wire.REFUSED, b"the file cannot be read as Parquet"
 
 

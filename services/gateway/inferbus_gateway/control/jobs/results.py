@@ -6,7 +6,7 @@ that tried the failed rows of another one again, the rows of both: its own stand
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import msgspec
@@ -31,7 +31,7 @@ class Results:
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
 
-    async def rows(self, job: m.Job) -> AsyncIterator[m.RowResult]:
+    async def rows(self, job: m.Job) -> AsyncGenerator[m.RowResult]:
         """Yield the rows of a job and of those that it continues.
 
         Raises:
