@@ -19,6 +19,7 @@ from inferbus_gateway.hot import classify, keyed, oip
 from inferbus_gateway.hot.access import Access
 from inferbus_gateway.hot.answer import Answer, accepted, ok, reject, send
 from inferbus_gateway.hot.compress import compressing
+from inferbus_gateway.hot.hops import Hops
 from inferbus_gateway.hot.incoming import Bodies, Head, read_head, timeout_s
 from inferbus_gateway.hot.keyed import Name, Once, Place
 from inferbus_gateway.hot.pending import Entry
@@ -44,10 +45,6 @@ Later = Callable[
 and tells where its answer will be, or why nowhere."""
 
 _SPAN = "POST /v2/models/{model}/infer"
-_SAMPLE_EVERY = 8
-_TIMING = "parse=%d,produce=%d,queue=%d,engine=%d,reply=%d,respond=%d"
-_HOPS = ("parse", "produce", "queue", "engine", "reply", "respond")
-_US = 1e6
 _BROKEN = "something went wrong here; the request id names it in our log"
 
 
@@ -76,8 +73,7 @@ class Infer:
         self._requests = requests
         self._metrics = metrics
         self._bodies = bodies
-        self._n_answers = 0
-        self._hops = [metrics.hop_seconds.labels(name) for name in _HOPS]
+        self._hops = Hops(metrics)
         self.draining = False
 
     async def __call__(
@@ -285,33 +281,8 @@ class Infer:
             version=target.version_header,
             request_id=request_id,
             receipt=receipt,
-            timing=self._timing(entry, prediction, call.parsed_s) if call.parsed_s else "",
+            timing=self._hops.timing(entry, prediction, call.parsed_s) if call.parsed_s else "",
         )
-
-    def _timing(self, entry: Entry, prediction: m.Prediction, parsed_s: float) -> str:
-        """Split the time by hop, in microseconds.
-
-        The worker's clock is another one, so `reply` is what the other hops leave over of the
-        time between the hand-over and the record's arrival here.
-        """
-        frame, waiter, end_s = entry.frame, entry.waiter, time.monotonic()
-        away_us = (waiter.read_s - parsed_s) * _US
-        bus_us = max(0.0, away_us - prediction.latency_us)
-        acked_s = frame.acked_s if frame is not None else 0.0
-        produce_us = min(bus_us, max(0.0, (acked_s - parsed_s) * _US)) if acked_s else bus_us / 2
-        hops_us = (
-            (parsed_s - waiter.start_s) * _US,
-            produce_us,
-            prediction.queue_us,
-            prediction.engine_us,
-            away_us - produce_us - prediction.queue_us - prediction.engine_us,
-            (end_s - waiter.read_s) * _US,
-        )
-        self._n_answers += 1
-        if self._n_answers % _SAMPLE_EVERY == 0:
-            for hop, value in zip(self._hops, hops_us, strict=True):
-                hop.observe(value / _US)
-        return _TIMING % hops_us
 
 
 class _Keyed:

@@ -13,6 +13,7 @@ from inferbus_gateway.hot.publish import MAX_FRAME_BYTES, MAX_FRAME_REQUESTS
 from inferbus_gateway.hot.submitted import Place, Submitted
 from inferbus_kit.consume import Record
 from inferbus_kit.offsets import ContiguousOffsets
+from inferbus_schemas import messages as m
 from inferbus_schemas.membership import InboxLease
 
 REQUEST_BYTES = 1024
@@ -50,6 +51,24 @@ class Work:
         self.n_bytes = len(record.value or b"")
         self.n_open = 1
 
+    def done_one(self) -> None:
+        """Note that one of its requests needs nothing more of us."""
+        self.n_open -= 1
+        if self.n_open == 0:
+            self.part.open_bytes -= self.n_bytes
+            self.part.offsets.done(self.offset)
+
+
+def committable(
+    partitions: Mapping[TopicPartition, Partition], ours: Collection[TopicPartition]
+) -> dict[TopicPartition, int]:
+    """Return the offsets that moved since they were committed, of what is still ours."""
+    return {
+        place: part.offsets.committable
+        for place, part in partitions.items()
+        if place in ours and part.offsets.committable != part.committed
+    }
+
 
 def crowded(
     partitions: Mapping[TopicPartition, Partition], ours: Collection[TopicPartition]
@@ -86,3 +105,10 @@ class Draft:
     def add(self, work: Work, one: Submitted) -> None:
         self.members.append((work, one))
         self.n_bytes += one.request.ByteSize()
+
+    def frame(self, gateway: str, now_ms: float) -> bytes:
+        """Return the frame, with the time that each request has left."""
+        for _, one in self.members:
+            one.request.ttl_ms = max(1, int(one.deadline_ms - now_ms))
+        requests = [one.request for _, one in self.members]
+        return m.RequestFrame(gateway=gateway, requests=requests).SerializeToString()

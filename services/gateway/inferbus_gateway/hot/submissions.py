@@ -33,6 +33,7 @@ from inferbus_gateway.hot.submission_work import (
     Member,
     Partition,
     Work,
+    committable,
     crowded,
 )
 from inferbus_gateway.hot.submitted import Place, Submitted, UnreadableSubmissionError
@@ -315,11 +316,7 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         return True
 
     def _send(self, draft: Draft, now_ms: float) -> None:
-        for _, one in draft.members:
-            one.request.ttl_ms = max(1, int(one.deadline_ms - now_ms))
-        value = m.RequestFrame(
-            gateway=self._instance, requests=[one.request for _, one in draft.members]
-        ).SerializeToString()
+        value = draft.frame(self._instance, now_ms)
         topic = topics.topic(topics.REQUESTS, draft.lease.pool)
         self._n_frames += 1
         head = envelope.headers(
@@ -355,34 +352,17 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         self, send: Callable[[], Awaitable[Delivery]], works: list[Work]
     ) -> None:
         """Send until Kafka has it: the ids make twice as good as once."""
-        while True:
-            try:
-                await (await send())
-            except (InferbusError, KafkaError) as error:
-                _log.warning("submission_not_passed_on", error=repr(error))
-                await asyncio.sleep(_RETRY_S)
-            else:
-                break
-        for work in works:
-            self._done(work)
 
-    def _done(self, work: Work) -> None:
-        """Note that one request of a record needs nothing more of us."""
-        work.n_open -= 1
-        if work.n_open == 0:
-            work.part.open_bytes -= work.n_bytes
-            work.part.offsets.done(work.offset)
+        async def acknowledged() -> None:
+            await (await send())
+
+        await _insist(acknowledged, "submission_not_passed_on")
+        for work in works:
+            work.done_one()
 
     async def _bury(self, work: Work, record: Record, error: UnreadableSubmissionError) -> None:
-        while True:
-            try:
-                await self._letters.put(record, error)
-            except (InferbusError, KafkaError) as refusal:
-                _log.warning("dead_letter_failed", error=repr(refusal))
-                await asyncio.sleep(_RETRY_S)
-            else:
-                break
-        self._done(work)
+        await _insist(lambda: self._letters.put(record, error), "dead_letter_failed")
+        work.done_one()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = watched(asyncio.get_running_loop().create_task(work, name="submission"), self._fail)
@@ -391,12 +371,7 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
 
     async def _commit(self) -> None:
         """Commit what moved, by explicit offsets, for what is still ours."""
-        ours = self._consumer.assignment()
-        moved = {
-            place: part.offsets.committable
-            for place, part in self._partitions.items()
-            if place in ours and part.offsets.committable != part.committed
-        }
+        moved = committable(self._partitions, self._consumer.assignment())
         if not moved:
             return
         try:
@@ -409,3 +384,15 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         for place, offset in moved.items():
             if (part := self._partitions.get(place)) is not None:
                 part.committed = offset
+
+
+async def _insist(attempt: Callable[[], Awaitable[None]], warning: str) -> None:
+    """Try until it is done."""
+    while True:
+        try:
+            await attempt()
+        except (InferbusError, KafkaError) as error:
+            _log.warning(warning, error=repr(error))
+            await asyncio.sleep(_RETRY_S)
+        else:
+            return
