@@ -35,13 +35,15 @@ PUBLIC = "public"
 """Policy of a route that anyone may call."""
 AUTHENTICATED = "authenticated"
 """Policy of a route that any known caller may call, whatever its scopes."""
+INFER_SOME = "infer:some"
+"""Policy of a route that takes callers who may infer with some model, and names none itself."""
 
 _INFER_PREFIX = f"{INFER}:"
 INFER_ALL = f"{_INFER_PREFIX}*"
 ALL_SCOPES = (INFER_ALL, MODELS_READ, MODELS_WRITE, DEPLOY, ADMIN, AUDIT_READ)
 """What the first key of an installation holds."""
 POLICIES = frozenset(
-    {PUBLIC, AUTHENTICATED, INFER, MODELS_READ, MODELS_WRITE, DEPLOY, ADMIN, AUDIT_READ}
+    {PUBLIC, AUTHENTICATED, INFER, INFER_SOME, MODELS_READ, MODELS_WRITE, DEPLOY, ADMIN, AUDIT_READ}
 )
 """What a route may demand; `infer` means the scope of the model that the route names."""
 
@@ -229,6 +231,8 @@ def judge(caller: Principal, policy: str, model: str = "") -> Verdict:
     """
     if policy in {PUBLIC, AUTHENTICATED}:
         return Verdict.ALLOWED
+    if policy == INFER_SOME:
+        return Verdict.ALLOWED if caller.all_models or caller.models else Verdict.FORBIDDEN
     if policy == INFER:
         allowed = caller.infers(model)
     elif policy == MODELS_READ and model:

@@ -290,6 +290,19 @@ async def test_what_is_no_route_is_told_in_the_words_of_its_prefix(
     assert dialect(await gateway.ask(method, "/v2/x", None)) == "triton"
 
 
+@pytest.mark.parametrize("scope", ["models:read", "deploy", "admin", "audit:read"])
+async def test_a_key_that_may_not_infer_changes_no_job_batch_or_file(scope: str) -> None:
+    gateway = Gateway()
+    gateway.keys.apply(record(1, scope))
+    names = {"job": JOB, "file": "f", "batch": "b"}
+    for method, path in door.POLICIES.table:
+        if path.removeprefix("/openai").startswith(KEEPING):
+            got = await gateway.ask(method, path.format(**names), bearer(1))
+            reads = method == "GET"
+            assert (got.status_code == 403) is not reads, (method, path, got.text)
+            assert dialect(got) == ("problem" if path.startswith("/v1/jobs") else "openai")
+
+
 BODIES: dict[str, dict[str, Any]] = {
     "chat/completions": {"messages": [{"role": "user", "content": "x"}]},
     "completions": {"prompt": "x"},

@@ -150,6 +150,9 @@ def test_verdicts() -> None:
         (auditor, "admin", "", Verdict.FORBIDDEN),
         (held("admin"), "deploy", "digits", Verdict.FORBIDDEN),
         (held(), "authenticated", "", Verdict.ALLOWED),
+        (bound, "infer:some", "", Verdict.ALLOWED),
+        (everything, "infer:some", "", Verdict.ALLOWED),
+        (held("models:read", "deploy", "admin"), "infer:some", "", Verdict.FORBIDDEN),
     ]
     for caller, policy, model, verdict in cases:
         assert access.judge(caller, policy, model) is verdict, (caller.scopes, policy, model)

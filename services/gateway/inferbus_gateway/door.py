@@ -31,16 +31,19 @@ _OPENAI = (
     ("POST", "score"),
     ("GET", "models"),
     ("GET", "streams/{request_id}"),
-    ("POST", "files"),
     ("GET", "files"),
     ("GET", "files/{file}"),
-    ("DELETE", "files/{file}"),
     ("GET", "files/{file}/content"),
-    ("POST", "batches"),
     ("GET", "batches"),
     ("GET", "batches/{batch}"),
+)
+_CHANGING = (
+    ("POST", "files"),
+    ("DELETE", "files/{file}"),
+    ("POST", "batches"),
     ("POST", "batches/{batch}/cancel"),
 )
+"""What makes, ends or deletes something of the caller's tenant."""
 
 POLICIES = Policies(
     {
@@ -77,18 +80,23 @@ POLICIES = Policies(
             for prefix in ("", "/openai")
             for method, path in _OPENAI
         },
+        **{
+            (method, f"{prefix}/v1/{path}"): access.INFER_SOME
+            for prefix in ("", "/openai")
+            for method, path in _CHANGING
+        },
         ("GET", "/v1/models/{model}"): access.MODELS_READ,
         ("GET", "/openai/v1/models/{model}"): access.MODELS_READ,
-        ("POST", _JOBS): access.AUTHENTICATED,
+        ("POST", _JOBS): access.INFER_SOME,
         ("GET", _JOBS): access.AUTHENTICATED,
         ("GET", _JOB): access.AUTHENTICATED,
-        ("DELETE", _JOB): access.AUTHENTICATED,
+        ("DELETE", _JOB): access.INFER_SOME,
         ("GET", f"{_JOB}/results"): access.AUTHENTICATED,
-        ("POST", f"{_JOB}/retry"): access.AUTHENTICATED,
+        ("POST", f"{_JOB}/retry"): access.INFER_SOME,
     }
 )
-"""Each route of the gateway. One whose model stands in its body is AUTHENTICATED here, and asks
-`Access.check` for INFER once it knows the model."""
+"""Each route of the gateway. One whose model stands in its body, or in what it changes, is
+AUTHENTICATED or INFER_SOME here, and asks for INFER once it knows the model."""
 
 METHODS = {
     "ServerLive": access.PUBLIC,

@@ -35,6 +35,7 @@ _FIELDS = frozenset(
 _MAX_BODY_BYTES = 64 << 10
 _MAX_LABELS, _MAX_LABEL, _MAX_LABEL_VALUE = 16, 64, 512
 _OUTPUTS_KEPT_S = 7 * 24 * 3600
+_MAY_NOT = "your key lacks the scope to infer with this model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +136,7 @@ class _Routes:
         name, _, _ = batch.model.partition(":")
         verdict = access.judge(caller, access.INFER, name)
         if name and verdict is Verdict.FORBIDDEN:
-            raise errors.ForbiddenError("your key lacks the scope to infer with this model")
+            raise errors.ForbiddenError(_MAY_NOT)
         if name and verdict is Verdict.HIDDEN:
             error = model_not_found(str(unknown_model(name)))
             return await self._parts.keeper.refuse(batch, error)
@@ -162,8 +163,12 @@ class _Routes:
     async def cancel(self, request: Request, batch: str) -> JSONResponse:
         """Cancel what has not run of a batch; of one that has ended nothing changes."""
         known = await self._find(request, batch)
+        name, _, _ = known.batch.model.partition(":")
+        caller = shared.caller_of(request)
+        if name and access.judge(caller, access.INFER, name) is not Verdict.ALLOWED:
+            raise errors.ForbiddenError(_MAY_NOT)
         if known.ended is None and not known.cancelled_ms:
-            await self._parts.keeper.cancel(known, shared.caller_of(request).name)
+            await self._parts.keeper.cancel(known, caller.name)
         return JSONResponse(self._described(await self._find(request, batch)))
 
     async def _find(self, request: Request, name: str) -> Known:

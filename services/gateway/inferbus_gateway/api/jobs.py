@@ -196,6 +196,7 @@ class _Routes:
     async def cancel(self, request: Request, job: str) -> JobBody:
         """Cancel what has not run of a job; of a job that has ended nothing changes."""
         progress = await self._progress(request, job)
+        _may(_caller(request), progress.job.model)
         if not progress.finished:
             await self._parts.dispatcher.cancel(progress.job, _caller(request).name)
         return body(await self._progress(request, job))
