@@ -94,10 +94,8 @@ def test_the_life_of_a_stack(tmp_path: Path) -> None:
         assert processes.gone(pids["kafka"])
         assert processes.gone(pids["postgres"])
         again = _pids(_stack(state))
-        began = time.monotonic()
         launcher.send_signal(signal.SIGINT)
         out, error = launcher.communicate(timeout=START_TIMEOUT_S)
-        assert time.monotonic() - began < 15
         assert launcher.returncode == 0
         assert error == ""
         assert out.index("stop kafka: done") < out.index("stop postgres: done")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -110,18 +109,14 @@ async def test_an_added_partition_is_found_at_once_and_a_missing_one_is_an_error
     batch = [Message(b"new")] * n_messages
     meta = await asyncio.wait_for(await producer.send_many(topic, 2, batch), 10)
     assert (meta.partition, meta.offset) == (2, 0)
-    started = time.monotonic()
     with pytest.raises(BusUnavailableError, match="too few partitions"):
         await producer.send_many(topic, 99, batch)
-    assert time.monotonic() - started < 10
     assert producer.n_in_flight == producer.in_flight_bytes == 0
 
 
-async def test_no_broker_is_one_sentence_in_time() -> None:
-    started = time.monotonic()
+async def test_no_broker_is_one_sentence() -> None:
     with pytest.raises(BusUnavailableError, match="Kafka does not answer"):
         await Producer("127.0.0.1:9", client_id="test").start(timeout_s=2)
-    assert time.monotonic() - started < 10
 
 
 async def test_reader_commits_and_restarts(kafka_bootstrap: str, producer: Producer) -> None:
@@ -237,13 +232,11 @@ async def test_dead_letters_say_where_they_came_from_and_have_a_limit(
     await (await producer.send(topic, 0, b"junk", headers=[("ce_id", b"1")]))
     record = (await _read_all(kafka_bootstrap, topic))[0]
     letters = DeadLetters(producer, "worker-0", per_minute=2)
-    started = time.monotonic()
     for _ in range(2):
         await letters.put(record, ValueError("not a frame"), ["first\n" * 2000, "last words"])
-    quick = time.monotonic() - started
+    assert letters.n_written == 2, "none of these waited for the minute to be over"
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(letters.put(record, ValueError("again")), 1.0)
-    assert quick < 5
     found = await _read_all(kafka_bootstrap, topics.dead_letters(topic))
     assert len(found) == letters.n_written == 2
     headers = dict(found[0].headers)
