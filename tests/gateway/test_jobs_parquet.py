@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import random
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from inferbus_gateway import errors
+from inferbus_gateway.api.streamed import Streamed
 from inferbus_gateway.columns import read, wire
 from inferbus_gateway.control.jobs import parquet
 from inferbus_gateway.control.jobs.rows import RowReader
@@ -282,6 +284,30 @@ async def test_a_client_that_takes_its_time_holds_no_process() -> None:
     assert pq.read_table(io.BytesIO(data)).num_rows == 300
     with pytest.raises(errors.OutputTooLargeError, match="read them as JSON lines"):
         await anext(parquet.file(one, results(), SIGNATURE, 50_000))
+
+
+@pytest.mark.slow
+async def test_a_client_that_leaves_lets_its_place_go() -> None:
+    noise = random.Random(1)
+
+    async def results() -> AsyncIterator[m.RowResult]:
+        for at in range(300):
+            text = tensors.join_bytes([noise.randbytes(3000)])
+            yield result(at, tensor("text", "BYTES", (1,), text))
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            raise OSError
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    one = parquet.Slots(1, 1, wait_s=0.0)
+    scope = {"type": "http", "method": "GET", "asgi": {"spec_version": "2.3"}}
+    for _ in range(2):
+        pieces = parquet.file(one, results(), *AS_FILE)
+        with pytest.raises(OSError):  # noqa: PT011 -- ours
+            await Streamed(pieces, parquet.MEDIA_TYPE)(scope, receive, send)
 
 
 async def none() -> AsyncIterator[m.RowResult]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, Any, Literal, TypeVar
@@ -28,6 +28,7 @@ from inferbus_gateway.api.job_bodies import (
     read_asked,
 )
 from inferbus_gateway.api.problems import PROBLEMS, ProblemRoute
+from inferbus_gateway.api.streamed import Streamed
 from inferbus_gateway.control.jobs import parquet
 from inferbus_gateway.control.jobs.dispatch import Dispatcher
 from inferbus_gateway.control.jobs.fold import Fold, Progress
@@ -224,9 +225,9 @@ class _Routes:
             table = parquet.file(limits.parquet, results, signature, limits.max_parquet_bytes)
             # Its process runs, or was refused, before the answer has a status.
             pieces = _behind(await anext(table), table)
-            return StreamingResponse(pieces, media_type=MEDIA_TYPE)
+            return Streamed(pieces, MEDIA_TYPE)
         written = _written(first, rows, Turns(parts.busy))
-        return StreamingResponse(written, media_type=JSON_LINES)
+        return Streamed(written, JSON_LINES)
 
     async def retry(self, request: Request, job: str) -> Response:
         """Make a new job of the rows that failed or were cancelled; its results overlay these."""
@@ -277,8 +278,8 @@ async def _behind(first: _One, rest: AsyncGenerator[_One]) -> AsyncGenerator[_On
 
 
 async def _written(
-    first: m.RowResult, rows: AsyncIterator[m.RowResult], turns: Turns
-) -> AsyncIterator[bytes]:
+    first: m.RowResult, rows: AsyncGenerator[m.RowResult], turns: Turns
+) -> AsyncGenerator[bytes]:
     """Yield the lines of results in pieces worth a write."""
     held, size_bytes = [line(first)], 0
     async for row in rows:
