@@ -81,6 +81,7 @@ def _manifest(path: Path) -> Manifest:
             "generation": {
                 "context_tokens": _CONTEXT_TOKENS,
                 "default_max_tokens": _DEFAULT_MAX_TOKENS,
+                "forced_calls": True,
             },
         },
         engine_settings={"parallel": 8, "intra_op_threads": 1},

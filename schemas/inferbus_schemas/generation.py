@@ -33,13 +33,15 @@ class GenerationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     """`task_settings["generation"]` of a manifest.
 
     `context_tokens` bounds prompt and answer together; `default_max_tokens` bounds an answer whose
-    request says nothing; `chat` and `tools` say what the model's own template knows.
+    request says nothing; `chat` and `tools` say what the model's own template knows. With
+    `forced_calls` a call that a request demands is made by a grammar, whatever the template knows.
     """
 
     context_tokens: Annotated[int, msgspec.Meta(ge=16, le=MAX_CONTEXT_TOKENS)]
     default_max_tokens: Annotated[int, msgspec.Meta(ge=1, le=MAX_CONTEXT_TOKENS)] = 16
     chat: bool = True
     tools: bool = False
+    forced_calls: bool = False
 
 
 class LlamaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -81,6 +82,80 @@ def streamed(client: openai.OpenAI) -> None:
     assert plain[-1].choices[0].finish_reason == "length"
     with client.chat.completions.stream(messages=QUESTION, **GREEDY) as events:
         assert events.get_final_completion().choices[0].message.content == ANSWER
+
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather in a city",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string", "maxLength": 30},
+                "unit": {"$ref": "#/$defs/unit"},
+            },
+            "required": ["city", "unit"],
+            "additionalProperties": False,
+            "$defs": {"unit": {"enum": ["celsius", "fahrenheit"]}},
+        },
+    },
+}
+TIME = {
+    "type": "function",
+    "function": {
+        "name": "get_time",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "maxLength": 30}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+def tools(client: openai.OpenAI) -> None:
+    asked = {
+        "model": "smollm2",
+        "temperature": 0,
+        "max_tokens": 60,
+        "messages": [{"role": "user", "content": "What is the weather in Paris?"}],
+        "tools": [WEATHER, TIME],
+    }
+    named = {"type": "function", "function": {"name": "get_time"}}
+    for choice, names in (("required", {"get_weather", "get_time"}), (named, {"get_time"})):
+        said = client.chat.completions.create(tool_choice=choice, **asked).choices[0]
+        assert said.finish_reason == "tool_calls", said
+        (call,) = said.message.tool_calls
+        assert (call.type, said.message.content) == ("function", None)
+        assert call.id
+        assert call.function.name in names
+        arguments = json.loads(call.function.arguments)
+        assert isinstance(arguments["city"], str)
+        if call.function.name == "get_weather":
+            assert arguments["unit"] in {"celsius", "fahrenheit"}
+        chunks = list(client.chat.completions.create(tool_choice=choice, stream=True, **asked))
+        deltas = [each for chunk in chunks for each in chunk.choices[0].delta.tool_calls or ()]
+        assert chunks[-1].choices[0].finish_reason == "tool_calls"
+        assert not any(chunk.choices[0].delta.content for chunk in chunks)
+        assert {each.index for each in deltas} == {0}
+        assert deltas[0].id
+        assert deltas[0].function.name == call.function.name
+        assert not any(each.id or each.function.name for each in deltas[1:])
+        streamed = "".join(each.function.arguments for each in deltas)
+        assert json.loads(streamed) == arguments, (streamed, arguments)
+        with client.chat.completions.stream(tool_choice=choice, **asked) as events:
+            final = events.get_final_completion().choices[0].message.tool_calls[0]
+        assert json.loads(final.function.arguments) == arguments
+    # What was called goes on as a chat, and where nothing is demanded there is text.
+    message = said.message.model_dump(exclude_none=True)
+    answer = {"role": "tool", "tool_call_id": call.id, "content": "12:30"}
+    more = {**asked, "messages": [*asked["messages"], message, answer], "max_tokens": 8}
+    assert client.chat.completions.create(**more).choices[0].message.content
+    none = client.chat.completions.create(tool_choice="none", **more).choices[0]
+    assert none.message.content
+    assert not none.message.tool_calls
 
 
 def responses(client: openai.OpenAI) -> None:
@@ -176,6 +251,7 @@ def main() -> None:
         client = openai.OpenAI(base_url=sys.argv[1] + prefix, api_key=sys.argv[2], max_retries=0)
         whole(client)
         streamed(client)
+        tools(client)
         responses(client)
         others(client)
         if prefix == "/v1":

@@ -125,7 +125,7 @@ def chat(body: Body, settings: limits.GenerationSettings) -> Ask:
     schema = schemas.response_format(body.get("response_format"))
     said.json_schema = "" if schema is None else msgspec.json.encode(schema).decode()
     if tools := schemas.tools(body.get("tools")):
-        if not settings.tools:
+        if not (settings.tools or settings.forced_calls):
             raise ParameterError("tools", "this model knows no tools")
         raw_tools = msgspec.json.encode(tools)
         _fits(raw_tools, settings, "tools")

@@ -7,6 +7,7 @@ HTTP listener, so that listens on a Unix socket whose name is removed at once: n
 
 from __future__ import annotations
 
+import secrets
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ import msgspec
 from inferbus_schemas import generation
 from inferbus_schemas import messages as m
 from inferbus_schemas.manifest import Manifest
+from inferbus_worker.engines import calls
 from inferbus_worker.engines.refusals import LoadError
 
 _BATCH_TOKENS = 128
@@ -72,6 +74,8 @@ class LlamaEngine:
                 raise LoadError(f"{path.name} is not a GGUF file")
         self.parallel = said.parallel
         self._default_max_tokens = settings.default_max_tokens
+        self._forces_calls = settings.forced_calls
+        self._tells_tools = settings.tools
         params = xllamacpp.CommonParams()
         params.model.path = str(path)
         params.model_alias = {manifest.model}
@@ -100,6 +104,9 @@ class LlamaEngine:
             RuntimeError: the engine failed.
         """
         refusal: list[Exception] = []
+        chat = said is not None and said.prompt_kind == m.PROMPT_KIND_CHAT
+        functions = calls.demanded(said) if said is not None and self._forces_calls else []
+        call = calls.CallReader(f"call_{secrets.token_hex(12)}") if functions else None
         n_told = said.top_logprobs if said is not None else 0
 
         def heard(chunk: dict[str, Any]) -> bool:
@@ -109,16 +116,20 @@ class LlamaEngine:
                     refusal.append(_refusal(chunk["error"]))
                     return True
                 # Each is told, also after one that was answered with False.
-                answers = [tell(piece) for piece in _pieces(chunk, n_told)]
+                answers = [tell(_called(piece, call)) for piece in _pieces(chunk, n_told)]
                 return not all(answers)
             except Exception as error:  # noqa: BLE001 -- the engine swallows what a call raises
                 refusal.append(error)
                 return True
 
         asked = self._asked(said, choice)
-        chat = said is not None and said.prompt_kind == m.PROMPT_KIND_CHAT
         if chat:
             asked["messages"] = msgspec.json.decode(prompt)
+            if functions:
+                asked["messages"] = calls.told(asked["messages"], functions)
+                asked["json_schema"] = calls.schema(functions)
+                asked.pop("tools", None)
+                asked.pop("tool_choice", None)
             self._server.handle_chat_completions(asked, heard)
         else:
             asked["prompt"] = prompt
@@ -146,7 +157,7 @@ class LlamaEngine:
             asked |= _logprobs(said)
         if said.logit_bias:
             asked["logit_bias"] = {str(key): bias for key, bias in said.logit_bias.items()}
-        for name in ("json_schema", "tools", "tool_choice"):
+        for name in ("json_schema", *(("tools", "tool_choice") if self._tells_tools else ())):
             if text := getattr(said, name):
                 asked[name] = msgspec.json.decode(text)
         return asked
@@ -193,6 +204,16 @@ def _pieces(chunk: dict[str, Any], n_told: int) -> list[Piece]:
     if (progress := chunk.get("prompt_progress")) is not None:
         out.append(Piece(n_prompt_tokens=int(progress.get("total", 0))))
     return out
+
+
+def _called(piece: Piece, call: calls.CallReader | None) -> Piece:
+    """Return a piece whose text is part of a call as that part."""
+    if call is None:
+        return piece
+    piece.tool_calls, piece.text = call.feed(piece.text), ""
+    if piece.finish_reason == "stop":
+        piece.finish_reason = "tool_calls"
+    return piece
 
 
 def _as_asked(one: dict[str, Any], n_told: int) -> dict[str, Any]:

@@ -138,7 +138,12 @@ class Generator:
             return False
         work.rows = max(1, request.generation.n)
         work.n_bytes = len(request.tensors)
-        self._waiting.append(work)
+        if work.keeper is None:
+            # A row of a job that waits lets every request go before it.
+            at = next((at for at, one in enumerate(self._waiting) if one.keeper), None)
+            self._waiting.insert(len(self._waiting) if at is None else at, work)
+        else:
+            self._waiting.append(work)
         return True
 
     def _invalid(self, work: Work, code: str, message: str) -> None:

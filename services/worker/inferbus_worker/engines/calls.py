@@ -1,0 +1,134 @@
+"""Calls of tools that a request demands, by a grammar; pure.
+
+In: tools and `tool_choice` as the gateway passed them, then the answer's text as it grows. Out: a
+JSON schema that an answer must follow, a message that tells the model of the tools, and the call in
+the deltas of the OpenAI API. llama.cpp's own way lets a model talk before it calls, which a small
+one does for ever; this one leaves it no other word, whatever its template knows.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+from inferbus_schemas import messages as m
+
+_HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*')
+_ABOUT = (
+    "Answer with one call of a function, as a JSON object with the keys name and arguments. "
+    "The functions, one a line:"
+)
+_ANY = {"type": "object"}
+
+
+def demanded(said: m.Generation) -> list[dict[str, Any]]:
+    """Return the functions of which a request demands one; empty where it demands none."""
+    choice = msgspec.json.decode(said.tool_choice) if said.tool_choice else None
+    if not said.tools or choice in (None, "none", "auto"):
+        return []
+    functions = [tool["function"] for tool in msgspec.json.decode(said.tools)]
+    if isinstance(choice, dict):
+        wanted = choice["function"]["name"]
+        functions = [one for one in functions if one["name"] == wanted]
+    return functions
+
+
+def schema(functions: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the schema of a call of one of some functions."""
+    calls = []
+    parts = {}
+    for number, one in enumerate(functions):
+        parts[f"f{number}"] = _moved(_ANY | (one.get("parameters") or {}), f"#/$defs/f{number}")
+        properties = {
+            "name": {"const": one["name"]},
+            "arguments": {"$ref": f"#/$defs/f{number}"},
+        }
+        calls.append(
+            {
+                "type": "object",
+                "properties": properties,
+                "required": list(properties),
+                "additionalProperties": False,
+            }
+        )
+    return (calls[0] if len(calls) == 1 else {"anyOf": calls}) | {"$defs": parts}
+
+
+def _moved(node: Any, to: str) -> Any:
+    """Return a schema whose references to its own parts hold where it stands now."""
+    if isinstance(node, list):
+        return [_moved(one, to) for one in node]
+    if not isinstance(node, dict):
+        return node
+    return {
+        key: f"{to}{value[1:]}" if key == "$ref" and isinstance(value, str) else _moved(value, to)
+        for key, value in node.items()
+    }
+
+
+def told(messages: list[dict[str, Any]], functions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the messages of a chat with what the model must know of the functions."""
+    lines = [msgspec.json.encode(one).decode() for one in functions]
+    about = "\n".join([_ABOUT, *lines])
+    first, *rest = messages
+    if first.get("role") != "system":
+        return [{"role": "system", "content": about}, *messages]
+    return [{**first, "content": f"{first['content']}\n\n{about}"}, *rest]
+
+
+class CallReader:
+    """The one call of an answer, from its text.
+
+    Invariants: the first delta has id, type and name, later ones only arguments; all arguments
+    together are one JSON object as the model wrote it, without what stands around it; nothing is
+    held back but the head of the text.
+    """
+
+    def __init__(self, call_id: str) -> None:
+        self._id = call_id
+        self._head = ""
+        self._begun = False
+        self._depth = 0
+        self._in_string = self._escaped = self._over = False
+
+    def feed(self, text: str) -> list[dict[str, Any]]:
+        """Take a piece of text; return the deltas that it brought."""
+        if self._begun:
+            return self._arguments(text)
+        self._head += text
+        found = _HEAD.match(self._head)
+        if found is None:
+            return []
+        self._begun = True
+        name = msgspec.json.decode(found[1])
+        first = {"index": 0, "id": self._id, "type": "function"}
+        delta = {**first, "function": {"name": name, "arguments": ""}}
+        rest = self._head[found.end() :]
+        return [delta, *self._arguments(rest)]
+
+    def _arguments(self, text: str) -> list[dict[str, Any]]:
+        if self._over:
+            return []
+        end = next((at + 1 for at, one in enumerate(text) if self._step(one)), len(text))
+        part = text[:end]
+        return [{"index": 0, "function": {"arguments": part}}] if part else []
+
+    def _step(self, one: str) -> bool:
+        """Take a character; tell whether the arguments end with it."""
+        if self._in_string:
+            if self._escaped:
+                self._escaped = False
+            elif one == "\\":
+                self._escaped = True
+            elif one == '"':
+                self._in_string = False
+        elif one == '"':
+            self._in_string = True
+        elif one == "{":
+            self._depth += 1
+        elif one == "}":
+            self._depth -= 1
+            self._over = self._depth == 0
+        return self._over
