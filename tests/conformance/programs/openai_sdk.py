@@ -31,9 +31,8 @@ def whole(client: openai.OpenAI) -> None:
     again = client.chat.completions.create(
         messages=QUESTION, model="smollm2", n=3, max_tokens=3, seed=7, temperature=1.0
     )
-    assert [one.message.content for one in many.choices] == [
-        one.message.content for one in again.choices
-    ]
+    said_once = [one.message.content for one in many.choices]
+    assert said_once == [one.message.content for one in again.choices], (many, again)
     probable = client.chat.completions.create(
         messages=QUESTION, logprobs=True, top_logprobs=2, **GREEDY
     )
@@ -249,9 +248,9 @@ async def together(client: openai.AsyncOpenAI) -> None:
 def main() -> None:
     for prefix in ("/v1", "/openai/v1"):
         client = openai.OpenAI(base_url=sys.argv[1] + prefix, api_key=sys.argv[2], max_retries=0)
+        tools(client)
         whole(client)
         streamed(client)
-        tools(client)
         responses(client)
         others(client)
         if prefix == "/v1":
