@@ -18,6 +18,7 @@ from inferbus_models import smollm2
 from inferbus_schemas import messages as m
 from inferbus_schemas import tensors
 from tests.support import stacks
+from tests.system import batch_and_deaths
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -124,6 +125,7 @@ async def test_streams(stack: Stack) -> None:
     await _a_lost_gateway_loses_and_doubles_no_token(stack)
     await _a_gateway_that_stops_sends_its_streams_on(stack)
     await _a_lost_worker_is_an_error_and_no_end(stack)
+    await batch_and_deaths.survives_the_death_of_everybody(stack)
     await _a_lost_worker_is_seen_where_the_gateway_is_lost_too(stack)
     await stacks.at_rest(stack)
     await stacks.verify(stack)

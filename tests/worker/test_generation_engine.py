@@ -138,6 +138,23 @@ async def test_what_a_request_says_is_done(tmp_path: Path) -> None:
     assert isinstance(json.loads(heard.texts("json")[0])["age"], int)
 
 
+async def test_a_seed_says_the_same_to_the_last_bit(tmp_path: Path) -> None:
+    prompt = smollm2.prompt("What is the capital of France?")
+    seeded = {"max_tokens": 3, "temperature": 1.0, "top_logprobs": 1}
+    async with engine(model_folder("smollm2"), tmp_path) as (host, heard):
+        submit(host, 7, prompt, text(seed=7, **seeded))
+        await answered(heard, 1)
+        submit(host, 8, prompt, text(seed=8, **seeded))
+        await answered(heard, 2)
+        # One slot of the engine has read the prompt now, this leaves its beginning in another.
+        submit(host, "long", smollm2.prompt("abc def " * 50), text(max_tokens=1))
+        await answered(heard, 3)
+        submit(host, "both", prompt, text(seed=7, n=2, **seeded))
+        await answered(heard, 4)
+    alone = [heard.generated(seed).choices[0].logprobs for seed in (7, 8)]
+    assert [choice.logprobs for choice in heard.generated("both").choices] == alone
+
+
 async def test_an_abort_ends_it_with_what_it_has(tmp_path: Path) -> None:
     async with engine(model_folder("smollm2"), tmp_path) as (host, heard):
         submit(host, "long", "Once upon a time", text(stream=True, max_tokens=1500))

@@ -151,6 +151,8 @@ class LlamaEngine:
         asked["max_tokens"] = said.max_tokens or self._default_max_tokens
         if said.HasField("seed"):
             asked["seed"] = (said.seed + choice) & 0xFFFFFFFF
+            # What a slot has kept of a prompt is not, to the last bit, what reading it gives.
+            asked["cache_prompt"] = False
         if said.stop:
             asked["stop"] = list(said.stop)
         if said.HasField("top_logprobs"):

@@ -30,6 +30,8 @@ from inferbus_worker.hot.work import Batch, Work
 _log = structlog.get_logger("generate")
 
 _FATAL_DEATHS = 2
+_ROW_WAITS_S = 10.0
+"""How long a row of a job, or a line of a batch, lets requests go before it."""
 
 
 class Engine(Protocol):
@@ -105,7 +107,7 @@ class Generator:
         self._engine: Engine | None = None
         self.served = served
         self.failed_reason = ""
-        # One slot is left to requests, and no row waits before one.
+        # One slot is left to requests.
         self.job_rows = (max(1, parallel - 1),) * 2
 
     def attach(self, engine: Engine) -> None:
@@ -115,7 +117,7 @@ class Generator:
     @property
     def oldest_s(self) -> float | None:
         """Arrival of the request that waits longest."""
-        return self._waiting[0].arrived_s if self._waiting else None
+        return min((one.arrived_s for one in self._waiting), default=None)
 
     @property
     def idle(self) -> bool:
@@ -138,13 +140,16 @@ class Generator:
             return False
         work.rows = max(1, request.generation.n)
         work.n_bytes = len(request.tensors)
-        if work.keeper is None:
-            # A row of a job that waits lets every request go before it.
-            at = next((at for at, one in enumerate(self._waiting) if one.keeper), None)
-            self._waiting.insert(len(self._waiting) if at is None else at, work)
-        else:
-            self._waiting.append(work)
+        self._waiting.insert(self._place_of(work), work)
         return True
+
+    def _place_of(self, work: Work) -> int:
+        """Return where a request joins the line: before rows of jobs that have just come."""
+        patient_s = work.arrived_s - _ROW_WAITS_S
+        for at, one in enumerate(self._waiting if work.keeper is None else ()):
+            if one.keeper is not None and one.arrived_s > patient_s:
+                return at
+        return len(self._waiting)
 
     def _invalid(self, work: Work, code: str, message: str) -> None:
         self._emitter.ended(work, m.OUTCOME_INVALID_INPUT, code, message, self.served)
