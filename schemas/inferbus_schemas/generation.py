@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
+from inferbus_schemas import messages as m
+
 if TYPE_CHECKING:
     from inferbus_schemas.manifest import Manifest
 
@@ -58,6 +60,11 @@ def settings(manifest: Manifest) -> GenerationSettings:
         msgspec.ValidationError: its settings are missing or say what cannot be.
     """
     return msgspec.convert(manifest.task_settings.get("generation"), GenerationSettings)
+
+
+def n_tokens(said: m.Prediction) -> int:
+    """Return the tokens that a request has used, those of its inputs and of its answer."""
+    return said.generated.prompt_tokens + said.generated.completion_tokens + said.input_tokens
 
 
 def problem(manifest: Manifest) -> str:

@@ -92,7 +92,7 @@ async def finish(side: GatewaySide, store: Objects, job: bytes, outcome: m.Outco
         results.rows.add(number=row.number, prediction=prediction(request, outcome))
     await store.create(jobs.results_path(job, 0), results.SerializeToString())
     n_rows, cancelled = len(results.rows), outcome == m.OUTCOME_CANCELLED
-    done = m.ChunkStatus(job=job, chunk=0, state=m.CHUNK_STATE_DONE)
+    done = m.ChunkStatus(job=job, chunk=0, state=m.CHUNK_STATE_DONE, n_tokens=2500)
     done.n_cancelled, done.n_failed = (n_rows, 0) if cancelled else (0, n_rows)
     said = m.JobStatus(chunk=done).SerializeToString()
     await side.write(topics.JOB_STATUS, 0, jobs.chunk_key(job, 0), said)
@@ -112,7 +112,10 @@ async def test_any_gateway_takes_over_and_all_tell_the_same(
     side: GatewaySide, store: Objects, tmp_path: Path
 ) -> None:
     """Both gateways find each step due at the same time, and do it."""
-    one, other = await asyncio.gather(gateway(side, tmp_path), gateway(side, tmp_path))
+    tokens = {"INFERBUS_TENANT_TOKENS_PER_MIN": "1000"}
+    one, other = await asyncio.gather(
+        gateway(side, tmp_path, **tokens), gateway(side, tmp_path, **tokens)
+    )
     async with one, other:
         batch = await orphan(side, store, age_ms=20_000, left_ms=600_000)
         late = await orphan(side, store, age_ms=20_000, left_ms=-1)
@@ -137,6 +140,13 @@ async def test_any_gateway_takes_over_and_all_tell_the_same(
             said = await ended(http, gone)
             assert said["status"] == "failed"
             assert said["errors"]["data"][0]["code"] == "invalid_input_file"
+            # What the lines have used is a debt at every gateway, of batches and not of requests.
+            file = batches.file_name(batch.input_file)
+            asked = {"input_file_id": file, "endpoint": EMBEDDINGS, "completion_window": "24h"}
+            refused = await http.post("/v1/batches", json=asked)
+            assert refused.status_code == 429, refused.text
+            assert refused.json()["error"]["code"] == "rate_limited"
+            assert int(refused.headers["retry-after"]) > 60
         uploads = tmp_path / "objects" / "uploads"
         kept = {path.parent for path in uploads.rglob("*") if path.is_file()}
         assert len(kept) == 2, "what the second gateway read is gone"

@@ -13,6 +13,9 @@ ID = ids.uuid7(1_000_000, 1)
 N_CHUNKS = 4
 
 
+N_TOKENS = 700
+
+
 def job(*, dispatched: bool = False, job_id: bytes = ID, tenant: str = "acme") -> m.JobStatus:
     return m.JobStatus(
         job=m.Job(
@@ -24,6 +27,7 @@ def job(*, dispatched: bool = False, job_id: bytes = ID, tenant: str = "acme") -
             n_rows=40,
             n_chunks=N_CHUNKS,
             dispatched=dispatched,
+            principal="nightly",
         )
     )
 
@@ -31,7 +35,7 @@ def job(*, dispatched: bool = False, job_id: bytes = ID, tenant: str = "acme") -
 def chunk(number: int, *, done: bool, cancelled: int = 0) -> m.JobStatus:
     said = m.ChunkStatus(job=ID, chunk=number, state=m.CHUNK_STATE_RUNNING, worker="w")
     if done:
-        said.state = m.CHUNK_STATE_DONE
+        said.state, said.n_tokens = m.CHUNK_STATE_DONE, N_TOKENS
         said.n_ok, said.n_failed, said.n_cancelled = 9 - cancelled, 1, cancelled
     return m.JobStatus(chunk=said)
 
@@ -58,6 +62,10 @@ def test_order_and_doubles_do_not_matter(
     assert (found.state, found.n_ok, found.n_failed, found.n_chunks_done) == ("completed", 36, 4, 4)
     assert found.job.dispatched
     assert (found.left_s, found.n_done, found.finished) == (0.0, 40, True)
+    for who in ("acme", "acme/nightly"):
+        # 2,800 tokens take 28 minutes at 100 a minute, and one minute of them is free.
+        assert fold.spent.wait_s(who, 100, 960_000) == 27 * 60
+    assert fold.spent.wait_s("acme/other", 100, 960_000) == 0
     assert fold.load("acme") == (0, 0)
     assert not fold.versions()
     assert not fold.undispatched(10**9, 0)

@@ -32,7 +32,7 @@ def test_nearest_first_and_equal_ones_in_their_order() -> None:
     ask = rerank.read_rerank(body, TARGET)
     assert ask.texts == [b"q", b"a", b"b", b"c", b"d"]
     said = ask.answer(
-        REQUEST_ID, [vector(1, 0), vector(0, 1), vector(3, 0), vector(2, 0), vector(0, 0)]
+        REQUEST_ID, [vector(1, 0), vector(0, 1), vector(3, 0), vector(2, 0), vector(0, 0)], 5
     )
     assert [(one["index"], one["document"]["text"]) for one in said["results"]] == [
         (1, "b"),
@@ -40,17 +40,18 @@ def test_nearest_first_and_equal_ones_in_their_order() -> None:
         (0, "a"),
     ]
     assert [one["relevance_score"] for one in said["results"]] == [1.0, 1.0, 0.0]
+    assert said["usage"] == {"prompt_tokens": 5, "total_tokens": 5}
     bare = rerank.read_rerank(body | {"return_documents": False}, TARGET)
-    assert "document" not in bare.answer(REQUEST_ID, [vector(1, 0)] * 5)["results"][0]
+    assert "document" not in bare.answer(REQUEST_ID, [vector(1, 0)] * 5, 5)["results"][0]
 
 
 def test_one_is_held_against_many_and_many_against_as_many() -> None:
     one = rerank.read_score({"model": "m", "text_1": "a", "text_2": ["b", "c"]}, TARGET)
-    said = one.answer(REQUEST_ID, [vector(1, 0), vector(1, 1), vector(-1, 0)])
+    said = one.answer(REQUEST_ID, [vector(1, 0), vector(1, 1), vector(-1, 0)], 5)
     scores = [each["score"] for each in said["data"]]
     assert scores == [pytest.approx(math.sqrt(0.5)), -1.0]
     many = rerank.read_score({"model": "m", "text_1": ["a", "b"], "text_2": ["c", "d"]}, TARGET)
-    said = many.answer(REQUEST_ID, [vector(1, 0), vector(0, 1), vector(1, 0), vector(0, -1)])
+    said = many.answer(REQUEST_ID, [vector(1, 0), vector(0, 1), vector(1, 0), vector(0, -1)], 5)
     assert [each["score"] for each in said["data"]] == [1.0, -1.0]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from inferbus_gateway import errors
 from inferbus_gateway.control import resume
-from inferbus_gateway.hot import dialects
+from inferbus_gateway.hot import kinds
 from inferbus_gateway.hot.generations import EventWriter
 from inferbus_schemas import ids, tensors, topics
 from inferbus_schemas import messages as m
@@ -40,6 +41,7 @@ def whole(n_chunks: int) -> m.Prediction:
     )
     said.outputs = m.TensorSet(tensors=[tensor]).SerializeToString()
     said.generated.choices.append(m.Choice(finish_reason="stop"))
+    said.generated.form = m.FORM_TEXT
     return said
 
 
@@ -51,7 +53,8 @@ async def written(again: resume._Again) -> str:
         parts.append(message.get("body", b""))
 
     assert again.stream is not None
-    writer = EventWriter(send, [], dialects.Text(REQUEST_ID))
+    dialect = kinds.dialect_of(again.form, REQUEST_ID, again.client_request_id)
+    writer = EventWriter(send, [], dialect)
     await writer.forward(again.stream, include_usage=False, after=again.after)
     return b"".join(parts).decode()
 
@@ -94,6 +97,56 @@ async def test_past_the_retention_of_chunks_the_whole_text_is_given_once() -> No
         seen.settle(caught_up=True)
 
 
+@pytest.mark.parametrize(
+    ("form", "end"),
+    [
+        (m.FORM_CHAT, "data: [DONE]\n\n"),
+        (m.FORM_TEXT, "data: [DONE]\n\n"),
+        (m.FORM_RESPONSES, "}\n\n"),
+        (m.FORM_GENERATE, "}\n\n"),
+    ],
+)
+async def test_each_form_goes_on_as_it_began(form: m.Form, end: str) -> None:
+    said = whole(4)
+    said.generated.form, said.client_request_id = form, "mine"
+    fields: dict[str, Any] = {"tenant": "acme", "form": form, "client_request_id": "mine"}
+    chunks = [chunk(seq, **fields) for seq in range(3)]
+    chunks.append(chunk(3, **fields | {"text": "", "finish_reason": "stop"}))
+
+    async def read(after: int) -> str:
+        again = resume._Again(REQUEST_ID, "acme", after)
+        for one in chunks:
+            again.apply(on(TOKENS, 40 + one.seq, one))
+        again.apply(on(PREDICTIONS, 7, said))
+        again.settle(caught_up=True)
+        return await written(again)
+
+    everything = await read(-1)
+    assert everything.endswith(end)
+    for after in (40, 41, 42):
+        place = everything.index("\n\n", everything.index(f"id: 3:{after}\n")) + 2
+        assert await read(after) == everything[place:]
+    assert everything.count('"id":"mine"') == (4 if form == m.FORM_GENERATE else 0)
+
+
+async def test_calls_that_stand_for_their_pieces_are_deltas() -> None:
+    calls = [{"id": f"call_{n}", "type": "function", "function": {"name": "f"}} for n in range(2)]
+    said = whole(3)
+    said.generated.form = m.FORM_CHAT
+    said.generated.choices[0].tool_calls = json.dumps(calls)
+    again = resume._Again(REQUEST_ID, "acme", -1)
+    again.apply(on(PREDICTIONS, 7, said))
+    again.settle(caught_up=True)
+    events = (await written(again)).split("\n\n")
+    bodies = [json.loads(one.partition("data: ")[2]) for one in events if "tool_calls" in one]
+    (deltas,) = [
+        said
+        for body in bodies
+        if (said := body["choices"][0]["delta"].get("tool_calls")) is not None
+    ]
+    assert deltas == [{"index": index, **call} for index, call in enumerate(calls)]
+
+
 def test_a_request_that_did_not_stream_is_no_stream() -> None:
     again = resume._Again(REQUEST_ID, "acme", -1)
     again.apply(on(PREDICTIONS, 7, whole(0)))
@@ -119,7 +172,7 @@ def test_an_id_of_the_future_is_no_stream() -> None:
 
 
 def test_ids_are_taken_as_answers_name_them() -> None:
-    for prefix in ("", "chatcmpl-", "cmpl-"):
+    for prefix in ("", "chatcmpl-", "cmpl-", "resp_"):
         assert resume._request_id(prefix + ids.text(REQUEST_ID), time.time() * 1000) == REQUEST_ID
 
 

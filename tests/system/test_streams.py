@@ -6,7 +6,6 @@ import asyncio
 import json
 import signal
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import asyncpg
@@ -18,6 +17,7 @@ from inferbus_models import smollm2
 from inferbus_schemas import messages as m
 from inferbus_schemas import tensors
 from tests.support import stacks
+from tests.support.event_streams import Heard, begun, read
 from tests.system import batch_and_deaths
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -30,58 +30,6 @@ STORY: dict[str, Any] = {
     "seed": 11,
     "stream": True,
 }
-
-
-@dataclass(slots=True)
-class Heard:
-    """What a client read of one stream."""
-
-    request_id: str = ""
-    places: list[str] = field(default_factory=list)
-    text: str = ""
-    done: bool = False
-    error: dict[str, Any] | None = None
-    usage: dict[str, Any] | None = None
-    cut: bool = False
-
-    def line(self, line: str) -> None:
-        if line.startswith("id: "):
-            self.places.append(line.removeprefix("id: "))
-        elif line == "data: [DONE]":
-            self.done = True
-        elif line.startswith("data: "):
-            body = json.loads(line.removeprefix("data: "))
-            self.error = body.get("error", self.error)
-            self.usage = body.get("usage", self.usage)
-            for choice in body.get("choices", ()):
-                self.text += choice.get("text") or choice.get("delta", {}).get("content") or ""
-
-
-async def read(
-    method: str, url: str, heard: Heard, *, stop_after: int | None = None, **said: Any
-) -> Heard:
-    """Read a stream to its end, or leave after so many events."""
-    try:
-        async with (
-            httpx.AsyncClient(timeout=120, trust_env=False) as client,
-            client.stream(method, url, **said) as answer,
-        ):
-            assert answer.status_code == 200, (await answer.aread()).decode()
-            heard.request_id = answer.headers["x-request-id"]
-            async for line in answer.aiter_lines():
-                heard.line(line)
-                if stop_after is not None and len(heard.places) >= stop_after:
-                    break
-    except httpx.HTTPError:
-        heard.cut = True
-    return heard
-
-
-async def begun(heard: Heard, n_events: int) -> None:
-    """Wait until a stream has given so many events."""
-    async with asyncio.timeout(60):
-        while len(heard.places) < n_events:  # noqa: ASYNC110 -- a plain poll is clearest
-            await asyncio.sleep(0.005)
 
 
 async def row(stack: Stack, request_id: str, timeout_s: float = 60.0) -> asyncpg.Record:
@@ -100,12 +48,17 @@ async def row(stack: Stack, request_id: str, timeout_s: float = 60.0) -> asyncpg
         await connection.close()
 
 
-def text_of(found: asyncpg.Record) -> str:
-    """Return the text in a row, whose digest must hold."""
+def texts_of(found: asyncpg.Record) -> list[str]:
+    """Return the texts in a row, whose digest must hold."""
     (tensor,) = m.TensorSet.FromString(found["output"]).tensors
     assert tensors.output_sha256([tensor]) == found["output_sha256"]
-    (text,) = tensors.split_bytes(tensor.data)
-    return text.decode()
+    return [text.decode() for text in tensors.split_bytes(tensor.data)]
+
+
+def text_of(found: asyncpg.Record) -> str:
+    """Return the one text in a row."""
+    (text,) = texts_of(found)
+    return text
 
 
 @pytest.fixture
@@ -310,11 +263,17 @@ async def _a_client_that_leaves_cancels(stack: Stack) -> None:
 
 
 async def _a_lost_gateway_loses_and_doubles_no_token(stack: Stack) -> None:
-    for _ in range(3):
+    said = {name: STORY[name] for name in ("model", "temperature", "stream")}
+    tell = "Tell me a long story about a fox."
+    chat = {**said, "messages": [{"role": "user", "content": tell}], "max_tokens": 60}
+    for path, body in (
+        ("completions", STORY),
+        ("chat/completions", {**chat, "n": 2}),
+        ("responses", {**said, "input": tell, "max_output_tokens": 60}),
+    ):
         heard = Heard()
-        reading = asyncio.create_task(
-            read("POST", f"{stack.gateways[0]}/v1/completions", heard, json=STORY)
-        )
+        url = f"{stack.gateways[0]}/v1/{path}"
+        reading = asyncio.create_task(read("POST", url, heard, json=body))
         await begun(heard, 10)
         stack.kill("gateway", 0, signal.SIGKILL)
         await reading
@@ -330,8 +289,12 @@ async def _a_lost_gateway_loses_and_doubles_no_token(stack: Stack) -> None:
         assert not set(rest.places) & set(heard.places)
         offsets = [int(place.partition(":")[2]) for place in heard.places + rest.places]
         assert offsets == sorted(offsets)
-        found = await row(stack, heard.request_id)
-        assert heard.text + rest.text == text_of(found)
+        numbers = heard.numbers + rest.numbers
+        assert numbers == list(range(len(numbers)))
+        told = texts_of(await row(stack, heard.request_id))
+        for choice, text in enumerate(told):
+            assert heard.texts.get(choice, "") + rest.texts.get(choice, "") == text
+        assert len(told) == body.get("n", 1)
         await stack.wait_ready("gateway", 0)
 
 

@@ -104,6 +104,7 @@ def test_texts_are_cut_and_padding_is_masked(minilm: tasks.Task) -> None:
     assert ids.shape == mask.shape == (2, 256)
     assert mask[0].sum() == 256
     assert mask[1].sum() == 3
+    assert minilm.row_tokens == (256, 3)
     assert ids.dtype == mask.dtype == np.int64
 
 

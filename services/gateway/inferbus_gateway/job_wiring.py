@@ -16,7 +16,7 @@ from inferbus_gateway.api import batches as batches_api
 from inferbus_gateway.api import files as files_api
 from inferbus_gateway.api import jobs as api
 from inferbus_gateway.api import later, openai_routes
-from inferbus_gateway.control.batches.files import Files
+from inferbus_gateway.control.batches.files import Files, now_ms
 from inferbus_gateway.control.batches.fold import BatchFold
 from inferbus_gateway.control.batches.keeper import Around, Keeper, batch_feed
 from inferbus_gateway.control.jobs.dispatch import Dispatcher, job_feed
@@ -86,6 +86,10 @@ def jobs_of(
         settings.tenant_max_job_rows,
         settings.max_parquet_bytes,
     )
+
+    def check_tokens(caller: Principal) -> None:
+        fold.spent.check(caller, settings.tenant_tokens_per_min, now_ms())
+
     submissions = Submissions(objects, dispatcher, limits, new_id, busy=busy, load=fold.load)
     parts = api.Parts(
         routes=routes,
@@ -95,6 +99,7 @@ def jobs_of(
         dispatcher=dispatcher,
         results=Results(objects),
         charge=charge,
+        check_tokens=check_tokens,
         busy=busy,
         limits=limits,
         remote=Remote(Origins(settings.job_uri_sources, settings.job_uri_networks)),
@@ -124,7 +129,7 @@ def jobs_of(
     made = routers(
         parts,
         files_api.Parts(files, batch_fold, settings.max_file_bytes, new_id, charge),
-        batches_api.Parts(keeper, files, batch_fold, new_id, charge),
+        batches_api.Parts(keeper, files, batch_fold, new_id, charge, check_tokens),
     )
     orphans = Orphans(store, fold)
     loops = (("jobs", dispatcher.run), ("batches", keeper.run), ("orphans", orphans.run))

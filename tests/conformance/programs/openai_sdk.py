@@ -192,6 +192,8 @@ def others(client: openai.OpenAI) -> None:
     packed = client.embeddings.create(model="minilm", input=["a cat", "a dog", "a car"])
     plain = client.embeddings.create(model="minilm", input="a cat", encoding_format="float")
     assert [len(one.embedding) for one in packed.data] == [384, 384, 384]
+    # With the two that every text begins and ends with.
+    assert (plain.usage.prompt_tokens, packed.usage.total_tokens) == (4, 12)
     one, other = packed.data[0].embedding, plain.data[0].embedding
     assert max(abs(a - b) for a, b in zip(one, other, strict=True)) < 1e-5
     order = client.post(

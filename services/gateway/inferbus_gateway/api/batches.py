@@ -40,13 +40,18 @@ _MAY_NOT = "your key lacks the scope to infer with this model"
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the routes need; `charge` spends one request of a caller's limits, or raises."""
+    """What the routes need.
+
+    `charge` spends one request of a caller's limits, or raises; so does `check_tokens`, where what
+    it handed in before has used too many, but spends nothing.
+    """
 
     keeper: Keeper
     files: Files
     fold: BatchFold
     new_id: Callable[[], bytes]
     charge: Callable[[Principal], None]
+    check_tokens: Callable[[Principal], None]
 
 
 _BODY: dict[str, Any] = {
@@ -119,6 +124,7 @@ class _Routes:
         file = await parts.files.find(name, caller.tenant)
         if file.purpose != files.INPUT:
             raise ParameterError("input_file_id", f"the file's purpose is not {files.INPUT}")
+        parts.check_tokens(caller)
         parts.charge(caller)
         batch.input_file = file.id
         # All other lines must ask the same model.

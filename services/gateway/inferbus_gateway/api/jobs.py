@@ -64,9 +64,29 @@ class Parts:
     results: Results
     charge: Callable[[Principal], None]
     """Spends one request of a caller's limits, or raises."""
+    check_tokens: Callable[[Principal], None]
+    """Raises where what a caller handed in before has used too many tokens."""
     busy: Busy
     limits: Limits
     remote: Remote
+
+    def check(self, caller: Principal, target: Target) -> None:
+        """Check that a caller may hand in a job of this version.
+
+        Raises:
+            RateLimitedError: its earlier ones have used too many tokens.
+        """
+        if target.counts_tokens:
+            self.check_tokens(caller)
+
+    def begin(self, caller: Principal, target: Target) -> None:
+        """Check it, and spend one request.
+
+        Raises:
+            RateLimitedError: the caller is at a limit.
+        """
+        self.check(caller, target)
+        self.charge(caller)
 
 
 _SAME: dict[int | str, dict[str, Any]] = {200: {"model": JobBody, "description": "Taken before"}}
@@ -159,7 +179,7 @@ class _Routes:
             raise errors.UnsupportedMediaTypeError(f"send rows as {JSON_LINES} or {MEDIA_TYPE}")
         if request.headers.get("content-encoding", "identity") != "identity":
             raise errors.UnsupportedEncodingError("send the rows without a Content-Encoding")
-        parts.charge(caller)
+        parts.begin(caller, target)
         wish = Wish(target, caller.tenant, caller.name, _key(request, client_job_id), client_job_id)
         job, new = await parts.submissions.submit(wish, request.stream(), form)
         return self._answer(job.id, HTTPStatus.ACCEPTED if new else HTTPStatus.OK)
@@ -169,7 +189,7 @@ class _Routes:
         parts = self._parts
         asked = await read_asked(request.stream())
         target = _target(parts, caller, asked.model, asked.version)
-        parts.charge(caller)
+        parts.begin(caller, target)
         key = _key(request, asked.client_job_id)
         wish = Wish(target, caller.tenant, caller.name, key, asked.client_job_id)
         async with parts.remote.open(asked.input.uri) as found:
@@ -237,8 +257,8 @@ class _Routes:
         _finished(progress)
         old = progress.job
         _may(caller, old.model)
-        parts.charge(caller)
         target = parts.routes.pinned_to(old.model, old.version, old.pool)
+        parts.begin(caller, target)
         wish = Wish(target, caller.tenant, caller.name, _key(request, ""))
         new = await parts.submissions.submit_rows(wish, parts.results.failed(old), old.id)
         return self._answer(new.id, HTTPStatus.ACCEPTED)

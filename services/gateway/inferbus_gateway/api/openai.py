@@ -229,7 +229,9 @@ class OpenAI:
             (b"x-inferbus-model-version", target.version_header),
             (b"x-inferbus-receipt", ",".join(vectors.receipts).encode()),
         ]
-        await send(send_, _json(200, headers, ask.answer(request_id, vectors.raw)))
+        await send(
+            send_, _json(200, headers, ask.answer(request_id, vectors.raw, vectors.n_tokens))
+        )
 
     async def _models(
         self, scope: Scope, _receive: Receive, send_: Send, request_id: bytes

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import structlog
 from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
@@ -21,7 +22,7 @@ from aiokafka.structs import TopicPartition
 from google.protobuf.message import DecodeError
 
 from inferbus_gateway import errors
-from inferbus_gateway.hot import dialects
+from inferbus_gateway.hot import dialects, kinds
 from inferbus_gateway.hot.generations import PING_S, EventWriter, ended
 from inferbus_gateway.hot.replies import Replies
 from inferbus_gateway.hot.streams import OpenStream, Streams
@@ -141,7 +142,7 @@ class Resumer:
                 await _check_appears(consumer, ends, again)
                 continue
             if writer is None:
-                dialect = dialects.of(again.prompt_kind, again.request_id)
+                dialect = kinds.dialect_of(again.form, again.request_id, again.client_request_id)
                 head = [(b"x-request-id", ids.text(again.request_id).encode())]
                 writer = EventWriter(send, head, dialect)
             again.settle(caught_up=not batches)
@@ -200,7 +201,8 @@ class _Again:
         self._tenant = tenant
         self.after = after
         self.stream: OpenStream | None = None
-        self.prompt_kind = m.PROMPT_KIND_CHAT
+        self.form: m.Form = m.FORM_CHAT
+        self.client_request_id = ""
         self.include_usage = False
         self.last: m.TokenChunk | None = None
         self.gone = False
@@ -231,15 +233,24 @@ class _Again:
 
     def _chunk(self, chunk: m.TokenChunk, record: Record) -> None:
         stream = self._of(record.partition, chunk.tenant)
-        self.prompt_kind, self.include_usage = chunk.prompt_kind, chunk.include_usage
+        self.include_usage = chunk.include_usage
+        # Workers of before told no form.
+        of_prompt = m.FORM_TEXT if chunk.prompt_kind == m.PROMPT_KIND_TEXT else m.FORM_CHAT
+        self._write_as(chunk.form or of_prompt, chunk.client_request_id)
         self.last = chunk
         stream.chunk(chunk, record.offset)
 
     def _prediction(self, prediction: m.Prediction, record: Record) -> None:
         if is_terminal(prediction.outcome):
             stream = self._of(record.partition, prediction.tenant)
+            self._write_as(prediction.generated.form, prediction.client_request_id)
             if stream.state.prediction is None:
                 stream.end(prediction, ended(prediction))
+
+    def _write_as(self, form: m.Form, client_request_id: str) -> None:
+        # A record of a request that no worker ran says no form.
+        if form != m.FORM_UNSPECIFIED:
+            self.form, self.client_request_id = form, client_request_id
 
     def settle(self, *, caught_up: bool) -> None:
         """Where the chunks are gone from the bus, let the whole text stand for them."""
@@ -270,7 +281,7 @@ class _Again:
                 choice=index,
                 text=text,
                 logprobs=choice.logprobs,
-                tool_calls=choice.tool_calls,
+                tool_calls=_as_deltas(choice.tool_calls),
                 finish_reason=choice.finish_reason,
                 model=said.model,
                 version=said.version,
@@ -285,10 +296,17 @@ class _Again:
             raise errors.StreamNotFoundError("no such stream")
 
 
+def _as_deltas(raw: str) -> str:
+    """Return whole calls of tools, as a message has them, as the one delta of each."""
+    if not raw:
+        return ""
+    calls = [{"index": index, **call} for index, call in enumerate(msgspec.json.decode(raw))]
+    return msgspec.json.encode(calls).decode()
+
+
 def _request_id(name: str, now_ms: float) -> bytes:
-    text = name.removeprefix(dialects.Chat.prefix).removeprefix(dialects.Text.prefix)
     try:
-        request_id = uuid.UUID(text).bytes
+        request_id = uuid.UUID(kinds.bare_id(name)).bytes
     except ValueError:
         raise errors.StreamNotFoundError("no such stream") from None
     if not ids.is_uuid7(request_id) or ids.unix_ms(request_id) > now_ms + _SLACK_MS:

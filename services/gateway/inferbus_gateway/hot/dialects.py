@@ -47,12 +47,6 @@ class Dialect(Protocol):
         ...
 
 
-def of(prompt_kind: int, request_id: bytes) -> Dialect:
-    """Return how the OpenAI route of this kind of prompt writes."""
-    kind = Chat if prompt_kind == m.PROMPT_KIND_CHAT else Text
-    return kind(request_id)
-
-
 def event(body: Body, place: str = "") -> bytes:
     """Return one server-sent event."""
     head = f"id: {place}\n".encode() if place else b""

@@ -26,9 +26,6 @@ MAX_INPUTS = 2048
 _KNOWN = frozenset({"model", "input", "encoding_format", "dimensions", "user"})
 _SPAN = "POST /v1/embeddings"
 
-USAGE = {"prompt_tokens": 0, "total_tokens": 0}
-"""The engine does not count tokens; clients of the API want the numbers to be there."""
-
 
 class Ask(Protocol):
     """What is made of the vectors of some texts."""
@@ -36,7 +33,7 @@ class Ask(Protocol):
     @property
     def texts(self) -> list[bytes]: ...
 
-    def answer(self, request_id: bytes, vectors: list[bytes]) -> dict[str, Any]:
+    def answer(self, request_id: bytes, vectors: list[bytes], n_tokens: int) -> dict[str, Any]:
         """Return the body of the answer; `vectors` stand in the order of the texts."""
         ...
 
@@ -49,7 +46,7 @@ class Embed:
     texts: list[bytes]
     base64: bool
 
-    def answer(self, _request_id: bytes, vectors: list[bytes]) -> dict[str, Any]:
+    def answer(self, _request_id: bytes, vectors: list[bytes], n_tokens: int) -> dict[str, Any]:
         """Return the body of the answer."""
         data = [
             {
@@ -61,15 +58,19 @@ class Embed:
             }
             for index, vector in enumerate(vectors)
         ]
-        return {"object": "list", "data": data, "model": self.model, "usage": USAGE}
+        return {"object": "list", "data": data, "model": self.model, "usage": usage(n_tokens)}
 
 
 @dataclass(frozen=True, slots=True)
 class Vectors:
-    """FP32 vectors, little-endian, one per text, and the receipts of the records they stand in."""
+    """FP32 vectors, little-endian, one per text, and the receipts of the records they stand in.
+
+    `n_tokens`: of all texts together, as the engine counted them.
+    """
 
     raw: list[bytes]
     receipts: list[str]
+    n_tokens: int
 
 
 def read(body: dict[str, Any], target: Target) -> Embed:
@@ -165,7 +166,13 @@ async def run(
         parts.append(asyncio.create_task(_settled(requests, future)))
     answers = await asyncio.gather(*parts)
     raw = [vector for prediction, _ in answers for vector in vectors_of(prediction)]
-    return Vectors(raw, [receipt for _, receipt in answers])
+    n_tokens = sum(prediction.input_tokens for prediction, _ in answers)
+    return Vectors(raw, [receipt for _, receipt in answers], n_tokens)
+
+
+def usage(n_tokens: int) -> dict[str, int]:
+    """Return the token counts of texts that became vectors."""
+    return {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
 
 
 def numbers(vector: bytes) -> tuple[float, ...]:

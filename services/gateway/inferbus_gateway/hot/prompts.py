@@ -114,7 +114,7 @@ def chat(body: Body, settings: limits.GenerationSettings) -> Ask:
     if not settings.chat:
         raise ParameterError("model", "this model has no template for chats; use /v1/completions")
     said = _common(body, settings)
-    said.prompt_kind = m.PROMPT_KIND_CHAT
+    said.prompt_kind, said.form = m.PROMPT_KIND_CHAT, m.FORM_CHAT
     prompt = msgspec.json.encode(_messages(body.get("messages")))
     _fits(prompt, settings, "messages")
     if _boolean(body, "logprobs"):
@@ -145,7 +145,7 @@ def text(body: Body, settings: limits.GenerationSettings) -> Ask:
     """
     _known(body, _TEXT)
     said = _common(body, settings)
-    said.prompt_kind = m.PROMPT_KIND_TEXT
+    said.prompt_kind, said.form = m.PROMPT_KIND_TEXT, m.FORM_TEXT
     prompt = body.get("prompt", "")
     if isinstance(prompt, list) and len(prompt) == 1:
         (prompt,) = prompt
@@ -183,7 +183,7 @@ def triton(body: Body, settings: limits.GenerationSettings, *, stream: bool) -> 
     if merged.pop("stream", stream) is not stream:
         raise ParameterError("stream", "use generate_stream for a stream, generate for one answer")
     said = _common(merged, settings)
-    said.prompt_kind = m.PROMPT_KIND_TEXT
+    said.prompt_kind, said.form = m.PROMPT_KIND_TEXT, m.FORM_GENERATE
     said.stream = stream
     return _prompted(prompt, said, settings, limits.PROMPT)
 

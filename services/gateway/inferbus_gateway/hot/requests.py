@@ -28,6 +28,7 @@ from inferbus_kit.telemetry import OpenSpan, Tracing
 from inferbus_schemas import ids
 from inferbus_schemas import messages as m
 from inferbus_schemas.access import Principal
+from inferbus_schemas.generation import n_tokens
 
 _ID_BYTES = 10
 """Of these 80 random bits an id takes 74."""
@@ -191,7 +192,7 @@ class Requests:
             # A short JSON text may hold many numbers.
             raise errors.too_large(self.max_tensor_bytes)
         self._check_pending(caller)
-        if generation is not None:
+        if target.counts_tokens:
             self._limits.check_tokens(caller, waiter.start_s)
             waiter.charged = caller
         request = m.Request(
@@ -260,9 +261,8 @@ class Requests:
                 inferbus__outcome=outcome,
             )
         if prediction is not None and waiter.charged is not None:
-            used = prediction.generated
-            n_tokens = used.prompt_tokens + used.completion_tokens
-            self._limits.charge(waiter.charged, n_tokens, time.monotonic())
+            used = n_tokens(prediction)
+            self._limits.charge(waiter.charged, used, time.monotonic())
         if prediction is not None or isinstance(error, errors.OutcomeUnknownError):
             self._count(entry, prediction, outcome, time.monotonic() - waiter.start_s)
         if prediction is None:

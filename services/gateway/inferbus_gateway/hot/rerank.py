@@ -33,7 +33,7 @@ class Rerank:
     documents: list[str] | None
     """As they are to be returned; None: not at all."""
 
-    def answer(self, request_id: bytes, vectors: list[bytes]) -> dict[str, Any]:
+    def answer(self, request_id: bytes, vectors: list[bytes], n_tokens: int) -> dict[str, Any]:
         """Return the body of the answer: nearest first, equal ones in their order."""
         query, *others = [embeddings.numbers(vector) for vector in vectors]
         scores = [cosine(query, other) for other in others]
@@ -48,7 +48,7 @@ class Rerank:
             "id": f"rerank-{ids.text(request_id)}",
             "model": self.model,
             "results": results,
-            "usage": embeddings.USAGE,
+            "usage": embeddings.usage(n_tokens),
         }
 
 
@@ -60,7 +60,7 @@ class Score:
     texts: list[bytes]
     n_left: int
 
-    def answer(self, request_id: bytes, vectors: list[bytes]) -> dict[str, Any]:
+    def answer(self, request_id: bytes, vectors: list[bytes], n_tokens: int) -> dict[str, Any]:
         """Return the body of the answer, in the order of the pairs."""
         numbers = [embeddings.numbers(vector) for vector in vectors]
         left, right = numbers[: self.n_left], numbers[self.n_left :]
@@ -74,7 +74,7 @@ class Score:
             "created": ids.unix_ms(request_id) // 1000,
             "model": self.model,
             "data": data,
-            "usage": embeddings.USAGE,
+            "usage": embeddings.usage(n_tokens),
         }
 
 

@@ -51,7 +51,9 @@ def read(body: Body, settings: GenerationSettings) -> prompts.Ask:
     chat["max_tokens"] = body.get("max_output_tokens")
     if (form := _format(body.get("text"))) is not None:
         chat["response_format"] = form
-    return prompts.chat(chat, settings)
+    ask = prompts.chat(chat, settings)
+    ask.generation.form = m.FORM_RESPONSES
+    return ask
 
 
 def _messages(body: Body) -> list[Any]:
@@ -101,9 +103,11 @@ class Responses:
     its length.
     """
 
+    prefix = "resp_"
+
     def __init__(self, request_id: bytes) -> None:
         text = ids.text(request_id)
-        self._id, self._item_id = f"resp_{text}", f"msg_{text}"
+        self._id, self._item_id = f"{self.prefix}{text}", f"msg_{text}"
         self._created = ids.unix_ms(request_id) // 1000
         self._n_events = 0
 

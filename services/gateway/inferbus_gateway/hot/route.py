@@ -12,9 +12,9 @@ from typing import Literal
 from inferbus_gateway.errors import NotDeployedError, NoWorkerError, UnknownModelError
 from inferbus_gateway.hot.pins import Pins
 from inferbus_gateway.hot.placement import Placement
+from inferbus_schemas import generation, names
 from inferbus_schemas import manifest as manifests
 from inferbus_schemas import messages as m
-from inferbus_schemas import names
 from inferbus_schemas.membership import Membership
 
 State = Literal["READY", "LOADING", "UNAVAILABLE"]
@@ -22,6 +22,7 @@ State = Literal["READY", "LOADING", "UNAVAILABLE"]
 
 _MIN_DIGEST_PREFIX = 8
 _MAX_NAMED = 10
+_COUNTING_TASKS = frozenset({generation.TASK, "text-embedding"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,11 @@ class Target:
     sha256: bytes
     manifest: manifests.Manifest
     version_header: bytes
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether what it is asked is counted in tokens, which have limits of their own."""
+        return self.manifest.task in _COUNTING_TASKS
 
 
 class Routes:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from inferbus_schemas import manifest as manifests
@@ -44,7 +45,8 @@ class Runner:
         n_rows = batch.inputs[0].shape[0]
         try:
             outputs = self._engine.run(self._task.prepare(_values(batch, body)))
-            return _answer(batch.number, n_rows, self._specs, outputs)
+            done, buffers = _answer(batch.number, n_rows, self._specs, outputs)
+            return msgspec.structs.replace(done, row_tokens=self._task.row_tokens), buffers
         except RowsError as error:
             return wire.Done(batch.number, (), error.rows, "", 0, 0), []
         except (RuntimeError, ValueError, MemoryError) as error:

@@ -61,7 +61,8 @@ class Done(msgspec.Struct, frozen=True, array_like=True, tag="done"):
     """The answer to `Run`: tensors, or rows that cannot be read, or a sentence why not.
 
     `generated` is a serialised `Generated` without what only the worker knows; `code` tells more
-    of bad rows; `aborted` says that an `Abort` came in time.
+    of bad rows; `aborted` says that an `Abort` came in time; `row_tokens` are those of each row's
+    inputs, where the task counts them.
     """
 
     number: int
@@ -73,6 +74,7 @@ class Done(msgspec.Struct, frozen=True, array_like=True, tag="done"):
     generated: bytes = b""
     code: str = ""
     aborted: bool = False
+    row_tokens: tuple[int, ...] = ()
 
 
 class Tokens(msgspec.Struct, frozen=True, array_like=True, tag="tokens"):

@@ -81,7 +81,8 @@ class OkAnswer(NamedTuple):
     """One request's part of a batch.
 
     `outputs` is a serialised TensorSet, `digest` its output_sha256, `row` its first row;
-    `generated` and `cancelled` are for generations, of which a part is an answer too.
+    `generated` and `cancelled` are for generations, of which a part is an answer too; of others
+    `n_tokens` are those of the inputs, where their task counts them.
     """
 
     row: int
@@ -90,6 +91,7 @@ class OkAnswer(NamedTuple):
     traceparent: str
     generated: m.Generated | None = None
     cancelled: bool = False
+    n_tokens: int = 0
 
 
 class Emitter:
@@ -169,6 +171,7 @@ class Emitter:
             latency_us=max(0, int((now_s - work.arrived_s) * 1e6)),
             traceparent=answer.traceparent,
             generated=answer.generated,
+            input_tokens=answer.n_tokens,
             error_code=code,
             error_message=message,
         )

@@ -239,7 +239,9 @@ class Executor:
             outputs, digest = answer.cut(row, work.rows, work.request.outputs)
             observe(batch.started_s - work.arrived_s)
             context = spans.get(id(work), work.request.traceparent)
-            self._emitter.ok(work, batch, self.served, OkAnswer(row, outputs, digest, context))
+            n_tokens = sum(done.row_tokens[row : row + work.rows])
+            ok = OkAnswer(row, outputs, digest, context, n_tokens=n_tokens)
+            self._emitter.ok(work, batch, self.served, ok)
             row += work.rows
 
     def _without_bad_rows(self, batch: Batch, bad_rows: dict[int, str]) -> None:

@@ -236,6 +236,8 @@ class Generator:
             served_by=self._instance,
             prompt_kind=request.generation.prompt_kind,
             include_usage=request.generation.include_usage,
+            form=request.generation.form,
+            client_request_id=request.client_request_id,
         )
         run.n_chunks += 1
         run.n_unacknowledged += 1
@@ -277,6 +279,7 @@ class Generator:
         tensor = m.Tensor(name=head.name, datatype=head.datatype, shape=head.shape, data=body)
         generated = m.Generated.FromString(done.generated)
         generated.run, generated.n_chunks = run.run, run.n_chunks
+        generated.form = run.work.request.generation.form
         self._metrics.prompt_tokens.inc(generated.prompt_tokens)
         self._metrics.completion_tokens.inc(generated.completion_tokens)
         self._metrics.engine_seconds.observe(done.engine_us / 1e6)

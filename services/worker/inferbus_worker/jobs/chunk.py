@@ -22,7 +22,7 @@ from inferbus_kit.errors import InferbusError
 from inferbus_kit.metrics import WorkerMetrics
 from inferbus_kit.objects import Objects
 from inferbus_kit.produce import MAX_BATCH_BYTES, Message, Producer
-from inferbus_schemas import envelope, ids, jobs, topics
+from inferbus_schemas import envelope, generation, ids, jobs, topics
 from inferbus_schemas import messages as m
 from inferbus_worker.hot.letters import Letters
 from inferbus_worker.jobs.rows import RowRunner
@@ -220,6 +220,7 @@ class ChunkRunner:
             state=m.CHUNK_STATE_DONE,
             n_ok=ends[m.OUTCOME_OK],
             n_cancelled=ends[m.OUTCOME_CANCELLED],
+            n_tokens=sum(generation.n_tokens(row.prediction) for row in results.rows),
         )
         done.n_failed = len(results.rows) - done.n_ok - done.n_cancelled
         return self._stamped(done, command, attempts)

@@ -32,6 +32,9 @@ class Task(Protocol):
     Invariants: row i of every feed comes from row i of the inputs and from nothing else.
     """
 
+    row_tokens: tuple[int, ...]
+    """Tokens of each row of the last batch; empty where the task counts none."""
+
     def prepare(self, inputs: dict[str, Array]) -> dict[str, Array]:
         """Return the graph's feeds.
 

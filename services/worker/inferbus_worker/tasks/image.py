@@ -51,6 +51,8 @@ class ImageTask:
     Invariants: no image of more than `max_pixels` is decoded; only PNG and JPEG are.
     """
 
+    row_tokens: tuple[int, ...] = ()
+
     def __init__(self, manifest: Manifest) -> None:
         self._settings = read_settings(manifest.task_settings, "image", ImageSettings)
         inputs = manifest.signature.inputs

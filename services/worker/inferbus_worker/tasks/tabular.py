@@ -18,6 +18,8 @@ class TabularTask:
     Invariants: each input is a table of numbers, as wide as `features` says.
     """
 
+    row_tokens: tuple[int, ...] = ()
+
     def __init__(self, manifest: Manifest) -> None:
         features = manifest.task_settings.get("features")
         for spec in manifest.signature.inputs:

@@ -10,6 +10,8 @@ from inferbus_worker.tasks.base import Array, RowsError
 class TensorTask:
     """Hands arrays through; BYTES become strings, since that is what a graph takes."""
 
+    row_tokens: tuple[int, ...] = ()
+
     def prepare(self, inputs: dict[str, Array]) -> dict[str, Array]:
         return {
             name: _texts(values) if values.dtype == object else values

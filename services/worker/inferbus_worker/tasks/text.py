@@ -39,8 +39,10 @@ class TextTask:
     """Tokenises texts.
 
     Invariants: a text of more than 256 KiB is refused before it is tokenised; no row has more than
-    `max_tokens` tokens; padding is masked.
+    `max_tokens` tokens; padding is masked, and is no token of a row.
     """
+
+    row_tokens: tuple[int, ...] = ()
 
     def __init__(self, manifest: Manifest, folder: Path) -> None:
         self._settings = read_settings(manifest.task_settings, "text", TextSettings)
@@ -57,6 +59,7 @@ class TextTask:
 
     def prepare(self, inputs: dict[str, Array]) -> dict[str, Array]:
         encoded = self._tokenizer.encode_batch(_texts(inputs[self._input]))
+        self.row_tokens = tuple(sum(one.attention_mask) for one in encoded)
         names = self._settings.graph_inputs
         feeds = {names.input_ids: np.array([one.ids for one in encoded], dtype=np.int64)}
         if names.attention_mask:

@@ -69,7 +69,7 @@ def _answer(endpoint: str, row: m.Row, said: m.Prediction) -> tuple[int, Any]:
     try:
         if endpoint == kinds.EMBEDDINGS:
             form = embeddings.Embed(row.form.model, [], row.form.base64)
-            return 200, form.answer(said.id, embeddings.vectors_of(said))
+            return 200, form.answer(said.id, embeddings.vectors_of(said), said.input_tokens)
         return 200, kinds.KINDS[endpoint].dialect(said.id).answer(said)
     except InferbusError as error:
         return error.http_status, dialects.openai_error(error)

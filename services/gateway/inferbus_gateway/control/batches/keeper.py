@@ -320,7 +320,7 @@ class Keeper:
         good, bad = (self._output(batch, kind) for kind in ("output", "error"))
         good_to, bad_to = (self._around.files.writer(file) for file in (good, bad))
         async for row, said in self._results(job.job):
-            ended.prompt_tokens += said.generated.prompt_tokens
+            ended.prompt_tokens += said.generated.prompt_tokens + said.input_tokens
             ended.cached_tokens += said.generated.cached_tokens
             ended.completion_tokens += said.generated.completion_tokens
             line = answers.line(batch.endpoint, row, said, expired=known.expired)

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from inferbus_gateway.control.jobs.spent import Spent
 from inferbus_schemas import ids
 from inferbus_schemas import messages as m
 
@@ -61,6 +62,7 @@ class _Folded:
     n_failed: int = 0
     n_cancelled: int = 0
     cancelled: bool = False
+    unnamed: list[tuple[int, int]] = field(default_factory=list)
     lately: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
 
     @property
@@ -73,12 +75,14 @@ class Fold:
 
     Invariants: a chunk that is DONE stays so and is counted once; a job that is cancelled or
     dispatched stays so; what is told twice changes nothing; `_open` holds exactly the jobs that
-    have not ended, by tenant.
+    have not ended, by tenant; `spent` has the tokens of each chunk once, under the tenant and
+    under `tenant/principal`.
     """
 
     def __init__(self) -> None:
         self._jobs: dict[bytes, _Folded] = {}
         self._open: dict[str, set[bytes]] = {}
+        self.spent = Spent()
 
     def apply(self, said: m.JobStatus, append_ms: int) -> None:
         """Take a record."""
@@ -103,6 +107,7 @@ class Fold:
         folded = self._folded(job.id)
         if folded.job is None or job.dispatched or not folded.job.dispatched:
             folded.job, folded.job_ms = job, append_ms
+            self._spend(folded)
             if not folded.over:
                 self._open.setdefault(job.tenant, set()).add(job.id)
 
@@ -123,9 +128,19 @@ class Fold:
         folded.n_failed += chunk.n_failed
         folded.n_cancelled += chunk.n_cancelled
         folded.finished_ms = max(folded.finished_ms, append_ms)
+        folded.unnamed.append((chunk.n_tokens, append_ms))
+        self._spend(folded)
         folded.lately.append((append_ms, chunk.n_ok + chunk.n_failed + chunk.n_cancelled))
         if folded.over and folded.job is not None:
             self._close(folded.job)
+
+    def _spend(self, folded: _Folded) -> None:
+        """Note whose the tokens of a job are, once its record says."""
+        if (job := folded.job) is not None:
+            for n_tokens, at_ms in folded.unnamed:
+                self.spent.add(job.tenant, n_tokens, at_ms)
+                self.spent.add(f"{job.tenant}/{job.principal}", n_tokens, at_ms)
+            folded.unnamed.clear()
 
     def load(self, tenant: str) -> tuple[int, int]:
         """Return how many jobs of a tenant have not ended, and how many rows of them are left."""

@@ -12,12 +12,25 @@ class PromptKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PROMPT_KIND_UNSPECIFIED: _ClassVar[PromptKind]
     PROMPT_KIND_TEXT: _ClassVar[PromptKind]
     PROMPT_KIND_CHAT: _ClassVar[PromptKind]
+
+class Form(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FORM_UNSPECIFIED: _ClassVar[Form]
+    FORM_CHAT: _ClassVar[Form]
+    FORM_TEXT: _ClassVar[Form]
+    FORM_RESPONSES: _ClassVar[Form]
+    FORM_GENERATE: _ClassVar[Form]
 PROMPT_KIND_UNSPECIFIED: PromptKind
 PROMPT_KIND_TEXT: PromptKind
 PROMPT_KIND_CHAT: PromptKind
+FORM_UNSPECIFIED: Form
+FORM_CHAT: Form
+FORM_TEXT: Form
+FORM_RESPONSES: Form
+FORM_GENERATE: Form
 
 class Generation(_message.Message):
-    __slots__ = ("prompt_kind", "max_tokens", "n", "temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "seed", "stop", "top_logprobs", "logit_bias", "json_schema", "tools", "tool_choice", "stream", "include_usage")
+    __slots__ = ("prompt_kind", "max_tokens", "n", "temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "seed", "stop", "top_logprobs", "logit_bias", "json_schema", "tools", "tool_choice", "stream", "include_usage", "form")
     class LogitBiasEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -43,6 +56,7 @@ class Generation(_message.Message):
     TOOL_CHOICE_FIELD_NUMBER: _ClassVar[int]
     STREAM_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_USAGE_FIELD_NUMBER: _ClassVar[int]
+    FORM_FIELD_NUMBER: _ClassVar[int]
     prompt_kind: PromptKind
     max_tokens: int
     n: int
@@ -61,7 +75,8 @@ class Generation(_message.Message):
     tool_choice: str
     stream: bool
     include_usage: bool
-    def __init__(self, prompt_kind: _Optional[_Union[PromptKind, str]] = ..., max_tokens: _Optional[int] = ..., n: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., top_logprobs: _Optional[int] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., json_schema: _Optional[str] = ..., tools: _Optional[str] = ..., tool_choice: _Optional[str] = ..., stream: _Optional[bool] = ..., include_usage: _Optional[bool] = ...) -> None: ...
+    form: Form
+    def __init__(self, prompt_kind: _Optional[_Union[PromptKind, str]] = ..., max_tokens: _Optional[int] = ..., n: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., top_logprobs: _Optional[int] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., json_schema: _Optional[str] = ..., tools: _Optional[str] = ..., tool_choice: _Optional[str] = ..., stream: _Optional[bool] = ..., include_usage: _Optional[bool] = ..., form: _Optional[_Union[Form, str]] = ...) -> None: ...
 
 class Choice(_message.Message):
     __slots__ = ("finish_reason", "logprobs", "tool_calls")
@@ -74,7 +89,7 @@ class Choice(_message.Message):
     def __init__(self, finish_reason: _Optional[str] = ..., logprobs: _Optional[str] = ..., tool_calls: _Optional[str] = ...) -> None: ...
 
 class Generated(_message.Message):
-    __slots__ = ("run", "n_chunks", "prompt_tokens", "cached_tokens", "completion_tokens", "choices", "first_token_us")
+    __slots__ = ("run", "n_chunks", "prompt_tokens", "cached_tokens", "completion_tokens", "choices", "first_token_us", "form")
     RUN_FIELD_NUMBER: _ClassVar[int]
     N_CHUNKS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -82,6 +97,7 @@ class Generated(_message.Message):
     COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CHOICES_FIELD_NUMBER: _ClassVar[int]
     FIRST_TOKEN_US_FIELD_NUMBER: _ClassVar[int]
+    FORM_FIELD_NUMBER: _ClassVar[int]
     run: int
     n_chunks: int
     prompt_tokens: int
@@ -89,10 +105,11 @@ class Generated(_message.Message):
     completion_tokens: int
     choices: _containers.RepeatedCompositeFieldContainer[Choice]
     first_token_us: int
-    def __init__(self, run: _Optional[int] = ..., n_chunks: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., choices: _Optional[_Iterable[_Union[Choice, _Mapping]]] = ..., first_token_us: _Optional[int] = ...) -> None: ...
+    form: Form
+    def __init__(self, run: _Optional[int] = ..., n_chunks: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., choices: _Optional[_Iterable[_Union[Choice, _Mapping]]] = ..., first_token_us: _Optional[int] = ..., form: _Optional[_Union[Form, str]] = ...) -> None: ...
 
 class TokenChunk(_message.Message):
-    __slots__ = ("id", "attempt", "run", "seq", "choice", "text", "n_tokens", "token_ids", "logprobs", "tool_calls", "finish_reason", "tenant", "model", "version", "served_by", "prompt_kind", "include_usage")
+    __slots__ = ("id", "attempt", "run", "seq", "choice", "text", "n_tokens", "token_ids", "logprobs", "tool_calls", "finish_reason", "tenant", "model", "version", "served_by", "prompt_kind", "include_usage", "form", "client_request_id")
     ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
@@ -110,6 +127,8 @@ class TokenChunk(_message.Message):
     SERVED_BY_FIELD_NUMBER: _ClassVar[int]
     PROMPT_KIND_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_USAGE_FIELD_NUMBER: _ClassVar[int]
+    FORM_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     id: bytes
     attempt: int
     run: int
@@ -127,7 +146,9 @@ class TokenChunk(_message.Message):
     served_by: str
     prompt_kind: PromptKind
     include_usage: bool
-    def __init__(self, id: _Optional[bytes] = ..., attempt: _Optional[int] = ..., run: _Optional[int] = ..., seq: _Optional[int] = ..., choice: _Optional[int] = ..., text: _Optional[str] = ..., n_tokens: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[str] = ..., tool_calls: _Optional[str] = ..., finish_reason: _Optional[str] = ..., tenant: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., served_by: _Optional[str] = ..., prompt_kind: _Optional[_Union[PromptKind, str]] = ..., include_usage: _Optional[bool] = ...) -> None: ...
+    form: Form
+    client_request_id: str
+    def __init__(self, id: _Optional[bytes] = ..., attempt: _Optional[int] = ..., run: _Optional[int] = ..., seq: _Optional[int] = ..., choice: _Optional[int] = ..., text: _Optional[str] = ..., n_tokens: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[str] = ..., tool_calls: _Optional[str] = ..., finish_reason: _Optional[str] = ..., tenant: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., served_by: _Optional[str] = ..., prompt_kind: _Optional[_Union[PromptKind, str]] = ..., include_usage: _Optional[bool] = ..., form: _Optional[_Union[Form, str]] = ..., client_request_id: _Optional[str] = ...) -> None: ...
 
 class Cancellation(_message.Message):
     __slots__ = ("id", "reason")

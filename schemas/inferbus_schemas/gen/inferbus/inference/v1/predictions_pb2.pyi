@@ -31,7 +31,7 @@ OUTCOME_FAILED: Outcome
 OUTCOME_ATTEMPT_FAILED: Outcome
 
 class Prediction(_message.Message):
-    __slots__ = ("id", "attempt", "outcome", "tenant", "model", "version", "version_sha256", "outputs", "output_sha256", "inputs", "input_sha256", "error_code", "error_message", "served_by", "degraded", "client_request_id", "batch_id", "batch_row", "batch_size", "queue_us", "engine_us", "latency_us", "traceparent", "generated")
+    __slots__ = ("id", "attempt", "outcome", "tenant", "model", "version", "version_sha256", "outputs", "output_sha256", "inputs", "input_sha256", "error_code", "error_message", "served_by", "degraded", "client_request_id", "batch_id", "batch_row", "batch_size", "queue_us", "engine_us", "latency_us", "traceparent", "generated", "input_tokens")
     ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
@@ -56,6 +56,7 @@ class Prediction(_message.Message):
     LATENCY_US_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     GENERATED_FIELD_NUMBER: _ClassVar[int]
+    INPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     id: bytes
     attempt: int
     outcome: Outcome
@@ -80,4 +81,5 @@ class Prediction(_message.Message):
     latency_us: int
     traceparent: str
     generated: _generation_pb2.Generated
-    def __init__(self, id: _Optional[bytes] = ..., attempt: _Optional[int] = ..., outcome: _Optional[_Union[Outcome, str]] = ..., tenant: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., version_sha256: _Optional[bytes] = ..., outputs: _Optional[bytes] = ..., output_sha256: _Optional[bytes] = ..., inputs: _Optional[bytes] = ..., input_sha256: _Optional[bytes] = ..., error_code: _Optional[str] = ..., error_message: _Optional[str] = ..., served_by: _Optional[str] = ..., degraded: _Optional[bool] = ..., client_request_id: _Optional[str] = ..., batch_id: _Optional[bytes] = ..., batch_row: _Optional[int] = ..., batch_size: _Optional[int] = ..., queue_us: _Optional[int] = ..., engine_us: _Optional[int] = ..., latency_us: _Optional[int] = ..., traceparent: _Optional[str] = ..., generated: _Optional[_Union[_generation_pb2.Generated, _Mapping]] = ...) -> None: ...
+    input_tokens: int
+    def __init__(self, id: _Optional[bytes] = ..., attempt: _Optional[int] = ..., outcome: _Optional[_Union[Outcome, str]] = ..., tenant: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., version_sha256: _Optional[bytes] = ..., outputs: _Optional[bytes] = ..., output_sha256: _Optional[bytes] = ..., inputs: _Optional[bytes] = ..., input_sha256: _Optional[bytes] = ..., error_code: _Optional[str] = ..., error_message: _Optional[str] = ..., served_by: _Optional[str] = ..., degraded: _Optional[bool] = ..., client_request_id: _Optional[str] = ..., batch_id: _Optional[bytes] = ..., batch_row: _Optional[int] = ..., batch_size: _Optional[int] = ..., queue_us: _Optional[int] = ..., engine_us: _Optional[int] = ..., latency_us: _Optional[int] = ..., traceparent: _Optional[str] = ..., generated: _Optional[_Union[_generation_pb2.Generated, _Mapping]] = ..., input_tokens: _Optional[int] = ...) -> None: ...

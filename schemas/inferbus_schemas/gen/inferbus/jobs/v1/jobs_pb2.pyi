@@ -110,7 +110,7 @@ class JobCancelled(_message.Message):
     def __init__(self, job: _Optional[bytes] = ..., principal: _Optional[str] = ...) -> None: ...
 
 class ChunkStatus(_message.Message):
-    __slots__ = ("job", "chunk", "state", "n_ok", "n_failed", "n_cancelled", "attempts", "worker")
+    __slots__ = ("job", "chunk", "state", "n_ok", "n_failed", "n_cancelled", "attempts", "worker", "n_tokens")
     JOB_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -119,6 +119,7 @@ class ChunkStatus(_message.Message):
     N_CANCELLED_FIELD_NUMBER: _ClassVar[int]
     ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
+    N_TOKENS_FIELD_NUMBER: _ClassVar[int]
     job: bytes
     chunk: int
     state: ChunkState
@@ -127,7 +128,8 @@ class ChunkStatus(_message.Message):
     n_cancelled: int
     attempts: int
     worker: str
-    def __init__(self, job: _Optional[bytes] = ..., chunk: _Optional[int] = ..., state: _Optional[_Union[ChunkState, str]] = ..., n_ok: _Optional[int] = ..., n_failed: _Optional[int] = ..., n_cancelled: _Optional[int] = ..., attempts: _Optional[int] = ..., worker: _Optional[str] = ...) -> None: ...
+    n_tokens: int
+    def __init__(self, job: _Optional[bytes] = ..., chunk: _Optional[int] = ..., state: _Optional[_Union[ChunkState, str]] = ..., n_ok: _Optional[int] = ..., n_failed: _Optional[int] = ..., n_cancelled: _Optional[int] = ..., attempts: _Optional[int] = ..., worker: _Optional[str] = ..., n_tokens: _Optional[int] = ...) -> None: ...
 
 class JobStatus(_message.Message):
     __slots__ = ("job", "chunk", "cancelled", "file", "batch", "batch_ended")
