@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inferbus_gateway import errors
-from inferbus_gateway.hot import prompts, schemas
+from inferbus_gateway.hot import prompt_lists, prompts, schemas
 from inferbus_schemas import messages as m
 from inferbus_schemas import tensors
 from inferbus_schemas.generation import GenerationSettings
@@ -208,3 +208,40 @@ def test_a_request_s_own_id_is_bounded() -> None:
         prompts.own_id({"id": "x" * 257})
     with pytest.raises(errors.InvalidRequestError):
         prompts.own_id({"id": "\ud800"})
+
+
+def test_a_list_of_prompts_is_a_body_for_each() -> None:
+    body = {"model": "m", "n": 2}
+    for one in ("x", ["x"], [1, 2], [], None, ["x", 5]):
+        assert prompt_lists.split({**body, "prompt": one}) == [{**body, "prompt": one}]
+    both = [{**body, "prompt": "x"}, {**body, "prompt": "y"}]
+    assert prompt_lists.split({**body, "prompt": ["x", "y"]}) == both
+    for wrong in ({"prompt": ["x"] * 17}, {"prompt": ["x", "y"], "stream": True}):
+        with pytest.raises(errors.ParameterError) as caught:
+            prompt_lists.split({**body, **wrong})
+        assert caught.value.param == "prompt"
+
+
+def test_choices_are_numbered_prompt_by_prompt() -> None:
+    usage: dict[str, Any] = {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
+    answers: list[dict[str, Any]] = [
+        {
+            "id": "cmpl-1",
+            "choices": [{"index": index, "text": f"{text}{index}"} for index in range(2)],
+            "usage": {**usage, "prompt_tokens_details": {"cached_tokens": 1}},
+        }
+        for text in "ab"
+    ]
+    said = prompt_lists.merged(answers)
+    assert [(one["index"], one["text"]) for one in said["choices"]] == [
+        (0, "a0"),
+        (1, "a1"),
+        (2, "b0"),
+        (3, "b1"),
+    ]
+    assert said["usage"] == {
+        "prompt_tokens": 4,
+        "completion_tokens": 6,
+        "total_tokens": 10,
+        "prompt_tokens_details": {"cached_tokens": 2},
+    }

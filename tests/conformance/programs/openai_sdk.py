@@ -61,6 +61,19 @@ def whole(client: openai.OpenAI) -> None:
     text = client.completions.create(prompt="1, 2, 3, 4,", stop=["7"], **GREEDY)
     assert text.choices[0].text.strip().startswith("5, 6"), text
     assert "7" not in text.choices[0].text
+    asked = ["1, 2, 3, 4,", "a, b, c, d,"]
+    both = client.completions.create(prompt=asked, n=2, seed=3, **GREEDY)
+    assert [choice.index for choice in both.choices] == [0, 1, 2, 3]
+    numbers, again, letters, _ = (choice.text for choice in both.choices)
+    assert numbers == again
+    assert numbers.strip().startswith("5, 6"), both
+    assert letters.strip().startswith("e, f"), both
+    assert both.usage.completion_tokens == 4 * 16
+    error = refused(
+        lambda: client.completions.create(prompt=asked, stream=True, **GREEDY),
+        openai.BadRequestError,
+    )
+    assert error.param == "prompt"
 
 
 def streamed(client: openai.OpenAI) -> None:

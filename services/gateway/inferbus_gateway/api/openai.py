@@ -7,6 +7,7 @@ not known is refused, never passed on.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -20,12 +21,12 @@ from inferbus_gateway.api import jobs
 from inferbus_gateway.api.openai_routes import PREFIXES, served_here, under
 from inferbus_gateway.control.resume import Resumer
 from inferbus_gateway.door import Door, peer_of
-from inferbus_gateway.hot import dialects, embeddings, prompts, rerank
+from inferbus_gateway.hot import dialects, embeddings, prompt_lists, prompts, rerank
 from inferbus_gateway.hot.access import Access
 from inferbus_gateway.hot.answer import Answer, Headers, send
 from inferbus_gateway.hot.generations import Call, EndedError, Generations
 from inferbus_gateway.hot.incoming import Bodies, Head, read_head
-from inferbus_gateway.hot.kinds import EMBEDDINGS, KINDS, Kind, settings_of
+from inferbus_gateway.hot.kinds import EMBEDDINGS, KINDS, TEXT, Kind, settings_of
 from inferbus_gateway.hot.requests import Requests
 from inferbus_gateway.hot.route import Routes, Target
 from inferbus_gateway.retry_after import retry_after_s
@@ -177,11 +178,18 @@ class OpenAI:
         name, version = prompts.model_of(body)
         caller = self._caller(scope, head, name)
         target, settings = self._generating(name, version)
-        ask, span = kind.read(body, settings), f"POST {scope['path'].removeprefix(_PREFIX)}"
-        call = Call(
-            request_id, caller, target, ask, kind.dialect(request_id), head, span, _keeps(scope)
-        )
-        await self._run(call, receive, send_)
+        bodies = prompt_lists.split(body) if kind is KINDS[TEXT] else [body]
+        asks = [kind.read(one, settings) for one in bodies]
+        span, keep = f"POST {scope['path'].removeprefix(_PREFIX)}", _keeps(scope)
+        calls: list[Call] = []
+        for ask in asks:
+            own_id = self._requests.new_id() if calls else request_id
+            dialect = kind.dialect(request_id)
+            calls.append(Call(own_id, caller, target, ask, dialect, head, span, keep))
+        if len(calls) == 1:
+            await self._run(calls[0], receive, send_)
+        else:
+            await self._several(calls, receive, send_)
 
     async def _generate(
         self, scope: Scope, receive: Receive, send_: Send, request_id: bytes
@@ -196,6 +204,38 @@ class OpenAI:
         caller, dialect = scope["state"]["principal"], dialects.Triton(own_id)
         call = Call(request_id, caller, target, ask, dialect, head, span, keep, own_id)
         await self._run(call, receive, send_)
+
+    async def _several(self, calls: list[Call], receive: Receive, send_: Send) -> None:
+        """Answer several prompts at once; a client that leaves ends all, and so does a failure."""
+        over = asyncio.Event()
+
+        async def until_over() -> Any:
+            await over.wait()
+            return {"type": "http.disconnect"}
+
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            over.set()
+
+        for call in calls[1:]:
+            # Each request on the bus counts; the first one did when the body was still unread.
+            self._requests.enter(call.caller)
+        watching = asyncio.create_task(watch())
+        try:
+            parts = await asyncio.gather(
+                *(self._generations.whole(call, until_over) for call in calls)
+            )
+        finally:
+            over.set()
+            watching.cancel()
+        done = [part for part in parts if part is not None]
+        if len(done) == len(calls):
+            dialect = calls[0].dialect
+            answer = prompt_lists.merged([dialect.answer(prediction) for prediction, _ in done])
+            receipts = ",".join(receipt for _, receipt in done).encode()
+            headers = [*calls[0].headers(), (b"x-inferbus-receipt", receipts)]
+            await send(send_, _json(200, headers, answer))
 
     async def _run(self, call: Call, receive: Receive, send_: Send) -> None:
         if call.ask.generation.stream:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from inferbus_gateway.hot import embeddings, prompts, rerank
+from inferbus_gateway.hot import embeddings, prompt_lists, prompts, rerank
 from inferbus_schemas import generation as limits
 
 Body = dict[str, Any]
@@ -174,7 +174,7 @@ def _schemas() -> Body:
             "properties": {
                 **common,
                 **sampling,
-                "prompt": {"type": "string", "minLength": 1},
+                "prompt": _texts(prompt_lists.MAX_PROMPTS),
                 "logprobs": _whole(0, limits.MAX_LOGPROBS),
             },
         },

@@ -150,7 +150,9 @@ def text(body: Body, settings: limits.GenerationSettings) -> Ask:
     if isinstance(prompt, list) and len(prompt) == 1:
         (prompt,) = prompt
     if not isinstance(prompt, str):
-        raise ParameterError("prompt", "prompt must be one text; send a request for each")
+        raise ParameterError(
+            "prompt", "prompt must be a text, or in a request of its own a list of texts"
+        )
     for name in ("echo", "suffix"):
         if body.get(name):
             raise ParameterError(name, f"{name} is not supported")
