@@ -1,0 +1,76 @@
+"""The line before an engine that generates: requests before rows of jobs, not for ever; pure."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from prometheus_client import CollectorRegistry
+
+from inferbus_kit.metrics import worker_metrics
+from inferbus_schemas import generation, tensors
+from inferbus_schemas import messages as m
+from inferbus_schemas.manifest import FileEntry, Manifest, Signature, TensorSpec
+from inferbus_worker.hot.emit import Served
+from inferbus_worker.hot.generate import GenerationMetrics, Generator
+from inferbus_worker.hot.work import Work
+from tests.support.worker_side import tensor_set
+
+MANIFEST = Manifest(
+    model="m",
+    task="text-generation",
+    engine="llamacpp",
+    signature=Signature(
+        (TensorSpec(generation.PROMPT, "BYTES", (1,)),),
+        (TensorSpec(generation.TEXT, "BYTES", (-1,)),),
+    ),
+    files=(FileEntry("model.gguf", "0" * 64, 1),),
+)
+
+
+class Engine:
+    """Takes everything once it is up."""
+
+    def __init__(self) -> None:
+        self.up = False
+        self.taken: list[bytes] = []
+
+    def submit(self, token: Any, *_said: Any) -> None:
+        self.taken.append(token.work.request.id)
+
+    def abort(self, token: Any) -> None:
+        raise AssertionError(token)
+
+
+def work(name: bytes, arrived_s: float, *, of_a_job: bool = False) -> Work:
+    data = tensors.join_bytes([b"hi"])
+    request = m.Request(id=name, tensors=tensor_set((generation.PROMPT, "BYTES", (1,), data)))
+    keeper = cast("Any", object()) if of_a_job else None
+    return Work(request, cast("Any", None), arrived_s, arrived_s + 3600, keeper=keeper)
+
+
+def test_rows_that_have_waited_long_enough_keep_their_place() -> None:
+    nobody: Any = None
+    metrics = GenerationMetrics(worker_metrics(CollectorRegistry()), "m", 1)
+    line = Generator(
+        MANIFEST,
+        Served(b""),
+        parallel=99,
+        instance="w",
+        emitter=nobody,
+        tokens=nobody,
+        metrics=metrics,
+    )
+    engine = Engine()
+    line.attach(engine)
+    for one in (
+        work(b"old row", 0.0, of_a_job=True),
+        work(b"row", 5.0, of_a_job=True),
+        work(b"first", 11.0),
+        work(b"last row", 11.5, of_a_job=True),
+        work(b"second", 12.0),
+    ):
+        line.add(one)
+    assert line.oldest_s == 0.0
+    engine.up = True
+    line.pump(13.0)
+    assert engine.taken == [b"old row", b"first", b"second", b"row", b"last row"]
