@@ -41,12 +41,13 @@ async def measure() -> dict[str, object]:
 async def _requests(stack: Stack, pid: int) -> dict[str, object]:
     port = int(urlsplit(stack.http).port or 0)
     tally = hostile.Tally()
+    file = await hostile.a_file(stack.http)
 
     async def throw(n: int, seed: int) -> None:
         seeds = [seed * 100 + number for number in range(CONNECTIONS)]
         await asyncio.gather(
             *(
-                hostile.throw(port, hostile.requests(each, hostile.VALID), n // CONNECTIONS, tally)
+                hostile.throw(port, hostile.requests(each, file), n // CONNECTIONS, tally)
                 for each in seeds
             )
         )

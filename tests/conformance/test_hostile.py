@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from inferbus_dev.stack import Stack
-from tests.support import hostile, hostile_rpc
+from inferbus_gateway import door
+from tests.support import hostile, hostile_rpc, hostile_shapes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -18,9 +19,8 @@ async def test_every_hostile_request_is_refused_in_words(stack: Stack) -> None:
     tally = hostile.Tally()
     port = int(urlsplit(stack.http).port or 0)
     pid = stack.process("gateway").pid
-    throwing = (
-        hostile.throw(port, hostile.requests(seed, hostile.VALID), 150, tally) for seed in range(4)
-    )
+    file = await hostile.a_file(stack.http)
+    throwing = (hostile.throw(port, hostile.requests(seed, file), 150, tally) for seed in range(4))
     await asyncio.gather(*throwing)
     assert not tally.broken, tally.broken[:3]
     assert tally.n == 600
@@ -52,11 +52,26 @@ def test_hostile_calls_come_from_their_seed() -> None:
 
 def test_the_rules_can_be_broken() -> None:
     assert hostile.LEAKS.search(b'{"error": "in /tmp/x/app.py line 3"}')
+    assert hostile.LEAKS.search(b'data: {"error": {"message": "something went wrong here; the')
     assert hostile.LEAKS.search(b"<object at 0x7f00deadbeef>")
     assert not hostile.LEAKS.search(b'{"error": "the shape must be [-1, 30]"}')
-    first = hostile.requests(7, hostile.VALID)
-    again = hostile.requests(7, hostile.VALID)
-    other = hostile.requests(8, hostile.VALID)
+    first = hostile.requests(7)
+    again = hostile.requests(7)
+    other = hostile.requests(8)
     made = [next(first) for _ in range(50)]
     assert made == [next(again) for _ in range(50)]
     assert made != [next(other) for _ in range(50)]
+
+
+def test_every_way_to_ask_is_attacked() -> None:
+    """A route that takes a body and has no shape is one that nobody has thought of."""
+    asked = {
+        one.path.partition("?")[0].removeprefix("/openai") for one in hostile_shapes.shapes("")
+    }
+    for model in ("breast-cancer", "minilm", "smollm2"):
+        asked = {path.replace(f"/{model}/", "/{model}/") for path in asked}
+    taking = {path for method, path in door.POLICIES.table if method == "POST"}
+    same = {path.removeprefix("/openai").replace("/versions/{version}", "") for path in taking}
+    named = {"/v1/jobs/{job}/retry", "/v1/batches/{batch}/cancel"}
+    loading = {f"/v2/repository/models/{{model}}/{what}" for what in ("load", "unload")}
+    assert asked == same - named - loading

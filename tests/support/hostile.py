@@ -1,8 +1,8 @@
 """Hostile HTTP requests from a seed, and what a server made of them.
 
-In: valid bodies for routes. Out: requests as bytes on the wire - bodies changed in a few places,
-lengths that lie, bombs, odd headers and paths - and a tally of the answers, with each one that
-breaks a rule: 500, silence, or a body that tells what it should not.
+In: shapes. Out: requests as bytes on the wire - bodies changed in a few places, lengths that lie,
+bombs, odd headers and paths - and a tally of the answers, with each one that breaks a rule: 500,
+silence, or a body that tells what it should not.
 """
 
 from __future__ import annotations
@@ -15,9 +15,13 @@ import random
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+import httpx
+
+from tests.support.hostile_shapes import JSON, Shape, shapes
 
 SILENCE_S = 5.0
 """An answer that takes longer counts as a hang."""
@@ -25,6 +29,7 @@ _DEADLINE = f"x-inferbus-timeout-ms: {int(SILENCE_S * 500)}\r\n"
 _GENERATING = 0.2
 LEAKS = re.compile(
     rb"Traceback|\.py\b|site-packages|/(?:tmp|home|root|usr|var)/|0x[0-9a-f]{6,}|(?:asyncpg|aiokafka)\."
+    rb"|something went wrong here"
 )
 VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 2**31, 2**63, -(2**63) - 1, 2**70, 1e308, -1e-320, 0.5),
@@ -43,39 +48,6 @@ VALUES: tuple[Any, ...] = (
 )
 LITERALS = (b"NaN", b"Infinity", b"1e999", b"-", b"01", b"tru", b"'x'", b'"\\u12"', b"[" * 20_000)
 
-_ROW = {"name": "features", "datatype": "FP32", "shape": [1, 30], "data": [0.5] * 30}
-_TEXT = {"name": "text", "datatype": "BYTES", "shape": [1], "data": ["a cat"]}
-_SAID = [{"role": "user", "content": "Hi"}]
-VALID: Mapping[str, Any] = {
-    "/v2/models/breast-cancer/infer": {
-        "id": "x",
-        "parameters": {"timeout": 0},
-        "inputs": [_ROW],
-        "outputs": [{"name": "label", "parameters": {"classification": 1}}],
-    },
-    "/v2/models/minilm/infer": {"inputs": [_TEXT]},
-    "/v2/models/smollm2/generate": {
-        "text_input": "Hi",
-        "parameters": {"max_tokens": 1, "temperature": 0},
-    },
-    "/v1/embeddings": {"model": "minilm", "input": ["a", "b"], "encoding_format": "base64"},
-    "/v1/completions": {"model": "smollm2", "prompt": "Hi", "max_tokens": 1, "n": 1},
-    "/v1/chat/completions": {
-        "model": "smollm2",
-        "messages": _SAID,
-        "max_tokens": 1,
-        "temperature": 0,
-        "stop": ["x"],
-        "logprobs": True,
-        "top_logprobs": 2,
-        "logit_bias": {"5": 1},
-        "stream_options": {"include_usage": True},
-        "response_format": {"type": "text"},
-    },
-    "/v2/repository/index": {"ready": True},
-}
-"""A body that is fine for each route that takes one, of the sample models."""
-
 
 @dataclass(slots=True)
 class Tally:
@@ -91,16 +63,18 @@ class Tally:
         return sum(self.statuses.values()) + self.closed + len(self.broken)
 
 
-def requests(seed: int, valid: Mapping[str, Any]) -> Iterator[bytes]:
-    """Yield hostile requests without end; `valid` has a body that is fine for each POST route."""
+def requests(seed: int, file: str = "file-none") -> Iterator[bytes]:
+    """Yield hostile requests without end; `file` is there for batches."""
     chance = random.Random(seed)
-    routes = sorted(valid)
-    quick = [path for path in routes if "max_tokens" not in json.dumps(valid[path])]
-    kinds = (_json, _json, _json, _text, _binary, _encoded, _headed, _addressed)
+    every = shapes(file)
+    quick = [shape for shape in every if not shape.generates]
+    json_kinds = (_json, _json, _json, _text, _binary, _encoded, _headed, _addressed)
     while True:
         # Text takes its time: a fifth of the requests may ask for some.
-        path = chance.choice(routes if chance.random() < _GENERATING else quick)
-        yield chance.choice(kinds)(chance, path, valid[path])
+        shape = chance.choice(every if chance.random() < _GENERATING else quick)
+        plain = isinstance(shape.body, bytes)
+        kinds = (_bytes, _bytes, _bytes, _encoded, _headed, _addressed) if plain else json_kinds
+        yield chance.choice(kinds)(chance, shape)
 
 
 def _wire(path: str, body: bytes, *headers: str, method: str = "POST") -> bytes:
@@ -109,12 +83,12 @@ def _wire(path: str, body: bytes, *headers: str, method: str = "POST") -> bytes:
     return f"{start}content-length: {len(body)}\r\n\r\n".encode("utf-8", "surrogateescape") + body
 
 
-def _json(chance: random.Random, path: str, valid: Any) -> bytes:
+def _json(chance: random.Random, shape: Shape) -> bytes:
     """Change one to four places of the body."""
-    body = json.loads(json.dumps(valid))
+    body = json.loads(shape.raw)
     for _ in range(chance.randint(1, 4)):
         body = _changed(chance, body)
-    return _wire(path, json.dumps(body).encode(), "content-type: application/json")
+    return _wire(shape.path, json.dumps(body).encode(), f"content-type: {shape.kind}")
 
 
 def _changed(chance: random.Random, value: Any) -> Any:
@@ -136,9 +110,30 @@ def _changed(chance: random.Random, value: Any) -> Any:
     return {**value, key: _changed(chance, value[key])}
 
 
-def _text(chance: random.Random, path: str, valid: Any) -> bytes:
+def _bytes(chance: random.Random, shape: Shape) -> bytes:
+    """Break lines and forms: cut, turned round, doubled, flipped, with junk, of another kind."""
+    raw = shape.raw
+    at, to = sorted(chance.randrange(len(raw)) for _ in range(2))
+    flipped = bytearray(raw)
+    for _ in range(chance.randint(1, 8)):
+        flipped[chance.randrange(len(raw))] ^= 1 << chance.randrange(8)
+    bodies = (
+        raw,
+        raw[:at],
+        raw[:at] + raw[to:],
+        raw[to:] + raw[:at],
+        raw * chance.choice((2, 50)),
+        bytes(flipped),
+        raw[:at] + chance.choice((b"\r\n", b"\n", b"--b", b"--b--\r\n", *LITERALS)) + raw[at:],
+        raw[:at] + b"x" * (2 << 20) + raw[at:],
+    )
+    kinds = (shape.kind, shape.kind, shape.kind, "multipart/form-data", "text/plain", JSON)
+    return _wire(shape.path, chance.choice(bodies), f"content-type: {chance.choice(kinds)}")
+
+
+def _text(chance: random.Random, shape: Shape) -> bytes:
     """Break the text: cut, doubled keys, literals that are none, nests, bytes."""
-    text = json.dumps(valid).encode()
+    text = shape.raw
     at = chance.randrange(len(text))
     bodies = (
         text[:at],
@@ -151,30 +146,34 @@ def _text(chance: random.Random, path: str, valid: Any) -> bytes:
         b"\xef\xbb\xbf" + text,
         text.decode().encode("utf-16"),
     )
-    return _wire(path, chance.choice(bodies))
+    return _wire(shape.path, chance.choice(bodies), f"content-type: {shape.kind}")
 
 
-def _binary(chance: random.Random, path: str, valid: Any) -> bytes:
+def _binary(chance: random.Random, shape: Shape) -> bytes:
     """Lie about lengths and shapes of binary tensors."""
-    shape = chance.choice(([1, 30], [-1, 30], [2**31, 30], [2**40, 2**40], [0], [1] * 50, [], [30]))
+    dimensions = chance.choice(
+        ([1, 30], [-1, 30], [2**31, 30], [2**40, 2**40], [0], [1] * 50, [], [30])
+    )
     kind = chance.choice(("FP32", "BYTES", "BF16", "INT64", "BOOL", "", "FP999"))
     data = chance.randbytes(chance.choice((0, 1, 4, 119, 120, 121, 5000)))
     if kind == "BYTES" and chance.random() < 0.5:
         data = b"\xff\xff\xff\xff" + data
     size = chance.choice((len(data), 0, -1, len(data) + 1, 2**40, "9", None))
-    tensor = {"name": "features", "shape": shape, "datatype": kind}
-    head = json.dumps({**valid, "inputs": [{**tensor, "parameters": {"binary_data_size": size}}]})
+    tensor = {"name": "features", "shape": dimensions, "datatype": kind}
+    head = json.dumps(
+        {**shape.body, "inputs": [{**tensor, "parameters": {"binary_data_size": size}}]}
+    )
     said = chance.choice((len(head), 0, len(head) + 5, 10**12, "abc", -1, ""))
-    return _wire(path, head.encode() + data, f"Inference-Header-Content-Length: {said}")
+    return _wire(shape.path, head.encode() + data, f"Inference-Header-Content-Length: {said}")
 
 
 def _packed(data: bytes) -> bytes:
     return gzip.compress(data, mtime=0)
 
 
-def _encoded(chance: random.Random, path: str, valid: Any) -> bytes:
+def _encoded(chance: random.Random, shape: Shape) -> bytes:
     """Compress badly, or far too well."""
-    text = json.dumps(valid).encode()
+    text = shape.raw
     bodies = (
         _packed(bytes(chance.choice((1 << 20, 8 << 20, 40 << 20)))),
         _packed(text)[:-4],
@@ -185,10 +184,11 @@ def _encoded(chance: random.Random, path: str, valid: Any) -> bytes:
         text,
     )
     kind = chance.choice(("gzip", "deflate", "br", "gzip, gzip", "identity", "\x7f", ""))
-    return _wire(path, chance.choice(bodies), f"content-encoding: {kind}")
+    body = chance.choice(bodies)
+    return _wire(shape.path, body, f"content-encoding: {kind}", f"content-type: {shape.kind}")
 
 
-def _headed(chance: random.Random, path: str, valid: Any) -> bytes:
+def _headed(chance: random.Random, shape: Shape) -> bytes:
     """Send headers that are wrong, large, many or doubled."""
     odd = (
         f"x-inferbus-timeout-ms: {chance.choice((0, -1, 10**30, 'x', '1e3', ''))}",
@@ -198,6 +198,9 @@ def _headed(chance: random.Random, path: str, valid: Any) -> bytes:
         f"host: {chance.choice(('evil.example', '127.0.0.1.evil', '[::1', 'x' * 4000))}",
         f"accept-encoding: {chance.choice(('gzip;q=9', '*', ',' * 3000, 'gzip, deflate, br'))}",
         f"content-type: {chance.choice(('multipart/x; boundary=' + 'b' * 5000, 'text/x', ''))}",
+        f"idempotency-key: {chance.choice(('', 'k', 'x' * 300, chr(1), 'k, k'))}",
+        f"prefer: {chance.choice(('respond-async', 'respond-async, wait=x', ',=;', 'x' * 3000))}",
+        f"x-inferbus-on-disconnect: {chance.choice(('keep', 'x'))}",
         "transfer-encoding: chunked",
         "content-length: 5",
         "expect: 100-continue",
@@ -206,10 +209,15 @@ def _headed(chance: random.Random, path: str, valid: Any) -> bytes:
     )
     many = chance.choice((1, 1, 2, 3, 150))
     picked = [chance.choice(odd) for _ in range(many)]
-    return _wire(path, json.dumps(valid).encode(), *picked)
+    return _wire(shape.path, shape.raw, f"content-type: {shape.kind}", *picked)
 
 
-def _addressed(chance: random.Random, path: str, valid: Any) -> bytes:
+_KEPT = ("models", "streams", "chat", "jobs", "files", "batches")
+_WORDS = ("limit", "after", "before", "order")
+_ID = "01a218ed-6c2b-7123-b887-755a3d43693b"
+
+
+def _addressed(chance: random.Random, shape: Shape) -> bytes:
     """Go where nothing is."""
     bad = (
         "../x",
@@ -228,17 +236,26 @@ def _addressed(chance: random.Random, path: str, valid: Any) -> bytes:
             f"/v2/models/{chance.choice(bad)}/infer",
             f"/v2/models/breast-cancer/versions/{chance.choice(bad)}/infer",
             f"/v2/models/{chance.choice(bad)}/{chance.choice(('config', 'stats', 'ready', ''))}",
-            f"/v1/{chance.choice(('models', 'streams', 'chat', 'jobs'))}/{chance.choice(bad)}",
+            f"/v1/{chance.choice(_KEPT)}/{chance.choice(bad)}",
+            f"/v1/{chance.choice(_KEPT)}/{_ID}/{chance.choice(('results', 'content', 'cancel'))}",
+            f"/v1/{chance.choice(_KEPT)}?{chance.choice(_WORDS)}={chance.choice(bad)}",
             f"/{chance.choice(bad)}",
-            f"{path}?{chance.choice(bad)}",
+            f"{shape.path}?{chance.choice(bad)}",
             "http://127.0.0.1/v2",
             "*",
         )
     )
     method = chance.choice(("POST", "GET", "PUT", "DELETE", "OPTIONS", "HEAD", "PATCH", "TRACE"))
-    return _wire(
-        place, b"" if method in {"GET", "HEAD"} else json.dumps(valid).encode(), method=method
-    )
+    return _wire(place, b"" if method in {"GET", "HEAD"} else shape.raw, method=method)
+
+
+async def a_file(url: str) -> str:
+    """Upload a file for batches; return its id."""
+    (shape,) = (one for one in shapes("") if one.path == "/v1/files")
+    head = {"content-type": shape.kind}
+    async with httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) as http:
+        made = await http.post(shape.path, content=shape.raw, headers=head)
+    return str(made.raise_for_status().json()["id"])
 
 
 async def throw(port: int, wires: Iterator[bytes], n: int, tally: Tally) -> None:
@@ -275,8 +292,12 @@ async def _answer(reader: asyncio.StreamReader, wire: bytes, tally: Tally) -> bo
         return await _answer(reader, wire, tally)
     length = re.search(rb"content-length: (\d+)", head)
     body = b""
+    chunked = b"transfer-encoding: chunked" in head
     if not wire.startswith(b"HEAD"):
-        body = await reader.readexactly(int(length[1])) if length else await reader.read(1 << 20)
+        if chunked:
+            body = await _chunks(reader)
+        else:
+            body = await (reader.readexactly(int(length[1])) if length else reader.read(1 << 20))
     if status == 500 or status > 504:
         tally.broken.append((f"status {status}", wire[:2000], body[:500]))
     elif found := LEAKS.search(body):
@@ -284,4 +305,13 @@ async def _answer(reader: asyncio.StreamReader, wire: bytes, tally: Tally) -> bo
     else:
         tally.statuses[status] += 1
     # What a lying length leaves behind would be read as the next request.
-    return bool(length) and b"connection: close" not in head and status < 400
+    return bool(length or chunked) and b"connection: close" not in head and status < 400
+
+
+async def _chunks(reader: asyncio.StreamReader) -> bytes:
+    """Read a body of chunks to its end; one that is cut off raises."""
+    body = b""
+    while size := int(await reader.readuntil(b"\r\n"), 16):
+        body += (await reader.readexactly(size + 2))[:-2]
+    await reader.readexactly(2)
+    return body
