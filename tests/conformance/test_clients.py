@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import ctypes.util
 import json
-import platform
 import re
 import sys
 from pathlib import Path
@@ -48,7 +46,7 @@ async def test_tritonclient_over_grpc(stack: Stack, program: str) -> None:
     fine(await clients.run("triton", program, stack.grpc, env=key(stack)))
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 14), reason="kserve is for Python 3.13 at most")
+@pytest.mark.skipif(bool(clients.NO_KSERVE), reason=clients.NO_KSERVE)
 @pytest.mark.parametrize("over", ["rest", "grpc"])
 async def test_kserve(stack: Stack, over: str) -> None:
     address = http(stack) if over == "rest" else stack.grpc
@@ -90,16 +88,7 @@ async def test_buf_curl_lists_and_calls_by_reflection(stack: Stack, version: str
     assert json.loads(done.out)["modelName"] == "breast-cancer"
 
 
-_NO_PERF = (
-    "this perf_analyzer is a program for Linux on x86-64"
-    if (sys.platform, platform.machine()) != ("linux", "x86_64")
-    else "perf_analyzer needs the system package libb64-0d"
-    if ctypes.util.find_library("b64") is None
-    else ""
-)
-
-
-@pytest.mark.skipif(bool(_NO_PERF), reason=_NO_PERF)
+@pytest.mark.skipif(bool(clients.NO_PERF), reason=clients.NO_PERF)
 @pytest.mark.parametrize("over", ["http", "grpc"])
 @pytest.mark.parametrize(
     ("model", "more"),
@@ -108,7 +97,6 @@ _NO_PERF = (
 )
 async def test_perf_analyzer(stack: Stack, over: str, model: str, more: tuple[str, ...]) -> None:
     home = clients.environment("perf")
-    (libraries,) = home.glob("lib/python*/site-packages/nvidia/cuda_runtime/lib")
     done = await clients.call(
         home / "bin" / "perf_analyzer",
         *more,
@@ -116,7 +104,7 @@ async def test_perf_analyzer(stack: Stack, over: str, model: str, more: tuple[st
         *("--concurrency-range", "4", "--string-data", "a cat sat on the mat"),
         *("--measurement-mode", "count_windows", "--measurement-request-count", "50"),
         *("--stability-percentage", "999", "--max-trials", "3"),
-        env={"LD_LIBRARY_PATH": str(libraries)},
+        env=clients.programs_of(home),
     )
     assert done.code == 0, done.out + done.err
     said = re.search(r"Inference count: (\d+)", done.out)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
 from inferbus_dev.stack import Stack
@@ -61,6 +63,23 @@ def test_the_rules_can_be_broken() -> None:
     made = [next(first) for _ in range(50)]
     assert made == [next(again) for _ in range(50)]
     assert made != [next(other) for _ in range(50)]
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_every_shape_is_fine_before_it_is_broken(stack: Stack) -> None:
+    """But for a place that nobody has allowed to be read, and tools, which no model here has."""
+    refused = []
+    async with httpx.AsyncClient(base_url=stack.http, timeout=60, trust_env=False) as http:
+        for one in hostile_shapes.shapes(await hostile.a_file(stack.http)):
+            head = {"content-type": one.kind}
+            got = await http.post(one.path, content=one.raw, headers=head)
+            if got.status_code not in {200, 202} or '"error":{' in got.text:
+                code = re.search(r'"code":"(\w+)"', got.text)
+                refused.append((one.path, got.status_code, code[1] if code else got.text))
+    assert refused == [
+        ("/v1/chat/completions", 400, "invalid_parameter"),
+        ("/v1/jobs", 422, "uri_refused"),
+    ]
 
 
 def test_every_way_to_ask_is_attacked() -> None:

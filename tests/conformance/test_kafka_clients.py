@@ -1,11 +1,10 @@
-"""Programs on Kafka: the docs' snippets, kcat and the CloudEvents SDK, on a running stack."""
+"""Programs on Kafka: kcat and the CloudEvents SDK, on a running stack."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import json
-import re
 import shutil
 import sys
 import uuid
@@ -30,7 +29,6 @@ pytestmark = [
     pytest.mark.asyncio(loop_scope="session"),
 ]
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "operations" / "kafka-clients.md"
 PREDICTIONS = topics.topic(topics.PREDICTIONS)
 SUBMISSIONS = topics.topic(topics.SUBMISSIONS, tenant="local")
 
@@ -93,22 +91,6 @@ async def _record_of(stack: Stack, name: str) -> tuple[Any, m.Prediction]:
                         return record, said
     finally:
         await asyncio.to_thread(consumer.close)
-
-
-def _snippets() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-
-
-async def test_the_snippets_of_the_docs_run(stack: Stack, tmp_path: Path) -> None:
-    submit, read = _snippets()
-    for name, text in (("submit.py", submit), ("read.py", read)):
-        (tmp_path / name).write_text(text)
-    assert "0 records left" in await _run(sys.executable, str(tmp_path / "submit.py"), stack.kafka)
-    _, said = await _record_of(stack, "row-0")
-    assert said.outcome == m.OUTCOME_OK, said
-    shown = await _run(sys.executable, str(tmp_path / "read.py"), stack.kafka)
-    assert " breast-cancer 1 row-0 OUTCOME_OK\n" in shown
-    assert "probabilities FP32 [1, 2]" in shown
 
 
 async def test_a_submission_gets_the_answer_that_http_gets(stack: Stack) -> None:

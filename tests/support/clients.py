@@ -8,10 +8,12 @@ the clients need clashes with what we need.
 from __future__ import annotations
 
 import asyncio
+import ctypes.util
 import fcntl
 import functools
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -49,6 +51,26 @@ def environment(name: str) -> Path:
             _uv("pip", "sync", "--system-certs", "-p", str(folder / "bin" / "python"), str(lock))
             stamp.write_text(wanted)
     return folder
+
+
+def programs_of(home: Path) -> dict[str, str]:
+    """Return the variables with which a shell finds the programs of an environment."""
+    libraries = [str(path) for path in home.glob("lib/python*/site-packages/nvidia/*/lib")]
+    return {
+        "PATH": f"{home / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "LD_LIBRARY_PATH": os.pathsep.join(libraries),
+    }
+
+
+NO_PERF = (
+    "this perf_analyzer is a program for Linux on x86-64"
+    if (sys.platform, platform.machine()) != ("linux", "x86_64")
+    else "perf_analyzer needs the system package libb64-0d"
+    if ctypes.util.find_library("b64") is None
+    else ""
+)
+"""Why it cannot run here, if it cannot."""
+NO_KSERVE = "kserve is for Python 3.13 at most" if sys.version_info >= (3, 14) else ""
 
 
 def _uv(*arguments: str) -> None:
