@@ -1,7 +1,7 @@
 """A batch while a gateway and all workers of a stack are killed; a part of `test_streams`.
 
 In: a stack with two workers, two gateways and `smollm2`. Out: each line once in a file and once in
-the log, or an assertion.
+the log, its tokens a debt of the key that sent it; or an assertion.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ def lines() -> list[str]:
 
 async def survives_the_death_of_everybody(stack: Stack) -> None:
     async with httpx.AsyncClient(base_url=stack.gateways[1], timeout=30, trust_env=False) as http:
+        http.headers["authorization"] = await _key(stack, http)
         form = {"purpose": "batch"}
         file = {"file": ("lines.jsonl", "\n".join(lines()).encode())}
         made = (await http.post("/v1/files", data=form, files=file)).json()
@@ -61,6 +62,11 @@ async def survives_the_death_of_everybody(stack: Stack) -> None:
         assert said["request_counts"] == counts
         good = await contents(http, said["output_file_id"])
         (bad,) = await contents(http, said["error_file_id"])
+        refused = await http.post("/v1/batches", json={**asked, "input_file_id": made["id"]})
+        assert refused.status_code == 429, refused.text
+        assert refused.json()["error"]["code"] == "rate_limited"
+        one = {"model": smollm2.NAME, "prompt": "Hi", "max_tokens": 1}
+        assert (await http.post("/v1/completions", json=one)).status_code == 200
     assert bad["custom_id"] == f"n{BAD}"
     wanted = [f"n{number}" for number in range(N_LINES) if number != BAD]
     assert [row["custom_id"] for row in good] == wanted
@@ -73,6 +79,21 @@ async def survives_the_death_of_everybody(stack: Stack) -> None:
     for role in ("gateway", "worker"):
         for index in (0, 1):
             await stack.wait_ready(role, index)
+
+
+async def _key(stack: Stack, http: httpx.AsyncClient) -> str:
+    """Return what a caller with few tokens a minute sends, once all gateways know it."""
+    limits = ("--scope", f"infer:{smollm2.NAME}", "--tokens-per-min", "100")
+    argv = ("keys", "create", "batcher", *limits, "--registry", stack.registry)
+    head = f"Bearer {(await stacks.cli(*argv, api_key=stack.api_key)).strip()}"
+    async with asyncio.timeout(20):
+        for url in stack.gateways:
+            while True:
+                answer = await http.get(f"{url}/v1/batches", headers={"authorization": head})
+                if answer.status_code == 200:
+                    break
+                await asyncio.sleep(0.05)
+    return head
 
 
 async def until(

@@ -213,6 +213,10 @@ async def _a_key_has_so_many_tokens_a_minute(stack: Stack) -> None:
             assert refused.headers["x-should-retry"] == "true"
             assert 1 <= int(refused.headers["retry-after"]) <= 60
             assert refused.headers["content-type"] == "application/json"
+        one = {"name": "text_input", "datatype": "BYTES", "shape": [1], "data": ["hi"]}
+        infer = f"{stack.http}/v2/models/smollm2/infer"
+        refused = await client.post(infer, json={"inputs": [one]}, headers=limited)
+        assert refused.status_code == 429, "it is the same however it is asked"
         assert (await ask(short, free)).status_code == 200
         async with asyncio.timeout(60):
             while (again := await ask(short, limited)).status_code == 429:  # noqa: ASYNC110 -- a plain poll
