@@ -57,8 +57,8 @@ class GatewaySettings(Settings):
     tenant_tokens_per_min: int = Field(
         default=0,
         ge=0,
-        description="Tokens of prompts, answers and texts that become vectors that a tenant may use "
-        "a minute, and as many in jobs and batches; 0: no limit.",
+        description="Tokens of prompts, answers and texts that become vectors that a tenant may "
+        "use a minute, and as many in jobs and batches; 0: no limit.",
     )
     tenant_max_pending: int = Field(
         default=5_000,
