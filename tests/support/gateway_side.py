@@ -46,6 +46,8 @@ class GatewaySide:
     pool: str = field(default_factory=lambda: f"g{secrets.token_hex(4)}")
     model: str = field(default_factory=lambda: f"m-{secrets.token_hex(4)}")
     version: int = 1
+    manifest: dict[str, Any] = field(default_factory=dict)
+    """What its manifest has beside the signature, or otherwise."""
     predictions: list[tuple[Record, m.Prediction]] = field(default_factory=list)
     all_predictions: list[tuple[Record, m.Prediction]] = field(default_factory=list)
     fleet: membership.Membership = field(default_factory=membership.Membership)
@@ -150,6 +152,7 @@ class GatewaySide:
             "engine": "onnx",
             "signature": msgspec.to_builtins(self.signature),
             "files": [{"path": "model.onnx", "sha256": "0" * 64, "size_bytes": 1}],
+            **self.manifest,
         }
         version = m.ModelVersion(
             model=self.model,
@@ -232,9 +235,9 @@ class GatewaySide:
 
 
 @contextlib.asynccontextmanager
-async def deployed(bootstrap: str, folder: Path) -> AsyncIterator[GatewaySide]:
+async def deployed(bootstrap: str, folder: Path, **more: Any) -> AsyncIterator[GatewaySide]:
     """Deploy a model of the test alone; what was started for it ends with the test."""
-    made = GatewaySide(bootstrap, folder)
+    made = GatewaySide(bootstrap, folder, **more)
     await made.start()
     try:
         yield made

@@ -152,6 +152,7 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
         ),
         metrics=metrics,
         bodies=bodies,
+        once=once,
     )
     # Built only where it is used: a consumer that is never started is never closed.
     submissions = (

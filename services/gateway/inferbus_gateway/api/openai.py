@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
-import msgspec
 import structlog
 
 from inferbus_gateway import errors
@@ -26,15 +25,25 @@ from inferbus_gateway.hot.access import Access
 from inferbus_gateway.hot.answer import Answer, Headers, send
 from inferbus_gateway.hot.generations import Call, EndedError, Generations
 from inferbus_gateway.hot.incoming import Bodies, Head, read_head
+from inferbus_gateway.hot.keyed import Once
+from inferbus_gateway.hot.keyed_text import (
+    Asked,
+    KeyedTexts,
+    Read,
+    Sent,
+    check_whole,
+    embedding,
+    generating,
+)
 from inferbus_gateway.hot.kinds import EMBEDDINGS, KINDS, TEXT, Kind, settings_of
 from inferbus_gateway.hot.requests import Requests
 from inferbus_gateway.hot.route import Routes, Target
+from inferbus_gateway.hot.text_answers import as_json, generated, of_vectors, origin
 from inferbus_gateway.retry_after import retry_after_s
 from inferbus_kit.errors import InferbusError
 from inferbus_kit.health import Asgi, Receive, Scope, Send
 from inferbus_kit.metrics import GatewayMetrics
-from inferbus_schemas import generation, ids
-from inferbus_schemas import messages as m
+from inferbus_schemas import ids
 from inferbus_schemas.access import INFER, Principal
 
 _log = structlog.get_logger("openai")
@@ -64,7 +73,9 @@ class OpenAI:
         resumer: Resumer,
         metrics: GatewayMetrics,
         bodies: Bodies,
+        once: Once | None = None,
     ) -> None:
+        self._keyed = KeyedTexts(routes, requests, once)
         self._access = access
         self._routes = routes
         self._requests = requests
@@ -130,7 +141,7 @@ class OpenAI:
         headers = [(b"x-request-id", ids.text(request_id).encode())]
         if isinstance(error, EndedError):
             said, code = error.error, error.prediction.error_code
-            headers += _origin(error.prediction)
+            headers += origin(error.prediction)
         elif isinstance(error, InferbusError):
             said = error
             self._metrics.rejected.labels(error.code).inc()
@@ -146,13 +157,14 @@ class OpenAI:
         if (wait_s := retry_after_s(said)) is not None:
             headers.append((b"retry-after", b"%d" % wait_s))
         shape = _triton_error if _GENERATE.fullmatch(scope["path"]) else dialects.openai_error
-        return _json(said.http_status, headers, shape(said, code))
+        return as_json(said.http_status, headers, shape(said, code))
 
-    async def _read(self, scope: Scope, receive: Receive) -> tuple[Head, prompts.Body]:
+    async def _read(self, scope: Scope, receive: Receive) -> tuple[Sent, prompts.Body]:
         self._requests.admit()
         self._requests.enter(scope["state"]["principal"])
         head = read_head(scope["headers"])
-        return head, prompts.decode(await self._bodies.read(receive, head))
+        raw = await self._bodies.read(receive, head)
+        return Sent(head, scope["path"].removeprefix(_PREFIX), raw), prompts.decode(raw)
 
     def _caller(self, scope: Scope, head: Head, model: str) -> Principal:
         """Return who asks, who may use a model that stands in the body."""
@@ -162,10 +174,6 @@ class OpenAI:
             head.authorization, head.host, peer, INFER, model, headers=headers
         )
 
-    def _generating(self, model: str, version: str) -> tuple[Target, generation.GenerationSettings]:
-        target = self._routes.resolve(model, version)
-        return target, settings_of(target)
-
     async def _text(
         self,
         kind: Kind,
@@ -174,36 +182,56 @@ class OpenAI:
         send_: Send,
         request_id: bytes,
     ) -> None:
-        head, body = await self._read(scope, receive)
+        sent, body = await self._read(scope, receive)
         name, version = prompts.model_of(body)
-        caller = self._caller(scope, head, name)
-        target, settings = self._generating(name, version)
-        bodies = prompt_lists.split(body) if kind is KINDS[TEXT] else [body]
-        asks = [kind.read(one, settings) for one in bodies]
-        span, keep = f"POST {scope['path'].removeprefix(_PREFIX)}", _keeps(scope)
-        calls: list[Call] = []
-        for ask in asks:
-            own_id = self._requests.new_id() if calls else request_id
-            dialect = kind.dialect(request_id)
-            calls.append(Call(own_id, caller, target, ask, dialect, head, span, keep))
-        if len(calls) == 1:
-            await self._run(calls[0], receive, send_)
-        else:
+        caller = self._caller(scope, sent.head, name)
+        span, keep = f"POST {sent.path}", _keeps(scope)
+
+        def make(one: prompts.Body, target: Target, call_id: bytes) -> Call:
+            ask, dialect = kind.read(one, settings_of(target)), kind.dialect(call_id)
+            return Call(call_id, caller, target, ask, dialect, sent.head, span, keep)
+
+        if self._keyed.takes(sent.head):
+            check_whole(body.get("stream"))
+            bodies = _several_of(kind, body)
+            if len(bodies) > 1:
+                raise errors.ParameterError("prompt", "with an Idempotency-Key send one prompt")
+            asked = Asked(request_id, caller.tenant, name, version, sent)
+            read = generating(self._generations, partial(make, bodies[0]))
+            await send(send_, await self._once(scope, asked, read))
+            return
+        target = self._routes.resolve(name, version)
+        settings_of(target)
+        first, *more = _several_of(kind, body)
+        calls = [make(first, target, request_id)]
+        calls += [make(one, target, self._requests.new_id()) for one in more]
+        if more:
             await self._several(calls, receive, send_)
+        else:
+            await self._run(calls[0], receive, send_)
 
     async def _generate(
         self, scope: Scope, receive: Receive, send_: Send, request_id: bytes
     ) -> None:
         found = _GENERATE.fullmatch(scope["path"])
         model, version, stream = found.groups() if found is not None else ("", "", "")
-        head, body = await self._read(scope, receive)
-        target, settings = self._generating(model, version or "")
-        ask = prompts.triton(body, settings, stream=bool(stream))
-        own_id = prompts.own_id(body)
+        sent, body = await self._read(scope, receive)
         span, keep = f"POST /v2/models/{{model}}/generate{stream or ''}", _keeps(scope)
-        caller, dialect = scope["state"]["principal"], dialects.Triton(own_id)
-        call = Call(request_id, caller, target, ask, dialect, head, span, keep, own_id)
-        await self._run(call, receive, send_)
+        caller: Principal = scope["state"]["principal"]
+
+        def make(target: Target, call_id: bytes) -> Call:
+            ask = prompts.triton(body, settings_of(target), stream=bool(stream))
+            own_id = prompts.own_id(body)
+            dialect = dialects.Triton(own_id)
+            return Call(call_id, caller, target, ask, dialect, sent.head, span, keep, own_id)
+
+        asked = Asked(request_id, caller.tenant, model, version or "", sent)
+        if self._keyed.takes(sent.head):
+            check_whole(stream)
+            await send(send_, await self._once(scope, asked, generating(self._generations, make)))
+        else:
+            target = self._routes.resolve(model, asked.version)
+            await self._run(make(target, request_id), receive, send_)
 
     async def _several(self, calls: list[Call], receive: Receive, send_: Send) -> None:
         """Answer several prompts at once; a client that leaves ends all, and so does a failure."""
@@ -235,7 +263,7 @@ class OpenAI:
             answer = prompt_lists.merged([dialect.answer(prediction) for prediction, _ in done])
             receipts = ",".join(receipt for _, receipt in done).encode()
             headers = [*calls[0].headers(), (b"x-inferbus-receipt", receipts)]
-            await send(send_, _json(200, headers, answer))
+            await send(send_, as_json(200, headers, answer))
 
     async def _run(self, call: Call, receive: Receive, send_: Send) -> None:
         if call.ask.generation.stream:
@@ -243,10 +271,11 @@ class OpenAI:
             return
         answered = await self._generations.whole(call, receive)
         if answered is not None:
-            prediction, receipt = answered
-            headers = [*call.headers(), *_origin(prediction)]
-            headers.append((b"x-inferbus-receipt", receipt.encode()))
-            await send(send_, _json(200, headers, call.dialect.answer(prediction)))
+            await send(send_, generated(call, *answered))
+
+    async def _once(self, scope: Scope, asked: Asked, read: Read) -> Answer:
+        """Answer a request with a key, by whatever runs or ran for it."""
+        return await self._keyed.answer(asked, read, partial(self._refused, scope=scope))
 
     async def _vectors(
         self,
@@ -256,22 +285,26 @@ class OpenAI:
         send_: Send,
         request_id: bytes,
     ) -> None:
-        head, body = await self._read(scope, receive)
+        sent, body = await self._read(scope, receive)
         name, version = prompts.model_of(body)
-        caller = self._caller(scope, head, name)
+        caller = self._caller(scope, sent.head, name)
+        if self._keyed.takes(sent.head):
+            asked = Asked(request_id, caller.tenant, name, version, sent)
+            once = embedding(self._requests, partial(read, body), caller, sent.head)
+            await send(send_, await self._once(scope, asked, once))
+            return
         target = self._routes.resolve(name, version)
         ask = read(body, target)
         vectors = await embeddings.run(
-            self._requests, request_id, caller=caller, target=target, texts=ask.texts, head=head
+            self._requests,
+            request_id,
+            caller=caller,
+            target=target,
+            texts=ask.texts,
+            head=sent.head,
         )
-        headers = [
-            (b"x-request-id", ids.text(request_id).encode()),
-            (b"x-inferbus-model-version", target.version_header),
-            (b"x-inferbus-receipt", ",".join(vectors.receipts).encode()),
-        ]
-        await send(
-            send_, _json(200, headers, ask.answer(request_id, vectors.raw, vectors.n_tokens))
-        )
+        said = ask.answer(request_id, vectors.raw, vectors.n_tokens)
+        await send(send_, of_vectors(request_id, target, vectors.receipts, said))
 
     async def _models(
         self, scope: Scope, _receive: Receive, send_: Send, request_id: bytes
@@ -286,14 +319,14 @@ class OpenAI:
             except InferbusError:
                 continue  # not served yet, so not to be asked
         head: Headers = [(b"x-request-id", ids.text(request_id).encode())]
-        await send(send_, _json(200, head, {"object": "list", "data": data}))
+        await send(send_, as_json(200, head, {"object": "list", "data": data}))
 
     async def _model(self, scope: Scope, _receive: Receive, send_: Send, request_id: bytes) -> None:
         name = scope["path"].removeprefix(_PREFIX).removeprefix("/v1/models/")
         model, version = prompts.model_of({"model": name})
         target = self._routes.resolve(model, version)
         head: Headers = [(b"x-request-id", ids.text(request_id).encode())]
-        await send(send_, _json(200, head, self._described(name, target)))
+        await send(send_, as_json(200, head, self._described(name, target)))
 
     def _described(self, name: str, target: Target) -> dict[str, Any]:
         return {
@@ -320,28 +353,16 @@ def before(openai: OpenAI, rest: Asgi) -> Asgi:
     return app
 
 
+def _several_of(kind: Kind, body: prompts.Body) -> list[prompts.Body]:
+    """Return a body for each prompt, where a route takes several."""
+    return prompt_lists.split(body) if kind is KINDS[TEXT] else [body]
+
+
 def _keeps(scope: Scope) -> bool:
     said = dict(scope["headers"]).get(b"x-inferbus-on-disconnect", b"cancel")
     if said not in {b"keep", b"cancel"}:
         raise errors.InvalidRequestError("x-inferbus-on-disconnect is keep or cancel")
     return bool(said == b"keep")
-
-
-def _origin(prediction: m.Prediction) -> Headers:
-    head = [(b"x-inferbus-served-by", prediction.served_by.encode())]
-    if prediction.output_sha256:
-        head.append((b"x-inferbus-output-sha256", prediction.output_sha256.hex().encode()))
-    return head
-
-
-def _json(status: int, headers: Headers, body: dict[str, Any]) -> Answer:
-    raw = msgspec.json.encode(body)
-    head = [
-        (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(raw)),
-        *headers,
-    ]
-    return Answer(status, head, raw)
 
 
 def _triton_error(error: InferbusError, _code: str = "") -> dict[str, Any]:

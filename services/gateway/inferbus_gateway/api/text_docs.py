@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from inferbus_gateway.api import header_docs
 from inferbus_gateway.hot import embeddings, prompt_lists, prompts, rerank
 from inferbus_schemas import generation as limits
 
@@ -55,7 +56,7 @@ def _answers(error: str, *, stream: bool) -> Body:
         good[_STREAM] = {}
     failures = {
         str(status): {"description": "Refused or failed", "content": _content(error)}
-        for status in (400, 401, 403, 404, 405, 410, 413, 415, 422, 429, 499, 500, 503, 504)
+        for status in (400, 401, 403, 404, 405, 409, 410, 413, 415, 422, 429, 499, 500, 503, 504)
     }
     return {"200": {"description": "The answer", "content": good}, **failures}
 
@@ -85,7 +86,7 @@ def _post(
             "tags": ["text"],
             "operationId": _operation_id(summary, tag),
             "summary": summary,
-            "parameters": _parameters(names),
+            "parameters": [*_parameters(names), header_docs.IDEMPOTENCY_KEY],
             "requestBody": {"required": True, "content": _content(schema)},
             "responses": _answers(error, stream=stream),
         }

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from inferbus_gateway.errors import FailedError, ParameterError, WrongTaskError
 from inferbus_gateway.hot.incoming import Head, timeout_s
 from inferbus_gateway.hot.pending import Entry
-from inferbus_gateway.hot.requests import Requests, failure
+from inferbus_gateway.hot.requests import Requests, Waiter, failure
 from inferbus_gateway.hot.route import Target
 from inferbus_schemas import messages as m
 from inferbus_schemas import tensors
@@ -127,6 +127,37 @@ def tensors_of(target: Target, texts: list[bytes]) -> bytes:
     return m.TensorSet(tensors=[tensor]).SerializeToString()
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Texts that are one request on the bus."""
+
+    request_id: bytes
+    caller: Principal
+    target: Target
+    texts: list[bytes]
+    head: Head
+
+
+def open_part(
+    requests: Requests, part: Part, waiter: Waiter, reply_partition: int | None = None
+) -> Entry:
+    """Put a part on the bus; its waiter is told how it ended."""
+    return requests.open(
+        part.request_id,
+        part.target,
+        tensors_of(part.target, part.texts),
+        caller=part.caller,
+        n_rows=len(part.texts),
+        outputs=(),
+        client_request_id="",
+        timeout_s=timeout_s(part.head, None),
+        waiter=waiter,
+        traceparent=part.head.traceparent,
+        span=_SPAN,
+        reply_partition=reply_partition,
+    )
+
+
 async def run(
     requests: Requests,
     request_id: bytes,
@@ -149,19 +180,8 @@ async def run(
             # Each request on the bus counts; the first one did when the body was still unread.
             requests.enter(caller)
         waiter, future = requests.opener()
-        requests.open(
-            request_id if at == 0 else requests.new_id(),
-            target,
-            tensors_of(target, rows),
-            caller=caller,
-            n_rows=len(rows),
-            outputs=(),
-            client_request_id="",
-            timeout_s=timeout_s(head, None),
-            waiter=waiter,
-            traceparent=head.traceparent,
-            span=_SPAN,
-        )
+        part_id = request_id if at == 0 else requests.new_id()
+        open_part(requests, Part(part_id, caller, target, rows, head), waiter)
         # Each part is settled, also where another one fails or is refused.
         parts.append(asyncio.create_task(_settled(requests, future)))
     answers = await asyncio.gather(*parts)
@@ -182,10 +202,18 @@ def numbers(vector: bytes) -> tuple[float, ...]:
 
 async def _settled(requests: Requests, ended: asyncio.Future[Entry]) -> tuple[m.Prediction, str]:
     entry = await ended
-    prediction = requests.settle(entry)
+    return good(requests.settle(entry)), requests.receipt(entry)
+
+
+def good(prediction: m.Prediction) -> m.Prediction:
+    """Return a prediction that is OK.
+
+    Raises:
+        InferbusError: it is not.
+    """
     if prediction.outcome != m.OUTCOME_OK:
         raise failure(prediction)
-    return prediction, requests.receipt(entry)
+    return prediction
 
 
 def vectors_of(prediction: m.Prediction) -> list[bytes]:

@@ -32,7 +32,7 @@ from inferbus_schemas import ids
 from inferbus_schemas import messages as m
 from inferbus_schemas.access import Principal
 
-DEFAULT_TIMEOUT_S = 300.0
+DEFAULT_TIMEOUT_US = 300_000_000
 """How long a generation may take whose client says nothing."""
 PING_S = 10.0
 _RECONNECT = "this gateway stops; go on at /v1/streams/{} with the last event's id"
@@ -101,7 +101,8 @@ class Generations:
         self._publisher = publisher
         self._first_token_seconds = metrics.first_token_seconds
 
-    def _open(self, call: Call, waiter: Waiter) -> Entry:
+    def open(self, call: Call, waiter: Waiter, reply_partition: int | None = None) -> Entry:
+        """Put a call on the bus; its waiter is told how it ended."""
         return self._requests.open(
             call.request_id,
             call.target,
@@ -110,11 +111,12 @@ class Generations:
             n_rows=call.ask.generation.n,
             outputs=(),
             client_request_id=call.client_request_id,
-            timeout_s=timeout_s(call.head, int(DEFAULT_TIMEOUT_S * 1e6)),
+            timeout_s=timeout_s(call.head, DEFAULT_TIMEOUT_US),
             waiter=waiter,
             traceparent=call.head.traceparent,
             span=call.span,
             generation=call.ask.generation,
+            reply_partition=reply_partition,
         )
 
     async def whole(self, call: Call, receive: Receive) -> tuple[m.Prediction, str] | None:
@@ -136,7 +138,7 @@ class Generations:
                 if not told.done():
                     told.set_result(prediction)
 
-        entry = self._open(call, Waiter(then, time.monotonic()))
+        entry = self.open(call, Waiter(then, time.monotonic()))
         left = asyncio.create_task(_left(receive))
         try:
             either: set[asyncio.Future[Any]] = {told, left}
@@ -171,7 +173,7 @@ class Generations:
         left = asyncio.create_task(_left(receive))
         start_s = time.monotonic()
         try:
-            entry = self._open(call, Waiter(then, start_s))
+            entry = self.open(call, Waiter(then, start_s))
             stream.on_first = lambda: self._forwarding(entry, start_s)
             left.add_done_callback(lambda _: stream.leave())
             writer = EventWriter(send, call.headers(), call.dialect)
