@@ -168,9 +168,10 @@ class _Routes:
 
     async def cancel(self, request: Request, batch: str) -> JSONResponse:
         """Cancel what has not run of a batch; of one that has ended nothing changes."""
+        caller = shared.caller_of(request)
+        self._parts.charge(caller)
         known = await self._find(request, batch)
         name, _, _ = known.batch.model.partition(":")
-        caller = shared.caller_of(request)
         if name and access.judge(caller, access.INFER, name) is not Verdict.ALLOWED:
             raise errors.ForbiddenError(_MAY_NOT)
         if known.ended is None and not known.cancelled_ms:

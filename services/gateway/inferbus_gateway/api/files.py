@@ -157,6 +157,7 @@ class _Routes:
 
     async def content(self, request: Request, file: str) -> Response:
         """Return what is in a file."""
+        self._parts.charge(shared.caller_of(request))
         found = await self._find(request, file)
         pieces = self._parts.files.read(found)
         first = await anext(pieces, b"")
@@ -165,6 +166,7 @@ class _Routes:
 
     async def delete(self, request: Request, file: str) -> JSONResponse:
         """Delete a file; a batch that has not read it yet fails."""
+        self._parts.charge(shared.caller_of(request))
         found = await self._find(request, file)
         await self._parts.files.delete(found)
         body = {"id": batches.file_name(found.id), "object": "file", "deleted": True}

@@ -216,10 +216,12 @@ class _Routes:
 
     async def cancel(self, request: Request, job: str) -> JobBody:
         """Cancel what has not run of a job; of a job that has ended nothing changes."""
+        caller = _caller(request)
+        self._parts.charge(caller)
         progress = await self._progress(request, job)
-        _may(_caller(request), progress.job.model)
+        _may(caller, progress.job.model)
         if not progress.finished:
-            await self._parts.dispatcher.cancel(progress.job, _caller(request).name)
+            await self._parts.dispatcher.cancel(progress.job, caller.name)
         return body(await self._progress(request, job))
 
     async def fetch(
@@ -233,6 +235,7 @@ class _Routes:
         `format` says which; without it the header Accept does.
         """
         parts = self._parts
+        parts.charge(_caller(request))
         progress = await self._progress(request, job)
         _finished(progress)
         rows = parts.results.rows(progress.job)
