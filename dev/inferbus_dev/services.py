@@ -6,10 +6,13 @@ In: the addresses of the servers and ports. Out: specs whose only configuration 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import importlib.util
 import os
 import secrets
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from inferbus_dev import loopback, process
@@ -18,7 +21,6 @@ from inferbus_dev.ports import LOOPBACK
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 POOL = "default"
 
@@ -142,6 +144,17 @@ def child(seat: Seat, place: Place) -> process.ChildSpec:
         ready=ready,
         stop_timeout_s=seat.role.stop_timeout_s,
     )
+
+
+def preparation(role: Role, place: Place) -> str:
+    """Return a digest of all that `prepare` depends on: the migrations and the first key."""
+    found = importlib.util.find_spec(role.module)
+    assert found is not None  # noqa: S101 -- it is one of ours
+    assert found.origin is not None  # noqa: S101
+    digest = hashlib.sha256(repr((role.prepare, place.admin_key)).encode())
+    for path in sorted((Path(found.origin).parent / "migrations").rglob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 async def prepare(role: Role, place: Place, log: Path) -> None:
