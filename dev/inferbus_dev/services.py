@@ -151,7 +151,8 @@ def preparation(role: Role, place: Place) -> str:
     found = importlib.util.find_spec(role.module)
     assert found is not None  # noqa: S101 -- it is one of ours
     assert found.origin is not None  # noqa: S101
-    digest = hashlib.sha256(repr((role.prepare, place.admin_key)).encode())
+    first_key = place.admin_key if "admin-key" in role.prepare else ""
+    digest = hashlib.sha256(repr((role.prepare, first_key)).encode())
     for path in sorted((Path(found.origin).parent / "migrations").rglob("*.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()

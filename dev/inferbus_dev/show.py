@@ -11,9 +11,9 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import msgspec
 from rich.table import Table
 
@@ -23,6 +23,7 @@ from inferbus_schemas import names
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import httpx
     from rich.console import Console
 
     from inferbus_dev.progress import Report
@@ -54,6 +55,8 @@ async def ask_models(stack: Stack, report: Report) -> list[Shown]:
     """Register the sample models and send each real inputs; nothing where a part is left out."""
     if not {"registry", "gateway", "worker"} <= stack.roles:
         return []
+    import httpx  # noqa: PLC0415 -- a quarter of a second, which the first line need not wait for
+
     folder = stack.models_dir
     with report.step("sample models: build") as step:
         build = ["inferbus_models", "build", "all", "--out", str(folder)]
@@ -124,7 +127,7 @@ async def _run(argv: list[str], said: Any, timeout_s: float, *, api_key: str = "
 async def _deployed(client: httpx.AsyncClient, stack: Stack, model: str) -> bool:
     """Tell whether the model has a default alias already; one that a user moved stays."""
     found = await client.get(f"{stack.registry}/v1/registry/models/{model}")
-    if found.status_code != httpx.codes.OK:
+    if found.status_code != HTTPStatus.OK:
         return False
     return any(alias["name"] == names.DEFAULT_ALIAS for alias in found.json()["aliases"])
 
@@ -133,7 +136,7 @@ async def _serves(client: httpx.AsyncClient, stack: Stack, model: str) -> None:
     until_s = time.monotonic() + _SERVES_WITHIN_S
     while time.monotonic() < until_s:
         found = await client.get(f"{stack.http}/v2/models/{model}/ready")
-        if found.status_code == httpx.codes.OK:
+        if found.status_code == HTTPStatus.OK:
             return
         await asyncio.sleep(0.05)
     raise LauncherError(
@@ -156,7 +159,7 @@ async def _ask(client: httpx.AsyncClient, stack: Stack, model: str, folder: Path
             f"{stack.http}/v2/models/{model}/infer", json={"inputs": list(sample.inputs)}
         )
         latency_ms = (time.perf_counter() - started_s) * 1e3
-        if answer.status_code != httpx.codes.OK:
+        if answer.status_code != HTTPStatus.OK:
             raise LauncherError(f"{model} answers {answer.status_code}: {answer.text[:200]}")
         outputs = answer.json()["outputs"]
         difference = samples.difference(sample, outputs)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from inferbus_dev.errors import LauncherError
-from inferbus_kit import topics
 from inferbus_kit.errors import StartupError
 
 if TYPE_CHECKING:
@@ -22,6 +21,8 @@ async def create_topics(
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Create the topics that are missing; raises LauncherError where that fails."""
+    from inferbus_kit import topics  # noqa: PLC0415 -- aiokafka, which the first line waits not for
+
     try:
         await topics.create_topics(bootstrap, wanted, on_progress=on_progress)
     except StartupError as error:

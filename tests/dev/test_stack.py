@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 from typing import TYPE_CHECKING, Any
 
@@ -202,3 +203,32 @@ async def test_tables_that_cannot_be_made_are_one_sentence(
     with pytest.raises(LauncherError, match=r"The tables of .* the server is too old"):
         await broken.start()
     assert not (tmp_path / "other" / "stack.json").exists()
+
+
+async def test_tables_are_made_again_only_when_something_changed(
+    tmp_path: Path, environment: dict[str, str], kafka_bootstrap: str
+) -> None:
+    stack = Stack(
+        tmp_path / ".inferbus",
+        only={"postgres", "registry", "logger"},
+        free_ports=True,
+        env=environment,
+        kafka_bootstrap=kafka_bootstrap,
+    )
+    folder = tmp_path / ".inferbus"
+    made = {role: folder / "run" / f"{role}-migrate" / "told.json" for role in ROLES}
+
+    async def start() -> set[str]:
+        """Start and stop; return the roles whose tables were made."""
+        await stack.start()
+        await stack.stop()
+        found = {role for role, path in made.items() if path.exists()}
+        for role in found:
+            made[role].unlink()
+        return found
+
+    assert await start() == {"registry", "logger"}
+    assert await start() == set()
+    # The registry's part holds the first key.
+    (folder / "admin-key").unlink()
+    assert await start() == {"registry"}
