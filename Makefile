@@ -13,7 +13,7 @@ up: setup ## bring everything up and serve the sample models
 
 test: setup ## run the tests on real servers: two at a time, then those that kill processes alone
 	@if [ -n "$(ARGS)" ]; then $(BIN)/python -m pytest $(ARGS); else \
-	  $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/chaos && \
+	  $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/chaos && \
 	  $(BIN)/python -m pytest tests/chaos; fi
 
 lint: setup ## style, import rules, contracts

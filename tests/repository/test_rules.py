@@ -141,6 +141,8 @@ def test_tests_that_share_a_stack_run_in_one_worker() -> None:
     names = [path.relative_to(ROOT).as_posix() for path in _tracked("tests/conformance/test_*.py")]
     assert {sharing.group(f"{name}::test_x") for name in names} == {"tests/conformance"}
     assert sharing.group("tests/kit/test_http.py::test_x[a/b]") == "tests/kit/test_http.py"
+    for name in sharing.LONGEST:
+        assert (ROOT / name).exists(), f"{name} is to run first and is not there"
 
 
 def test_no_rooms_for_leftovers() -> None:
