@@ -225,11 +225,11 @@ async def _hostile_uploads(side: GatewaySide, http: httpx.AsyncClient) -> None:
 
 @pytest.mark.timeout(120)
 async def test_a_job_is_its_tenants_alone(side: GatewaySide, tmp_path: Path) -> None:
-    keys = [access.make_key(os.urandom(access.KEY_ENTROPY_BYTES)) for _ in range(4)]
-    scopes = (f"infer:{side.model}", "infer:*", "models:read")
-    for key, tenant, scope in zip(keys, ("acme", "other", "acme"), scopes, strict=False):
+    keys = [access.make_key(os.urandom(access.KEY_ENTROPY_BYTES)) for _ in range(5)]
+    scopes = (f"infer:{side.model}", "infer:*", "models:read", "infer:another")
+    for key, tenant, scope in zip(keys, ("acme", "other", "acme", "acme"), scopes, strict=False):
         await put_key(side, key, scope, tenant=tenant)
-    await put_key(side, keys[3], "infer:*", limits=m.Limits(requests_per_s=0.001, burst=1))
+    await put_key(side, keys[4], "infer:*", limits=m.Limits(requests_per_s=0.001, burst=1))
     url = (tmp_path / "objects").as_uri()
     gateway = await side.gateway(key=keys[0], INFERBUS_OBJECT_STORE_URL=url)
     heads = [{"authorization": f"Bearer {key}", **JSON_LINES} for key in keys]
@@ -246,10 +246,13 @@ async def test_a_job_is_its_tenants_alone(side: GatewaySide, tmp_path: Path) -> 
         assert (await client.get("/v1/jobs", headers=heads[1])).json()["jobs"] == []
         seen = (await client.get("/v1/jobs", headers=heads[2])).json()["jobs"]
         assert [one["id"] for one in seen] == [made.json()["id"]]
+        for head, status in ((heads[2], 403), (heads[3], 404)):
+            assert (await client.delete(job, headers=head)).status_code == status
+        assert (await client.get(job, headers=heads[3])).json()["state"] == "queued"
         for method, path in (("DELETE", ""), ("GET", "/results")):
-            got = [await client.request(method, f"{job}{path}", headers=heads[3]) for _ in "ab"]
+            got = [await client.request(method, f"{job}{path}", headers=heads[4]) for _ in "ab"]
             assert (got[1].status_code, got[1].json()["code"]) == (429, "rate_limited")
-        assert (await client.get("/v1/jobs", headers=heads[3])).status_code == 200
+        assert (await client.get("/v1/jobs", headers=heads[4])).status_code == 200
 
 
 @pytest.mark.timeout(120)
