@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,6 +79,34 @@ async def test_a_model_that_exists_without_a_key(stack: Stack, tmp_path: Path) -
     config = clients.LOCKS / "schemathesis.toml"
     more = ("--include-path-regex", r"^/openai|\{model\}")
     await run(f"{stack.http}/openapi.json", stack.http, tmp_path, config, *more)
+
+
+async def test_a_key_whose_rate_is_spent(stack: Stack, tmp_path: Path) -> None:
+    """What it is told stands in the document too, in the words of each route."""
+    said = ("keys", "create", "limited", "--scope", "infer:*", "--tenant", "limited")
+    rate = ("--rate", "0.1", "--burst", "1", "--registry", stack.registry)
+    key = (await stacks.cli(*said, *rate, api_key=stack.api_key)).strip()
+    config = clients.LOCKS / "schemathesis.toml"
+    head = ("--header", f"Authorization: Bearer {key}", "--include-method", "POST")
+    before = await _n_over_the_rate(stack)
+    await run(
+        f"{stack.http}/openapi.json",
+        stack.http,
+        tmp_path,
+        config,
+        *head,
+        phases="fuzzing",
+        n_examples=3,
+    )
+    # Bodies that nobody can read and routes that spend nothing are among them.
+    assert await _n_over_the_rate(stack) - before > 20
+
+
+async def _n_over_the_rate(stack: Stack) -> float:
+    async with httpx.AsyncClient(trust_env=False) as http:
+        text = (await http.get(f"{stack.metrics['gateway-0']}/metrics")).text
+    found = re.search(r'^inferbus_rejected_total{code="rate_limited"} (\S+)', text, re.MULTILINE)
+    return float(found[1]) if found else 0.0
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 13), reason="mlserver is for Python 3.12 at most")

@@ -353,6 +353,11 @@ def test_every_route_stands_in_the_table() -> None:
     }
     described = {("GET", path) for path in ("/openapi.json", "/docs", "/docs/static/{file}")}
     assert served | described == set(door.POLICIES.table)
+    for method, path in served:
+        policy = door.POLICIES.table[method, path]
+        told = set(app.openapi()["paths"][path][method.lower()]["responses"])
+        assert policy == access.PUBLIC or {"401", "429"} <= told, path
+        assert policy in {access.PUBLIC, access.AUTHENTICATED} or "403" in told, path
 
 
 async def test_what_is_not_in_the_table_is_not_reached() -> None:

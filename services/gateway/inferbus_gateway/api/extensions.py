@@ -48,8 +48,6 @@ UNKNOWN: dict[int | str, dict[str, Any]] = {
 }
 _CHANGE: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorBody, "description": "Not possible"},
-    401: {"model": ErrorBody, "description": "No key, or not a good one"},
-    403: {"model": ErrorBody, "description": "The key may not deploy"},
     404: {"model": ErrorBody, "description": "Unknown model"},
     503: {"model": ErrorBody, "description": "The registry is away"},
     504: {"model": ErrorBody, "description": "Not done yet"},

@@ -22,13 +22,14 @@ from inferbus_gateway.api import extensions, header_docs, jobs, openai_routes, p
 from inferbus_gateway.api.extensions import UNKNOWN, ErrorBody
 from inferbus_gateway.api.views import ModelMetadata, ServerMetadata, Views
 from inferbus_gateway.control.repository import ModelRepository
-from inferbus_gateway.door import Door
+from inferbus_gateway.door import POLICIES, Door
 from inferbus_gateway.hot.access import Access
 from inferbus_gateway.retry_after import retry_after_s
 from inferbus_kit import docs
 from inferbus_kit.errors import InferbusError
 from inferbus_kit.health import Asgi, Health, Receive, Scope, Send, health_answer
 from inferbus_schemas import asyncapi, ids
+from inferbus_schemas.access import AUTHENTICATED, PUBLIC
 
 _log = structlog.get_logger("api")
 
@@ -221,8 +222,26 @@ def _described(app: FastAPI) -> dict[str, Any]:
             "post": _infer_operation("infer_version", ["model", "version"])
         }
         text_docs.describe(document)
+        _describe_the_door(document)
         app.openapi_schema = document
     return app.openapi_schema
+
+
+def _describe_the_door(document: dict[str, Any]) -> None:
+    """Add what the door says to each route that does not tell it in its own words."""
+    body = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
+    said = {
+        "401": {"description": "No key, or not a good one", "content": body},
+        "403": {"description": "The key lacks the scope", "content": body},
+        "429": {"description": "Too many bad keys", "content": body},
+    }
+    for (method, path), policy in POLICIES.table.items():
+        operation = document["paths"].get(path, {}).get(method.lower())
+        if operation is None or policy == PUBLIC:
+            continue
+        for status, response in said.items():
+            if status != "403" or policy != AUTHENTICATED:
+                operation["responses"].setdefault(status, response)
 
 
 def _infer_operation(name: str, parameters: list[str]) -> dict[str, Any]:
