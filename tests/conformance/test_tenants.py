@@ -296,21 +296,25 @@ async def test_lists_show_nothing_of_others(things: Things, stack: Stack, path: 
 async def test_a_key_of_idempotency_is_its_tenants_alone(things: Things, stack: Stack) -> None:
     """The same key and the same request, through every door, are another tenant's own."""
     other = things.others["all"]
-    word = {"idempotency-key": f"key-{secrets.token_hex(8)}"}
-    job = f"/v1/jobs?model=breast-cancer&client_job_id={secrets.token_hex(8)}"
     rows = b'{"features": %s}\n' % json.dumps(ROW["data"]).encode()
-    later = {**word, "prefer": "respond-async"}
-    infer = "/v2/models/breast-cancer/infer"
+    infer, jobs = "/v2/models/breast-cancer/infer", "/v1/jobs?model=breast-cancer"
+    own_name = f"{jobs}&client_job_id={secrets.token_hex(8)}"
+    said = [{"role": "user", "content": "Hi"}]
+    chat = {"model": "smollm2", "messages": said, "max_tokens": 2}
     async with httpx.AsyncClient(base_url=stack.http, timeout=60, trust_env=False) as http:
         for path, body, head, marks in (
-            (infer, {"json": {"inputs": [ROW]}}, word, "x-request-id"),
-            (infer, {"json": {"inputs": [ROW]}}, later, "location"),
-            ("/v1/jobs?model=breast-cancer", {"content": rows}, {**word, **JSON_LINES}, "location"),
-            (job, {"content": rows}, JSON_LINES, "location"),
+            (infer, {"json": {"inputs": [ROW]}}, {}, "x-request-id"),
+            (infer, {"json": {"inputs": [ROW]}}, {"prefer": "respond-async"}, "location"),
+            (CHAT, {"json": chat}, {}, "x-request-id"),
+            (EMBEDDINGS, {"json": {"model": "minilm", "input": "a"}}, {}, "x-request-id"),
+            (jobs, {"content": rows}, JSON_LINES, "location"),
+            (own_name, {"content": rows}, JSON_LINES, "location"),
         ):
-            mine = [await things.mine.post(path, **body, headers=head) for _ in range(2)]
+            word = {} if path == own_name else {"idempotency-key": f"key-{secrets.token_hex(8)}"}
+            sent = {**head, **word}
+            mine = [await things.mine.post(path, **body, headers=sent) for _ in range(2)]
             assert mine[0].headers[marks] == mine[1].headers[marks], "it is known again"
-            got = await http.post(path, **body, headers={**head, **other})
+            got = await http.post(path, **body, headers={**sent, **other})
             assert got.status_code == mine[0].status_code, got.text
             assert got.headers[marks] != mine[0].headers[marks]
             assert "x-inferbus-idempotency" not in got.headers
