@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 from urllib.parse import urlsplit
 
 import uvloop
@@ -33,6 +33,14 @@ class Tally:
     statuses: Counter[int] = field(default_factory=Counter)
     timings: list[bytes] = field(default_factory=list)
     first_bad: str = ""
+
+
+class Seen(Protocol):
+    """What a load generator keeps of the answers; latencies in seconds."""
+
+    latencies_s: list[float]
+    statuses: Counter[int]
+    timings: list[bytes]
 
 
 class Connection(asyncio.Protocol):
@@ -92,16 +100,21 @@ class Connection(asyncio.Protocol):
             self.closed.set_result(None)
 
 
+def prepared(url: str, body: bytes, key: str) -> bytes:
+    """Return a request as it goes over the wire."""
+    parts = urlsplit(url)
+    caller = f"authorization: Bearer {key}\r\n" if key else ""
+    return (
+        f"POST {parts.path} HTTP/1.1\r\nhost: {parts.netloc}\r\ncontent-type: application/json\r\n"
+        f"{caller}content-length: {len(body)}\r\n\r\n"
+    ).encode() + body
+
+
 async def drive(  # noqa: PLR0917 -- the parameters of a load
     url: str, body: bytes, connections: int, seconds: float, warm_s: float, key: str = ""
 ) -> Tally:
     """Send `body` over `connections` for `seconds` after `warm_s` of warm-up, with an API key."""
-    parts = urlsplit(url)
-    caller = f"authorization: Bearer {key}\r\n" if key else ""
-    request = (
-        f"POST {parts.path} HTTP/1.1\r\nhost: {parts.netloc}\r\ncontent-type: application/json\r\n"
-        f"{caller}content-length: {len(body)}\r\n\r\n"
-    ).encode() + body
+    parts, request = urlsplit(url), prepared(url, body, key)
     tally = Tally()
     start = time.perf_counter()
     window = (start + warm_s, start + warm_s + seconds)
@@ -127,25 +140,33 @@ def quantile(values: list[float], share: float) -> float:
     return values[min(len(values) - 1, int(share * len(values)))]
 
 
-def summary(tally: Tally, seconds: float) -> dict[str, object]:
-    """Return the figures of a run; latencies in milliseconds."""
-    ordered = sorted(tally.latencies_s)
+def figures(seen: Seen) -> dict[str, object]:
+    """Return how long answers took, in milliseconds, their statuses, and where the time went."""
+    ordered = sorted(seen.latencies_s)
     hops: dict[str, list[float]] = {}
-    for line in tally.timings:
+    for line in seen.timings:
         for pair in line.decode().split(","):
             name, _, value = pair.strip().partition("=")
             hops.setdefault(name, []).append(float(value))
     return {
-        "requests": len(ordered),
-        "req_per_s": round(len(ordered) / seconds, 1),
         "p50_ms": round(quantile(ordered, 0.50) * 1e3, 3),
         "p90_ms": round(quantile(ordered, 0.90) * 1e3, 3),
         "p99_ms": round(quantile(ordered, 0.99) * 1e3, 3),
         "max_ms": round(ordered[-1] * 1e3, 3) if ordered else None,
-        "statuses": {str(key): count for key, count in sorted(tally.statuses.items())},
-        "first_bad": tally.first_bad,
+        "statuses": {str(key): count for key, count in sorted(seen.statuses.items())},
         "hops_p50_us": {name: quantile(sorted(v), 0.50) for name, v in hops.items()},
         "hops_p99_us": {name: quantile(sorted(v), 0.99) for name, v in hops.items()},
+    }
+
+
+def summary(tally: Tally, seconds: float) -> dict[str, object]:
+    """Return the figures of a run."""
+    n_answers = len(tally.latencies_s)
+    return {
+        "requests": n_answers,
+        "req_per_s": round(n_answers / seconds, 1),
+        **figures(tally),
+        "first_bad": tally.first_bad,
     }
 
 

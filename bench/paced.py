@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 import uvloop
 
-from bench.load import quantile
+from bench.load import figures, prepared
 
 _LENGTH = b"content-length:"
 _TIMING = b"x-inferbus-timing:"
@@ -93,12 +93,7 @@ class _Connection(asyncio.Protocol):
 
 async def drive(url: str, body: bytes, rate_per_s: float, seconds: float, key: str = "") -> Seen:
     """Send `body` at a rate for some seconds; wait for the last answers."""
-    parts = urlsplit(url)
-    caller = f"authorization: Bearer {key}\r\n" if key else ""
-    request = (
-        f"POST {parts.path} HTTP/1.1\r\nhost: {parts.netloc}\r\ncontent-type: application/json\r\n"
-        f"{caller}content-length: {len(body)}\r\n\r\n"
-    ).encode() + body
+    parts, request = urlsplit(url), prepared(url, body, key)
     seen, idle = Seen(), deque[_Connection]()
     loop = asyncio.get_running_loop()
     tasks: set[asyncio.Task[None]] = set()
@@ -129,24 +124,8 @@ async def drive(url: str, body: bytes, rate_per_s: float, seconds: float, key: s
 
 
 def summary(seen: Seen, n_requests: int) -> dict[str, object]:
-    """Return the figures of a run; latencies in milliseconds."""
-    ordered = sorted(seen.latencies_s)
-    hops: dict[str, list[float]] = {}
-    for line in seen.timings:
-        for pair in line.decode().split(","):
-            name, _, value = pair.strip().partition("=")
-            hops.setdefault(name, []).append(float(value))
-    return {
-        "requests": n_requests,
-        "answered": len(ordered),
-        "p50_ms": round(quantile(ordered, 0.50) * 1e3, 2),
-        "p90_ms": round(quantile(ordered, 0.90) * 1e3, 2),
-        "p99_ms": round(quantile(ordered, 0.99) * 1e3, 2),
-        "max_ms": round(ordered[-1] * 1e3, 2) if ordered else None,
-        "statuses": {str(key): count for key, count in sorted(seen.statuses.items())},
-        "hops_p50_us": {name: quantile(sorted(v), 0.50) for name, v in hops.items()},
-        "hops_p99_us": {name: quantile(sorted(v), 0.99) for name, v in hops.items()},
-    }
+    """Return the figures of a run."""
+    return {"requests": n_requests, "answered": len(seen.latencies_s), **figures(seen)}
 
 
 def main() -> None:
