@@ -158,6 +158,26 @@ async def has_database(postgres: Server) -> bool:
     return True
 
 
+async def note(url: str) -> str:
+    """Return what `set_note` left at a database; gone with it, whoever drops or replaces it."""
+    connection = await asyncpg.connect(url, timeout=_CONNECT_TIMEOUT_S, ssl=False)
+    try:
+        query = "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = $1"
+        return await connection.fetchval(query, DATABASE) or ""
+    finally:
+        await connection.close(timeout=_CONNECT_TIMEOUT_S)
+
+
+async def set_note(url: str, text: str) -> None:
+    """Leave a text at a database, as its comment."""
+    connection = await asyncpg.connect(url, timeout=_CONNECT_TIMEOUT_S, ssl=False)
+    try:
+        quoted = text.replace("'", "''")
+        await connection.execute(f"COMMENT ON DATABASE {DATABASE} IS '{quoted}'")
+    finally:
+        await connection.close(timeout=_CONNECT_TIMEOUT_S)
+
+
 def end_holder(data: Path) -> int | None:
     """End a Postgres that still runs on this data directory and return its pid.
 

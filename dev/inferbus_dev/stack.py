@@ -7,10 +7,11 @@ tools may stop, kill, restart or add single processes.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from typing import TYPE_CHECKING
 
-from inferbus_dev import infra, ports, services, state
+from inferbus_dev import infra, ports, postgres, services, state
 from inferbus_dev.errors import LauncherError
 from inferbus_dev.paths import cache_dir
 from inferbus_dev.process import start_time
@@ -307,23 +308,33 @@ class Stack:
         if self._own_postgres:
             self.postgres = await builder.start_postgres()
             self._record()
-        await infra.together(*(self._prepare(role) for role in self._preparing()))
+        await self._prepare()
 
     async def _bring_valkey(self, builder: infra.Infra) -> None:
         if self._own_valkey:
             self.valkey = await builder.start_valkey()
             self._record()
 
-    async def _prepare(self, role: services.Role) -> None:
-        with self.report.step(f"{role.name} tables"):
-            place = self._place()
-            wanted = services.preparation(role, place) if self._own_postgres else ""
-            # Two processes that find nothing to do cost a tenth of a later start.
-            if wanted and self._folder.prepared(role.name) == wanted:
-                return
-            await services.prepare(role, place, self._folder.log(f"{role.name}-migrate"))
-            if wanted:
-                self._folder.set_prepared(role.name, wanted)
+    async def _prepare(self) -> None:
+        """Make the tables; those that are noted in our own Postgres as made are not asked again.
+
+        Two processes that find nothing to do cost a tenth of a later start.
+        """
+        if not self._preparing():
+            return
+        place = self._place()
+        wanted = {one.name: services.preparation(one, place) for one in self._preparing()}
+        noted = json.loads(await postgres.note(self.postgres) or "{}") if self._own_postgres else {}
+
+        async def make(role: services.Role) -> None:
+            with self.report.step(f"{role.name} tables"):
+                if noted.get(role.name) != wanted[role.name]:
+                    log = self._folder.log(f"{role.name}-migrate")
+                    await services.prepare(role, place, log)
+
+        await infra.together(*(make(role) for role in self._preparing()))
+        if self._own_postgres and noted != (found := {**noted, **wanted}):
+            await postgres.set_note(self.postgres, json.dumps(found))
 
     async def _start_service(self, name: str) -> None:
         seat = self._seats[name]

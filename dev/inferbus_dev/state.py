@@ -106,20 +106,6 @@ class StateDir:
             fresh.replace(place)
         return place.read_text("utf-8").strip()
 
-    def prepared(self, role: str) -> str:
-        """Return what was last said to be in this folder's own Postgres for a role, or nothing."""
-        try:
-            return self._prepared(role).read_text("utf-8")
-        except FileNotFoundError:
-            return ""
-
-    def set_prepared(self, role: str, digest: str) -> None:
-        """Say what is in this folder's own Postgres for a role; gone when that is deleted."""
-        self._prepared(role).write_text(digest, "utf-8")
-
-    def _prepared(self, role: str) -> Path:
-        return self.path / "postgres" / f"{role}.prepared"
-
     def write(self, addresses: Mapping[str, Any], running: Iterable[Running]) -> None:
         """Put a new `stack.json` in place of the old one."""
         processes = [

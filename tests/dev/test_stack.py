@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 from typing import TYPE_CHECKING, Any
 
@@ -231,3 +232,5 @@ async def test_tables_are_made_again_only_when_something_changed(
     # The registry's part holds the first key.
     (folder / "admin-key").unlink()
     assert await start() == {"registry"}
+    shutil.rmtree(folder / "postgres" / "data")
+    assert await start() == {"registry", "logger"}
