@@ -51,7 +51,11 @@ def test_a_refused_timeout_opens_no_span() -> None:
     spec = manifests.TensorSpec("x", "INT8", (-1,))
     signature = manifests.Signature(inputs=(spec,), outputs=(spec,))
     target = SimpleNamespace(
-        model="m", version=1, pool="default", manifest=SimpleNamespace(signature=signature)
+        model="m",
+        version=1,
+        pool="default",
+        manifest=SimpleNamespace(signature=signature),
+        counts_tokens=False,
     )
     parts: Any = SimpleNamespace(
         partition=0, resolve=lambda _model, _version: target, place=lambda _entry: True
@@ -103,9 +107,11 @@ def test_a_generation_is_charged_to_its_caller_once_it_ended() -> None:
     )
     bounds = m.Limits(tokens_per_min=60)
     ada = access.principal("acme", "key:1", ["infer:*"], limits=bounds)
-    target: Any = SimpleNamespace(model="m", version=1, pool="default")
 
     def open_one(generation: m.Generation | None) -> Any:
+        target: Any = SimpleNamespace(
+            model="m", version=1, pool="default", counts_tokens=generation is not None
+        )
         return requests.open(
             requests.new_id(),
             target,
