@@ -42,8 +42,10 @@ TROUBLE = (
     KafkaError,
     InferbusError,
 )
-"""What Postgres, Kafka or the network may do to a leader: it steps down and tries again. An internal
-error is what asyncpg says of a connection that was cut while a statement was given up."""
+"""What Postgres, Kafka or the network may do to a leader: it steps down and tries again.
+
+An internal error is what asyncpg says of a connection that was cut while a statement was given up.
+"""
 
 
 class Leader:
