@@ -1,7 +1,8 @@
 """The guard around uvicorn's parser: what one connection may cost in bytes and in time.
 
 In: bytes of a client that may be slow, endless or hostile. Out: requests for the app, or one short
-JSON refusal and a closed connection. httptools itself stores heads and trailers without bound.
+refusal in the words of its path and a closed connection. httptools itself stores heads and trailers
+without bound.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import httptools
 import structlog
@@ -51,22 +53,35 @@ class Limits:
     sweep_s: float = 0.5
 
 
-def _answer(status: int, code: str, error: str) -> bytes:
-    body = json.dumps({"error": error}).encode()
-    return b"%scontent-type: application/json\r\ncontent-length: %d\r\n" % (
-        STATUS_LINE[status],
-        len(body),
-    ) + b"x-inferbus-error-code: %s\r\nconnection: close\r\n\r\n%s" % (code.encode(), body)
+class Refusal(NamedTuple):
+    """Why the listener itself refuses: a stable code, and a sentence for people."""
+
+    status: int
+    code: str
+    error: str
 
 
-MALFORMED = _answer(400, "bad_http", "this is not a well-formed HTTP/1.1 request")
-FRAMING = _answer(400, "bad_framing", "chunk extensions or trailers are too large; send none")
-UPGRADE = _answer(400, "upgrade_with_body", "send the body without asking for an upgrade")
-SLOW_BODY = _answer(408, "slow_body", "the body came too slowly; send it again, faster")
-BODY_TOO_LARGE = _answer(413, "request_too_large", "the body is too large; send less at once")
-HEAD_TOO_LARGE = _answer(431, "headers_too_large", "the headers are too large; send fewer")
-CROWDED = _answer(503, "too_many_connections", "too many connections; try again shortly")
+Refuse = Callable[[bytes, Refusal], tuple[Headers, bytes]]
+"""Return headers and body of a refusal, by its target as far as that was read."""
 
+
+def refuse_plainly(_target: bytes, why: Refusal) -> tuple[Headers, bytes]:
+    """Refuse every path alike, as JSON."""
+    body = json.dumps({"error": why.error}).encode()
+    return [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"x-inferbus-error-code", why.code.encode()),
+    ], body
+
+
+MALFORMED = Refusal(400, "bad_http", "this is not a well-formed HTTP/1.1 request")
+FRAMING = Refusal(400, "bad_framing", "chunk extensions or trailers are too large; send none")
+UPGRADE = Refusal(400, "upgrade_with_body", "send the body without asking for an upgrade")
+SLOW_BODY = Refusal(408, "slow_body", "the body came too slowly; send it again, faster")
+BODY_TOO_LARGE = Refusal(413, "request_too_large", "the body is too large; send less at once")
+HEAD_TOO_LARGE = Refusal(431, "headers_too_large", "the headers are too large; send fewer")
+CROWDED = Refusal(503, "too_many_connections", "too many connections; try again shortly")
 
 BROKEN_BODY = b'{"error": "something went wrong here"}'
 BROKEN_HEAD = [
@@ -74,6 +89,15 @@ BROKEN_HEAD = [
     (b"content-length", b"%d" % len(BROKEN_BODY)),
     (b"x-inferbus-error-code", b"internal"),
 ]
+
+
+def _wire(status: int, headers: Headers, body: bytes, *, close: bool) -> bytes:
+    parts = [STATUS_LINE[status]]
+    for name, value in headers:
+        parts += (name, b": ", value, b"\r\n")
+    parts.append(b"connection: close\r\n\r\n" if close else b"\r\n")
+    parts.append(body)
+    return b"".join(parts)
 
 
 class Answers:
@@ -166,12 +190,7 @@ class Exchange:
         if self.disconnected or transport.is_closing():
             return
         close = close or not self.keep_alive
-        parts = [STATUS_LINE[status]]
-        for name, value in headers:
-            parts += (name, b": ", value, b"\r\n")
-        parts.append(b"connection: close\r\n\r\n" if close else b"\r\n")
-        parts.append(body)
-        transport.write(b"".join(parts))
+        transport.write(_wire(status, headers, body, close=close))
         if close:
             transport.close()
         self._protocol.on_response_complete()
@@ -189,10 +208,15 @@ class GuardedProtocol(HttpToolsProtocol):
     """
 
     def __init__(
-        self, config: Config, state: ServerState, limits: Limits, direct: Direct | None = None
+        self,
+        config: Config,
+        state: ServerState,
+        limits: Limits,
+        direct: Direct | None = None,
+        refuse: Refuse = refuse_plainly,
     ) -> None:
         super().__init__(config, state, {})
-        self._direct = direct
+        self._direct, self._refuse_as, self.url = direct, refuse, b""
         self._limits, self._room, self._phase = limits, limits.head_bytes, HEAD
         self._since_s = self._read_s = self.loop.time()
         self._refusal, self._body_limit = MALFORMED, limits.body_bytes
@@ -310,11 +334,11 @@ class GuardedProtocol(HttpToolsProtocol):
         elif self._phase == ANSWER:
             self._phase, self._since_s = IDLE, self.loop.time()
 
-    def _stop_parser(self, refusal: bytes) -> None:
+    def _stop_parser(self, refusal: Refusal) -> None:
         self._refusal = refusal
         raise ValueError  # `feed_data` turns it into its own error
 
-    def _refuse(self, refusal: bytes) -> None:
+    def _refuse(self, refusal: Refusal) -> None:
         """Answer, end our side and drop input for `linger_s`: a reset would eat the answer."""
         if self._phase == REFUSED or self.transport.is_closing():
             return
@@ -329,7 +353,8 @@ class GuardedProtocol(HttpToolsProtocol):
                 cycle.disconnected = True
                 cycle.message_event.set()
             self.flow.resume_reading()
-            self.transport.write(refusal)
+            headers, body = self._refuse_as(self.url, refusal)
+            self.transport.write(_wire(refusal.status, headers, body, close=True))
             self.transport.write_eof()
 
     def _answering(self) -> bool:

@@ -15,7 +15,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from inferbus_kit.errors import StartupError
-from inferbus_kit.guard import Direct, GuardedProtocol, Limits
+from inferbus_kit.guard import Direct, GuardedProtocol, Limits, Refuse, refuse_plainly
 from inferbus_kit.health import Asgi
 from inferbus_kit.lifecycle import cancel, watched
 from inferbus_kit.settings import is_loopback
@@ -29,7 +29,7 @@ class HttpServer:
     Invariants: `port` is the bound port from construction on; `stop` closes the listener first,
     lets running requests end within `drain_s`, then cuts what is left. `max_body_bytes` None means
     unlimited; a connection past `max_connections` is told 503 and closed, older ones go on.
-    `direct` answers what it takes; all else goes to `app`.
+    `direct` answers what it takes, `app` all else; `refuse` writes what we refuse ourselves.
     """
 
     def __init__(
@@ -43,8 +43,9 @@ class HttpServer:
         max_body_bytes: int | None = None,
         limits: Limits | None = None,
         direct: Direct | None = None,
+        refuse: Refuse = refuse_plainly,
     ) -> None:
-        self._direct = direct
+        self._direct, self._refuse = direct, refuse
         self._limits = replace(
             limits or Limits(), connections=max_connections, body_bytes=max_body_bytes
         )
@@ -73,7 +74,9 @@ class HttpServer:
             # Keys that travel in the clear are everyone's on the way.
             _log.warning("plain_http_beyond_this_machine", host=self._host, port=self.port)
         self._listener = await asyncio.get_running_loop().create_server(
-            lambda: GuardedProtocol(self._config, self._state, self._limits, self._direct),
+            lambda: GuardedProtocol(
+                self._config, self._state, self._limits, self._direct, self._refuse
+            ),
             sock=self._socket,
             backlog=2048,
         )

@@ -119,17 +119,17 @@ def test_the_document_names_what_headers_change(control: Control) -> None:
     app = control_routes(views, control.repository, control.health, *job_wiring.routers())
     paths = app.openapi()["paths"]
     infer = paths["/v2/models/{model}/infer"]["post"]
-    assert {"202", "409", "422", "429", "499"} <= infer["responses"].keys()
+    assert {"202", "408", "409", "422", "429", "431", "499"} <= infer["responses"].keys()
     assert infer["responses"]["202"]["headers"].keys() == {"Location"}
     named = {one["name"] for one in infer["parameters"] if one["in"] == "header"}
     assert named == {"Prefer", "Idempotency-Key"}
     for path in ("/v1/chat/completions", "/openai/v1/score", "/v2/models/{model}/generate"):
         text = paths[path]["post"]
-        assert {"409", "422", "429", "499"} <= text["responses"].keys()
+        assert {"408", "409", "422", "429", "431", "499"} <= text["responses"].keys()
         assert "Idempotency-Key" in {one["name"] for one in text["parameters"]}
     for path in ("/v1/jobs", "/v1/jobs/{job}/retry"):
         job = paths[path]["post"]
-        assert {"202", "409", "429"} <= job["responses"].keys()
+        assert {"202", "408", "409", "429", "431"} <= job["responses"].keys()
         assert "Idempotency-Key" in {one["name"] for one in job["parameters"]}
 
 

@@ -9,10 +9,12 @@ import re
 import struct
 from collections.abc import AsyncIterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import yaml
 
 from inferbus_gateway.hot.pending import MAX_ATTEMPTS
 from inferbus_kit.consume import PartitionReader
@@ -24,6 +26,7 @@ from tests.support.scripted_worker import echo, prediction, rows, silence
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
 
+ASYNCAPI = Path(__file__).resolve().parents[2] / "schemas" / "asyncapi.yaml"
 ONE = rows([1.0, 2.5, -3.0])
 
 
@@ -109,6 +112,38 @@ async def test_every_error_of_every_route_has_code_id_and_shape(
         got = await http.get(gateway.url + path)
         assert got.status_code == 200, path
         assert re.fullmatch(r"[0-9a-f-]{36}", got.headers["x-request-id"])
+
+
+async def test_what_the_listener_refuses_is_in_the_words_of_the_route(
+    side: GatewaySide, gateway: GatewayProcess, http: httpx.AsyncClient
+) -> None:
+    await side.worker(echo)
+    await side.serves(gateway)
+    many = {f"x-{number}": "1" for number in range(101)}
+    asked = (
+        ({"content": b" " * (9 << 20)}, 413, "request_too_large"),
+        ({"headers": many}, 431, "headers_too_large"),
+    )
+    for path, of_error in (
+        ("/v1/chat/completions", lambda body: body["error"]["code"]),
+        ("/openai/v1/batches", lambda body: body["error"]["code"]),
+        ("/v1/jobs/x/retry", lambda body: body["code"]),
+        (side.path, lambda body: list(body) == ["error"] and None),
+    ):
+        for more, status, code in asked:
+            got = await http.post(gateway.url + path, **more)
+            assert (got.status_code, got.headers["x-inferbus-error-code"]) == (status, code), path
+            assert of_error(got.json()) in {code, None}, got.text
+            problem = "/jobs" in path
+            assert (got.headers["content-type"] == "application/problem+json") == problem
+            assert re.fullmatch(r"[0-9a-f-]{36}", got.headers["x-request-id"])
+
+
+async def test_the_description_of_the_topics_is_the_stored_one(
+    gateway: GatewayProcess, http: httpx.AsyncClient
+) -> None:
+    got = await http.get(f"{gateway.url}/asyncapi.json")
+    assert got.json() == yaml.safe_load(ASYNCAPI.read_text())
 
 
 async def test_a_model_that_nobody_holds_any_more_says_when_to_come_back(

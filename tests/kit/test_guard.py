@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from inferbus_kit.guard import Headers, Refusal
 from tests.support.listener import (
     CHUNKED,
     FAST,
@@ -220,3 +221,31 @@ async def test_what_two_parsers_could_read_differently_is_400(rest: bytes) -> No
         got = asyncio.create_task(refused(reader, 400))
         await got
         assert app.disconnects == app.calls
+
+
+async def test_who_serves_writes_the_refusal_by_its_target() -> None:
+    def refuse(target: bytes, why: Refusal) -> tuple[Headers, bytes]:
+        body = b"%d %s %s" % (why.status, why.code.encode(), target[:9])
+        return [(b"content-length", b"%d" % len(body)), (b"x-mine", b"1")], body
+
+    large = b"content-length: 9999999\r\n\r\n"
+    many = b"a:\r\n" * 200 + b"\r\n"
+    cases = {
+        b"\x00": b"400 bad_http ",
+        b"GET /y HTTP/9.9\r\n\r\n": b"400 bad_http /y",
+        POST + large: b"413 request_too_large /x",
+        b"POST /direct HTTP/1.1\r\n" + large: b"413 request_too_large /direct",
+        b"POST /z?a HTTP/1.1\r\n" + many: b"431 headers_too_large /z?a",
+        b"GET /" + b"u" * 40_000: b"431 headers_too_large /uuuuuuuu",
+        CHUNKED + b"3;" + b"x" * 80_000: b"400 bad_framing /x",
+        POST + b"content-length: 5\r\n\r\n1": b"408 slow_body /x",
+    }
+    async with serving(refuse=refuse) as (_app, _server, dial):
+        for sent, want in cases.items():
+            reader, writer = await dial()
+            writer.write(sent)
+            status, head, body = await answer(reader)
+            assert body == want
+            assert status == int(want[:3])
+            assert b"x-mine: 1\r\nconnection: close\r\n\r\n" in head
+            assert await ends(reader) == b""

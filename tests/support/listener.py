@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-from inferbus_kit.guard import Exchange, Handler, Limits
+from inferbus_kit.guard import Exchange, Handler, Limits, Refuse, refuse_plainly
 from inferbus_kit.health import Receive, Scope, Send
 from inferbus_kit.http import HttpServer
 
@@ -84,6 +84,7 @@ async def serving(
     max_body_bytes: int | None = 2 << 20,
     max_connections: int | None = None,
     drain_s: float = 0.5,
+    refuse: Refuse = refuse_plainly,
 ) -> AsyncIterator[tuple[App, HttpServer, Dial]]:
     app = App()
     server = HttpServer(
@@ -95,6 +96,7 @@ async def serving(
         max_connections=max_connections,
         limits=limits,
         direct=app.direct,
+        refuse=refuse,
     )
     await server.start()
     writers: list[asyncio.StreamWriter] = []

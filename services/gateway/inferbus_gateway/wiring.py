@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
+from inferbus_gateway.api import refusals
 from inferbus_gateway.api.openai import OpenAI, before
 from inferbus_gateway.api.rpc import RpcServer
 from inferbus_gateway.api.v2 import make_app
@@ -218,6 +219,7 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
             max_body_bytes=settings.max_body_bytes,
             limits=guard.Limits(streamed=STREAMED),
             direct=side_door(infer),
+            refuse=refusals.of_listener(requests.new_id),
         ),
         rpc_server=RpcServer(
             settings.http_host,

@@ -68,7 +68,7 @@ _UPLOAD: dict[str, Any] = {
 _ERROR = {"application/json": {"schema": {"$ref": "#/components/schemas/OpenAIError"}}}
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"description": "Refused or failed", "content": _ERROR}
-    for status in (400, 401, 403, 404, 405, 413, 415, 422, 429, 501, 503)
+    for status in (400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 431, 501, 503)
 }
 _CONTENT: dict[int | str, dict[str, Any]] = {
     200: {"content": {_BYTES: {"schema": {"type": "string", "format": "binary"}}}}

@@ -62,5 +62,5 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         "description": HTTPStatus(status).phrase,
         "content": {_PROBLEM: {"schema": Problem.model_json_schema()}},
     }
-    for status in (400, 401, 403, 404, 409, 413, 415, 422, 429, 501, 503)
+    for status in (400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 431, 501, 503)
 }

@@ -16,6 +16,8 @@ Body = dict[str, Any]
 
 _PREFIXES = ("", "/openai")
 _STREAM = "text/event-stream"
+FAILURES = (400, 401, 403, 404, 405, 408, 409, 410, 413, 415, 422, 429, 431, 499, 500, 503, 504)
+"""How a request for inference may end beside 200."""
 
 
 def describe(document: Body) -> None:
@@ -56,7 +58,7 @@ def _answers(error: str, *, stream: bool) -> Body:
         good[_STREAM] = {}
     failures = {
         str(status): {"description": "Refused or failed", "content": _content(error)}
-        for status in (400, 401, 403, 404, 405, 409, 410, 413, 415, 422, 429, 499, 500, 503, 504)
+        for status in FAILURES
     }
     return {"200": {"description": "The answer", "content": good}, **failures}
 

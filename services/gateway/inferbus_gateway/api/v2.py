@@ -18,13 +18,12 @@ from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, Field
 
 from inferbus_gateway import VERSION, errors
-from inferbus_gateway.api import extensions, header_docs, jobs, openai_routes, problems, text_docs
+from inferbus_gateway.api import extensions, header_docs, refusals, text_docs
 from inferbus_gateway.api.extensions import UNKNOWN, ErrorBody
 from inferbus_gateway.api.views import ModelMetadata, ServerMetadata, Views
 from inferbus_gateway.control.repository import ModelRepository
 from inferbus_gateway.door import POLICIES, Door
 from inferbus_gateway.hot.access import Access
-from inferbus_gateway.retry_after import retry_after_s
 from inferbus_kit import docs
 from inferbus_kit.errors import InferbusError
 from inferbus_kit.health import Asgi, Health, Receive, Scope, Send, health_answer
@@ -234,6 +233,7 @@ def _describe_the_door(document: dict[str, Any]) -> None:
         "401": {"description": "No key, or not a good one", "content": body},
         "403": {"description": "The key lacks the scope", "content": body},
         "429": {"description": "Too many bad keys", "content": body},
+        "431": {"description": "The headers are too large", "content": body},
     }
     for (method, path), policy in POLICIES.table.items():
         operation = document["paths"].get(path, {}).get(method.lower())
@@ -250,7 +250,7 @@ def _infer_operation(name: str, parameters: list[str]) -> dict[str, Any]:
 
     failures = {
         str(status): {"description": "Refused or failed", "content": content("ErrorBody")}
-        for status in (400, 401, 403, 404, 405, 409, 413, 415, 422, 429, 431, 499, 500, 503, 504)
+        for status in text_docs.FAILURES
     }
     return {
         "tags": ["infer"],
@@ -284,44 +284,30 @@ def _infer_operation(name: str, parameters: list[str]) -> dict[str, Any]:
 def _ready(views: Views, model: str, version: str) -> JSONResponse:
     name, fit = views.ready(model, version)
     body = {"name": name, "ready": fit}
-    return JSONResponse(body) if fit else JSONResponse(body, 503, _head(errors.NoWorkerError, 503))
-
-
-def _head(error: InferbusError | type[InferbusError], status: int) -> dict[str, str]:
-    head = {"x-inferbus-error-code": error.code}
-    if status == 401:  # noqa: PLR2004 -- RFC 9110 asks to say how
-        head["www-authenticate"] = "Bearer"
-    if (wait_s := retry_after_s(error)) is not None:
-        head["retry-after"] = str(wait_s)
-    return head
-
-
-def _body(error: InferbusError, status: int | None = None) -> JSONResponse:
-    code = status or error.http_status
-    return JSONResponse({"error": str(error)}, code, _head(error, code))
+    if fit:
+        return JSONResponse(body)
+    return JSONResponse(body, 503, refusals.head(errors.NoWorkerError, 503))
 
 
 async def _inferbus_error(_request: Request, error: Exception) -> Response:
     if not isinstance(error, InferbusError):
         raise error
-    return _body(error)
+    return refusals.plain(error)
 
 
 async def _refuse(error: InferbusError, scope: Scope, receive: Receive, send: Send) -> None:
-    if openai_routes.served_here(scope["path"]):
-        answer = openai_routes.refusal(error)
-    else:
-        of_jobs = openai_routes.under(scope["path"], jobs.PATH)
-        answer = problems.problem(error) if of_jobs else _body(error)
+    answer = refusals.by_path(scope["path"], error)
     if isinstance(error, errors.MethodNotAllowedError):
         answer.headers["allow"] = ", ".join(error.allowed)
     await answer(scope, receive, send)
 
 
 async def _invalid(_request: Request, _error: Exception) -> Response:
-    return _body(errors.InvalidRequestError("the request does not fit this route; see /docs"))
+    error = errors.InvalidRequestError("the request does not fit this route; see /docs")
+    return refusals.plain(error)
 
 
 async def _unexpected(_request: Request, error: Exception) -> Response:
     _log.error("route_failed", exc_info=error)
-    return _body(InferbusError("something went wrong here; the request id names it in our log"))
+    said = "something went wrong here; the request id names it in our log"
+    return refusals.plain(InferbusError(said))

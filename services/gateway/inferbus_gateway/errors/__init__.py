@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+from inferbus_gateway.errors.connections import (
+    BadFramingError,
+    BadHttpError,
+    HeadersTooLargeError,
+    SlowBodyError,
+    TooManyConnectionsError,
+    UpgradeWithBodyError,
+    of_connection,
+)
 from inferbus_gateway.errors.jobs import (
     JobNotFinishedError,
     JobNotFoundError,
@@ -58,6 +67,8 @@ from inferbus_kit.errors import InferbusError, ObjectStoreError, OverloadedError
 
 __all__ = [
     "BY_OUTCOME",
+    "BadFramingError",
+    "BadHttpError",
     "BusUnavailableError",
     "CancelledError",
     "ContextExceededError",
@@ -65,6 +76,7 @@ __all__ = [
     "ExpiredError",
     "FailedError",
     "ForbiddenError",
+    "HeadersTooLargeError",
     "InferbusError",
     "InvalidRequestError",
     "JobNotFinishedError",
@@ -86,20 +98,24 @@ __all__ = [
     "ReconnectError",
     "RegistryUnavailableError",
     "ResultNotRetainedError",
+    "SlowBodyError",
     "StreamBrokenError",
     "StreamExpiredError",
     "StreamNotFoundError",
     "TenantBusyError",
     "TooLargeError",
     "TooManyBadKeysError",
+    "TooManyConnectionsError",
     "TooManyJobRowsError",
     "TooManyJobsError",
     "UnauthorizedError",
     "UnknownModelError",
     "UnsupportedEncodingError",
     "UnsupportedMediaTypeError",
+    "UpgradeWithBodyError",
     "UriRefusedError",
     "UriUnreadableError",
     "WrongTaskError",
+    "of_connection",
     "too_large",
 ]
