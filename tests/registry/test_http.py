@@ -124,6 +124,11 @@ def test_a_wrong_digest_stores_nothing(client: httpx.Client, running: RegistryPr
     assert staged(running) == []
 
 
+def test_what_the_listener_refuses_is_a_problem_document_too(client: httpx.Client) -> None:
+    answer = client.get("/models", headers={f"x-{number}": "1" for number in range(101)})
+    assert is_problem(answer, 431, "headers_too_large")
+
+
 def test_a_stored_digest_does_not_excuse_wrong_bytes(client: httpx.Client) -> None:
     data = secrets.token_bytes(100)
     client.put(f"/blobs/{sha256(data)}", content=data)

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from inferbus_kit import docs
 from inferbus_kit.errors import InferbusError
+from inferbus_kit.guard import Headers, Refusal
 
 _log = structlog.get_logger("http")
 
@@ -111,6 +112,22 @@ def problem(
     }
     headers = {"retry-after": _RETRY_AFTER_S} if status == HTTPStatus.SERVICE_UNAVAILABLE else {}
     return JSONResponse(body, status, headers, media_type="application/problem+json")
+
+
+def of_listener(_target: bytes, why: Refusal) -> tuple[Headers, bytes]:
+    """Return what the listener itself refuses, as a problem document."""
+    request_id = uuid.uuid4().hex
+    body = {
+        "type": "about:blank",
+        "title": HTTPStatus(why.status).phrase,
+        "status": why.status,
+        "detail": why.error,
+        "code": why.code,
+        "request_id": request_id,
+    }
+    extra = {"x-inferbus-error-code": why.code, "x-request-id": request_id}
+    answer = JSONResponse(body, why.status, extra, media_type="application/problem+json")
+    return [*answer.raw_headers, *_HEADERS], bytes(answer.body)
 
 
 async def ours(request: Request, error: Exception) -> Response:

@@ -10,6 +10,7 @@ from inferbus_kit.lifecycle import Lifecycle
 from inferbus_kit.metrics import registry_metrics
 from inferbus_kit.settings import load
 from inferbus_kit.telemetry import configure_logs
+from inferbus_registry import problems
 from inferbus_registry.app import Services, make_app
 from inferbus_registry.artifacts.repository import BlobRepository, open_store
 from inferbus_registry.artifacts.service import BlobService
@@ -78,7 +79,7 @@ async def build(lifecycle: Lifecycle) -> None:
     readiness = Readiness(database, health, metrics.versions)
     probes = HttpServer(health_app(health, collector), settings.http_host, settings.metrics_port)
     app = make_app(services, uses.find, local=settings.auth == "local")
-    http = HttpServer(app, settings.http_host, settings.http_port)
+    http = HttpServer(app, settings.http_host, settings.http_port, refuse=problems.of_listener)
 
     lifecycle.add("metrics", start=probes.start, stop=probes.stop)
     lifecycle.add("database", stop=database.stop)
