@@ -72,6 +72,11 @@ async def test_a_page_says_what_works(
                 assert text in done.out, block
 
 
+def test_the_load_generator_is_the_one_that_pages_say() -> None:
+    (block,) = [block for block in RUN if block.environment == "perf"]
+    assert set(block.installed) == clients.wanted("perf")
+
+
 def test_every_block_is_run_or_says_why_not() -> None:
     assert {block.language for block in EVERY} <= {"", "sh", "python", "json"}
     assert sum(block.language == "python" for block in RUN) >= 9

@@ -53,13 +53,21 @@ def environment(name: str) -> Path:
     return folder
 
 
+def wanted(name: str) -> set[str]:
+    """Return what a client's environment is made of, before that of others is added."""
+    lines = (LOCKS / f"{name}.in").read_text().splitlines()
+    return {line for line in lines if line and not line.startswith("#")}
+
+
+def path_of(home: Path) -> dict[str, str]:
+    """Return the variable with which a shell finds the programs of an environment."""
+    return {"PATH": f"{home / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+
+
 def programs_of(home: Path) -> dict[str, str]:
-    """Return the variables with which a shell finds the programs of an environment."""
+    """Return the same, and where its programs find their libraries."""
     libraries = [str(path) for path in home.glob("lib/python*/site-packages/nvidia/*/lib")]
-    return {
-        "PATH": f"{home / 'bin'}{os.pathsep}{os.environ['PATH']}",
-        "LD_LIBRARY_PATH": os.pathsep.join(libraries),
-    }
+    return {**path_of(home), "LD_LIBRARY_PATH": os.pathsep.join(libraries)}
 
 
 NO_PERF = (

@@ -40,9 +40,14 @@ class Block:
     def environment(self) -> str:
         """The environment whose Python or programs it needs; empty: that of the tests."""
         if self.language == "sh":
-            return "perf" if self.text.startswith("perf_analyzer") else ""
-        installed = " ".join(_INSTALLED.findall(self.text))
+            return "perf" if "\nperf_analyzer " in f"\n{self.text}" else ""
+        installed = " ".join(self.installed)
         return next((_ENVIRONMENTS[one] for one in _ENVIRONMENTS if one in installed), "")
+
+    @property
+    def installed(self) -> list[str]:
+        """What it says is to be installed."""
+        return [one for line in _INSTALLED.findall(self.text) for one in line.split()]
 
     @property
     def expected(self) -> list[str]:
@@ -108,7 +113,7 @@ class Reader:
             (self.folder / "snippet.py").write_text(text)
             python = home / "bin" / "python" if home else Path(sys.executable)
             return await clients.call(python, "snippet.py", folder=self.folder)
-        env = {"CURL_HOME": str(self.folder)} | (clients.programs_of(home) if home else {})
+        env = {"CURL_HOME": str(self.folder)} | (clients.path_of(home) if home else {})
         own = "".join(f"{name}={shlex.quote(value)}\n" for name, value in env.items())
         script = f"set -aeu -o pipefail\n. ./.variables\n{own}{text}export -p > .variables\n"
         return await clients.call("bash", "-c", script, folder=self.folder)
