@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
+from bench import fuzz
 from inferbus_dev.stack import Stack
 from inferbus_gateway import door
 from tests.support import hostile, hostile_rpc, hostile_shapes
@@ -63,6 +65,19 @@ def test_the_rules_can_be_broken() -> None:
     made = [next(first) for _ in range(50)]
     assert made == [next(again) for _ in range(50)]
     assert made != [next(other) for _ in range(50)]
+
+
+def test_growth_and_another_process_are_findings_of_the_bench() -> None:
+    def figures(after: float, rpc_after: float, *, same: bool = True) -> dict[str, Any]:
+        rpc = {"broken": [], "gateway_memory_mib": {"before": 50.0, "after": rpc_after}}
+        http = {"broken": [], "gateway_memory_mib": {"before": 50.0, "after": after}}
+        return {**http, "grpc": rpc, "gateway_still_the_same_process": same}
+
+    assert fuzz.findings(figures(97.6, 97.6)) == []
+    assert "over the requests" in fuzz.findings(figures(97.7, 50.0))[0]
+    assert "over the gRPC calls" in fuzz.findings(figures(50.0, 97.7))[0]
+    assert fuzz.findings(figures(50.0, 50.0, same=False)) == ["the gateway is another process"]
+    assert fuzz.findings({**figures(50.0, 50.0), "broken": ["500"]}) == ["500"]
 
 
 @pytest.mark.asyncio(loop_scope="session")
