@@ -166,9 +166,14 @@ async def test_processes_come_and_go(stack: Stack, tmp_path: Path) -> None:
     await stack.stop()
 
 
-async def test_fixed_ports_follow_the_base(
-    tmp_path: Path, environment: dict[str, str], kafka_bootstrap: str, postgres_url: str
+async def test_fixed_ports_follow_the_base_and_settings_the_users_environment(
+    tmp_path: Path,
+    environment: dict[str, str],
+    kafka_bootstrap: str,
+    postgres_url: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("INFERBUS_AUTH", "required")
     base = 31_400
     stack = Stack(
         tmp_path / ".inferbus",
@@ -184,6 +189,8 @@ async def test_fixed_ports_follow_the_base(
         assert stack.metrics["gateway-0"] == f"http://127.0.0.1:{base + 2}"
         assert stack.registry == f"http://127.0.0.1:{base + 3}"
         assert await loopback.get(base + 2, "/readyz") == (loopback.OK, "ok")
+        told = {_told(tmp_path, name)["INFERBUS_AUTH"] for name in stack.supervisor.members}
+        assert told == {"required"}
     finally:
         await stack.stop()
 

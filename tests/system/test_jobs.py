@@ -24,6 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 MODEL = "minilm"
 N_ROWS = 2000
+TOO_LONG = (256 << 10) + 1
 BAD = frozenset(range(7, N_ROWS, 211))
 WORDS = ("cat", "mat", "bus", "kafka", "sat", "on", "the", "a")
 
@@ -76,9 +77,11 @@ async def test_a_job_survives_the_death_of_everybody(stack: Stack, tmp_path: Pat
         assert [row["row"] for row in results] == list(range(N_ROWS))
         assert {row["row"] for row in results if row["status"] != "ok"} == BAD
         await _answers_are_the_rows_own(http, texts, results)
-    await stacks.at_rest(stack)
-    await _the_log_has_each_row_once(stack, results)
-    await _by_the_command_line(stack, tmp_path)
+        await stacks.at_rest(stack)
+        await _the_log_has_each_row_once(stack, results)
+        await _what_was_cancelled_is_run_by_retry(http, texts)
+        await _nobody_waits_for_a_job_of_one_row(http)
+        await _by_the_command_line(stack, http, tmp_path)
 
 
 async def _until(http: httpx.AsyncClient, job: str, what: Any) -> dict[str, Any]:
@@ -119,16 +122,69 @@ async def _the_log_has_each_row_once(stack: Stack, results: list[dict[str, Any]]
     assert len(logged) == N_ROWS + 10
 
 
-async def _by_the_command_line(stack: Stack, tmp_path: Path) -> None:
+async def _results(http: httpx.AsyncClient, job: str) -> list[dict[str, Any]]:
+    text = (await http.get(f"/v1/jobs/{job}/results")).text
+    return [json.loads(line) for line in text.splitlines()]
+
+
+async def _what_was_cancelled_is_run_by_retry(http: httpx.AsyncClient, texts: list[str]) -> None:
+    some = texts[:300]
+    made = await http.post(
+        f"/v1/jobs?model={MODEL}",
+        content="\n".join(some).encode(),
+        headers={"content-type": "application/x-ndjson"},
+    )
+    first = made.json()["id"]
+    assert (await http.delete(f"/v1/jobs/{first}")).status_code == 200
+    counts = (await _until(http, first, lambda said: said["state"] == "cancelled"))["counts"]
+    assert counts["cancelled"] > 0
+    before = await _results(http, first)
+    again = (await http.post(f"/v1/jobs/{first}/retry")).json()
+    assert (again["parent"], again["counts"]["rows"]) == (first, counts["cancelled"])
+    await _until(http, again["id"], lambda said: said["state"] == "completed")
+    after = await _results(http, again["id"])
+    assert [row["row"] for row in after] == list(range(len(some)))
+    assert {row["row"] for row in after if row["status"] != "ok"} == BAD & set(range(len(some)))
+    kept = [row for row in before if row["status"] != "cancelled"]
+    assert [after[row["row"]] for row in kept] == kept
+
+
+async def _nobody_waits_for_a_job_of_one_row(http: httpx.AsyncClient) -> None:
+    one = {"name": "text", "datatype": "BYTES", "shape": [1], "data": ["a cat"]}
+    asked = {"id": "mine", "inputs": [one]}
+    now = (await http.post(f"/v2/models/{MODEL}/infer", json=asked)).json()
+    later = await http.post(
+        f"/v2/models/{MODEL}/infer", json=asked, headers={"prefer": "respond-async"}
+    )
+    assert later.status_code == 202, later.text
+    job = later.headers["location"].removeprefix("/v1/jobs/")
+    await _until(http, job, lambda said: said["state"] == "completed")
+    (row,) = await _results(http, job)
+    assert (row["id"], row["status"]) == ("mine", "ok")
+    (got,), (want,) = row["outputs"], now["outputs"]
+    assert (got["name"], got["shape"]) == (want["name"], want["shape"])
+    tolerance = max(one.tolerance for one in samples.load(model_folder(MODEL)))
+    assert max(abs(a - b) for a, b in zip(got["data"], want["data"], strict=True)) <= tolerance
+
+
+async def _by_the_command_line(stack: Stack, http: httpx.AsyncClient, tmp_path: Path) -> None:
     async def jobs(*argv: str) -> str:
         return await stacks.cli("jobs", *argv, "--gateway", stack.http, api_key=stack.api_key)
 
     path = tmp_path / "rows.jsonl"
-    path.write_text("\n".join(rows()[:8]))
+    # A worker refuses the last one: it is a row that can be tried again.
+    path.write_text("\n".join([*rows()[:8], json.dumps({"text": "x" * TOO_LONG})]))
     job = (await jobs("submit", MODEL, str(path), "--wait", "--job-id", "mine")).strip()
     assert (await jobs("submit", MODEL, str(path), "--job-id", "mine")).strip() == job
     results = [json.loads(line) for line in (await jobs("results", job)).splitlines()]
-    assert [row["status"] for row in results] == ["ok"] * 7 + ["failed"]
+    assert [row["status"] for row in results] == ["ok"] * 7 + ["failed"] * 2
     assert job in await jobs("list")
     assert json.loads(await jobs("get", job, "--json"))["state"] == "completed"
     assert "completed" in await jobs("cancel", job)
+    again = (await jobs("retry", job)).strip()
+    done = await _until(http, again, lambda said: said["state"] == "completed")
+    assert (done["parent"], done["counts"]["rows"], done["counts"]["failed"]) == (job, 1, 1)
+    both = await _results(http, again)
+    assert both[:8] == results[:8]
+    assert (both[8]["row"], both[8]["error"]) == (8, results[8]["error"])
+    assert both[8]["request_id"] != results[8]["request_id"], "it was tried again"

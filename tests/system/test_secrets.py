@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 MODEL = "breast-cancer"
+OVERLAP_S = 3
 
 
 async def every_record(bootstrap: str) -> bytes:
@@ -169,30 +170,44 @@ async def test_no_secret_is_told() -> None:
             assert all(p.stat().st_mode & 0o077 == 0 for p in files)
 
 
-async def test_a_revoked_key_is_refused_by_every_gateway_within_seconds() -> None:
+async def test_a_rotated_or_revoked_key_is_refused_by_every_gateway_within_seconds() -> None:
     async with stacks.running(n_gateways=2) as stack:
         await stacks.push(stack, MODEL)
         argv = ("--scope", "infer:*", "--registry", stack.registry)
         made = await stacks.cli("keys", "create", "short", *argv, api_key=stack.api_key)
         key = made.strip().splitlines()[-1]
-        head = {"authorization": f"Bearer {key}"}
-        async with httpx.AsyncClient(trust_env=False, timeout=30, headers=head) as http:
+        async with httpx.AsyncClient(trust_env=False, timeout=30) as http:
 
-            async def becomes(status: int) -> float:
+            async def opens(url: str, key: str) -> int:
+                head = {"authorization": f"Bearer {key}"}
+                return (await http.get(f"{url}/v2/models/{MODEL}", headers=head)).status_code
+
+            async def becomes(status: int, key: str) -> float:
                 started_s = time.monotonic()
                 for url in stack.gateways:
-                    while (await http.get(f"{url}/v2/models/{MODEL}")).status_code != status:
+                    while await opens(url, key) != status:
                         assert time.monotonic() - started_s < 20
                         await asyncio.sleep(0.02)
                 return time.monotonic() - started_s
 
-            await becomes(200)
+            await becomes(200, key)
             where = ("--registry", stack.registry)
             async with asyncio.timeout(30):
                 while "used 20" not in await _line_of(stack, "short"):  # noqa: ASYNC110 -- a poll
                     await asyncio.sleep(0.2)
+            rotated = await http.post(
+                f"{stack.registry}/v1/registry/keys/{access.key_id(key)}/rotate",
+                json={"overlap_s": OVERLAP_S},
+                headers={"authorization": f"Bearer {stack.api_key}"},
+            )
+            old, key = key, rotated.json()["key"]
+            # Who knows the new one has heard that the old one is to end.
+            await becomes(200, key)
+            assert [await opens(url, old) for url in stack.gateways] == [200, 200]
+            await becomes(401, old)
+            assert [await opens(url, key) for url in stack.gateways] == [200, 200]
             await stacks.cli("keys", "revoke", key, *where, api_key=stack.api_key)
-            assert await becomes(401) < 5
+            assert await becomes(401, key) < 5
 
 
 async def _line_of(stack: Stack, name: str) -> str:

@@ -14,6 +14,10 @@ QUESTION = [
     {"role": "system", "content": "You are a helpful assistant."},
     {"role": "user", "content": "What is the capital of France?"},
 ]
+CAPITAL = {
+    "instructions": "You are a helpful assistant.",
+    "input": "What is the capital of France?",
+}
 ANSWER = "The capital of France is Paris."
 GREEDY = {"model": "smollm2", "temperature": 0, "max_tokens": 16}
 
@@ -57,7 +61,10 @@ def whole(client: openai.OpenAI) -> None:
             },
         },
     )
-    assert '"years"' in shaped.choices[0].message.content
+    aged = json.loads(shaped.choices[0].message.content)
+    assert aged.keys() == {"years"}, aged
+    assert type(aged["years"]) is int, aged
+    assert aged["years"] <= 99, aged
     text = client.completions.create(prompt="1, 2, 3, 4,", stop=["7"], **GREEDY)
     assert text.choices[0].text.strip().startswith("5, 6"), text
     assert "7" not in text.choices[0].text
@@ -171,12 +178,7 @@ def tools(client: openai.OpenAI) -> None:
 
 
 def responses(client: openai.OpenAI) -> None:
-    asked = {
-        "model": "smollm2",
-        "instructions": "You are a helpful assistant.",
-        "input": "What is the capital of France?",
-        "temperature": 0,
-    }
+    asked = {"model": "smollm2", "temperature": 0, **CAPITAL}
     said = client.responses.create(**asked, max_output_tokens=16)
     assert (said.output_text, said.status) == (ANSWER, "completed"), said
     assert said.usage.output_tokens == 8
@@ -258,6 +260,15 @@ async def together(client: openai.AsyncOpenAI) -> None:
     assert await asyncio.gather(*(one() for _ in range(4))) == [ANSWER] * 4
     said = await client.chat.completions.create(messages=QUESTION, **GREEDY)
     assert said.choices[0].message.content == ANSWER
+    async with client.chat.completions.stream(messages=QUESTION, **GREEDY) as events:
+        final = await events.get_final_completion()
+    assert final.choices[0].message.content == ANSWER
+    asked = {"model": "smollm2", "temperature": 0, "max_output_tokens": 16, **CAPITAL}
+    answer = await client.responses.create(**asked)
+    assert (answer.output_text, answer.status) == (ANSWER, "completed"), answer
+    stream = await client.responses.create(**asked, stream=True)
+    pieces = [event.delta async for event in stream if event.type == "response.output_text.delta"]
+    assert "".join(pieces) == ANSWER
 
 
 def main() -> None:
