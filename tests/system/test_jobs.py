@@ -1,10 +1,11 @@
-"""A job on the whole stack while its workers and its gateway are killed: each row once."""
+"""A job on the whole stack while every process of it is killed: each row once."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
+import os
 import random
 import signal
 from collections.abc import AsyncIterator
@@ -13,6 +14,7 @@ from typing import Any
 
 import asyncpg
 import httpx
+import psutil
 import pytest
 
 from inferbus_dev.stack import Stack
@@ -23,8 +25,9 @@ from tests.support.sample_models import model_folder
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 MODEL = "minilm"
-N_ROWS = 2000
+N_ROWS = 4000
 TOO_LONG = (256 << 10) + 1
+OTHERS = ("engine", "registry", "logger", "valkey", "postgres", "kafka")
 BAD = frozenset(range(7, N_ROWS, 211))
 WORDS = ("cat", "mat", "bus", "kafka", "sat", "on", "the", "a")
 
@@ -63,6 +66,8 @@ async def test_a_job_survives_the_death_of_everybody(stack: Stack, tmp_path: Pat
         await _until(http, job, lambda said: said["counts"]["done"] > 0)
         stack.kill("gateway", 0, signal.SIGKILL)
         stack.kill("worker", 1, signal.SIGKILL)
+        for role in OTHERS:
+            await _goes_on_without(stack, http, job, role)
         done = await _until(http, job, lambda said: said["state"] == "completed")
         assert done["counts"] == {
             "rows": N_ROWS,
@@ -93,6 +98,21 @@ async def _until(http: httpx.AsyncClient, job: str, what: Any) -> dict[str, Any]
                     found: dict[str, Any] = said
                     return found
             await asyncio.sleep(0.05)
+
+
+async def _goes_on_without(stack: Stack, http: httpx.AsyncClient, job: str, role: str) -> None:
+    """Kill one of the others in the middle of the job; more of its rows are done afterwards."""
+    said = await _until(http, job, lambda _said: True)
+    assert said["state"] == "running", f"the job ended before {role} died: {said}"
+    if role == "engine":
+        await stack.wait_ready("worker", 0)
+        engines = psutil.Process(stack.process("worker", 0).pid).children()
+        os.kill(engines[0].pid, signal.SIGKILL)
+    else:
+        stack.kill(role, 0, signal.SIGKILL)
+        await stack.wait_ready(role, 0)
+    done = said["counts"]["done"]
+    await _until(http, job, lambda said: said["counts"]["done"] > done)
 
 
 async def _answers_are_the_rows_own(
