@@ -156,6 +156,9 @@ async def test_two_at_once_and_a_client_that_leaves(
         )
         (sent,) = await side.until(lambda: worker.requests)
         leaves.cancel()
+        unsure = await http.post(path, json=body, headers=head | {"x-inferbus-timeout-ms": "300"})
+        assert unsure.headers["x-inferbus-error-code"] == "outcome_unknown"
+        assert unsure.headers["x-should-retry"] == "true", "with its key it is safe"
         await worker.answer(generated(sent), partition=sent.reply_partition)
         got = sorted(await asyncio.gather(stays, waits), key=lambda one: MARK in one.headers)
         assert got[0].content == got[1].content

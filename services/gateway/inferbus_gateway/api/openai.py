@@ -115,7 +115,7 @@ class OpenAI:
     async def _turn_away(
         self, error: InferbusError, scope: Scope, _receive: Receive, send_: Send
     ) -> None:
-        await send(send_, self._refused(error, self._requests.new_id(), scope))
+        await send(send_, self._refused(error, self._requests.new_id(), scope=scope))
 
     async def _serve(self, scope: Scope, receive: Receive, send_: Send) -> None:
         request_id = self._requests.new_id()
@@ -134,9 +134,11 @@ class OpenAI:
             if begun:
                 _log.error("cut_off", request_id=ids.text(request_id), exc_info=error)
                 return
-            await send(send_, self._refused(error, request_id, scope))
+            await send(send_, self._refused(error, request_id, scope=scope))
 
-    def _refused(self, error: Exception, request_id: bytes, scope: Scope) -> Answer:
+    def _refused(
+        self, error: Exception, request_id: bytes, *, scope: Scope, safe: bool = False
+    ) -> Answer:
         said, code = InferbusError(_BROKEN), ""
         headers = [(b"x-request-id", ids.text(request_id).encode())]
         if isinstance(error, EndedError):
@@ -148,8 +150,9 @@ class OpenAI:
         else:
             _log.error("openai_failed", request_id=ids.text(request_id), exc_info=error)
         headers.append((b"x-inferbus-error-code", (code or said.code).encode()))
-        # The SDK would else send again what may be running.
-        headers.append((b"x-should-retry", b"true" if said.retryable else b"false"))
+        # The SDK would else send again what may be running, which only a key makes safe.
+        again = said.retryable or (safe and isinstance(said, errors.OutcomeUnknownError))
+        headers.append((b"x-should-retry", b"true" if again else b"false"))
         if said.http_status == _UNAUTHORIZED:
             headers.append((b"www-authenticate", b"Bearer"))
         if isinstance(said, errors.MethodNotAllowedError):

@@ -52,12 +52,16 @@ class _Answered:
 
 @dataclass(slots=True)
 class _Running:
-    """A key that this gateway works on; `end` is None where nothing is known of its end."""
+    """A key that this gateway works on; `end` is None where nothing is known of its end.
+
+    `mark` is `DEGRADED` where the key keeps nobody from running it again elsewhere.
+    """
 
     end: asyncio.Future[_Answered | InferbusError | None] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
     place: Place | None = None
+    mark: str = ""
 
     def tell(self, end: _Answered | InferbusError | None) -> None:
         if not self.end.done():
@@ -160,6 +164,7 @@ class Once:
         try:
             end = await asyncio.wait_for(asyncio.shield(running.end), left_s)
         except TimeoutError:
+            asked.mark = running.mark
             raise _unknown() from None
         if isinstance(end, InferbusError):
             raise end
@@ -203,7 +208,7 @@ class Once:
             if known:
                 await self._keys.undo(asked.name, mine if away.asked else None, None)
                 raise errors.BusUnavailableError(_KEYS_AWAY) from away
-            asked.mark = DEGRADED
+            asked.mark = running.mark = DEGRADED
             if not away.asked:
                 mine = None
         if stored is not None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 from inferbus_gateway.errors import InvalidRequestError, ParameterError
 from inferbus_gateway.hot import embeddings, keyed, text_answers
@@ -46,8 +47,15 @@ class Prepared:
 
 Read = Callable[[Target, bytes], Prepared]
 """Reads a request for a target and under an id; raises `InferbusError` where it is refused."""
-Refused = Callable[[Exception, bytes], Answer]
-"""Returns the answer for an error, with the id that it names."""
+
+
+class Refused(Protocol):
+    """Returns the answer for an error, with the id that it names.
+
+    `safe`: whatever became of the request, sending it again does not run it twice.
+    """
+
+    def __call__(self, error: Exception, request_id: bytes, *, safe: bool) -> Answer: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +165,7 @@ class _Keyed:
             prediction = self._requests.settle(entry)
             answer = self._ready[1].answer(prediction, self._requests.receipt(entry))
         except Exception as error:  # noqa: BLE001 -- each request is answered in our own words
-            answer = self._refused(error, entry.id)
+            answer = self._refused(error, entry.id, safe=self._safe)
         self._answer(answer)
 
     def recalled(self, prediction: m.Prediction, offset: int) -> None:
@@ -165,16 +173,21 @@ class _Keyed:
         try:
             answer = prepared.answer(prediction, f"{place.partition}:{offset}")
         except Exception as error:  # noqa: BLE001 -- as above
-            answer = self._refused(error, place.id)
+            answer = self._refused(error, place.id, safe=self._safe)
         self._answer(answer)
 
     def refuse(self, error: Exception, place: Place | None = None) -> None:
-        self._answer(self._refused(error, self._asked.id if place is None else place.id))
+        request_id = self._asked.id if place is None else place.id
+        self._answer(self._refused(error, request_id, safe=self._safe))
 
     @property
     def _ready(self) -> tuple[Place, Prepared]:
         assert self._prepared is not None  # noqa: S101 -- `prepare` comes first
         return self._prepared
+
+    @property
+    def _safe(self) -> bool:
+        return self.mark != keyed.DEGRADED
 
     def _answer(self, answer: Answer) -> None:
         if self.mark:
