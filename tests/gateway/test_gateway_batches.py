@@ -15,13 +15,15 @@ import pytest
 from inferbus_kit.objects import Objects, open_store
 from inferbus_schemas import access, batches, ids, jobs, topics
 from inferbus_schemas import messages as m
-from tests.support.gateway_side import GatewaySide
+from tests.support.gateway_side import GatewaySide, deployed
 from tests.support.job_side import commands
-from tests.support.scripted_worker import echo, prediction
+from tests.support.scripted_worker import echo, prediction, rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 EMBEDDINGS = "/v1/embeddings"
+COUNTS = {"task": "text-embedding"}
+"""A model whose tokens are counted."""
 FORM = {"content-type": "multipart/form-data; boundary=b"}
 
 
@@ -116,7 +118,12 @@ async def test_any_gateway_takes_over_and_all_tell_the_same(
     one, other = await asyncio.gather(
         gateway(side, tmp_path, **tokens), gateway(side, tmp_path, **tokens)
     )
-    async with one, other:
+    async with one, other, deployed(side.bootstrap, tmp_path, manifest=COUNTS) as texts:
+        await texts.worker(echo)
+        before = await texts.until_async(
+            lambda: handed_in(one, texts, "k"),
+            lambda got: all("location" in answer.headers for answer in got),
+        )
         batch = await orphan(side, store, age_ms=20_000, left_ms=600_000)
         late = await orphan(side, store, age_ms=20_000, left_ms=-1)
         gone = await orphan(side, store, age_ms=20_000, left_ms=600_000)
@@ -147,9 +154,27 @@ async def test_any_gateway_takes_over_and_all_tell_the_same(
             assert refused.status_code == 429, refused.text
             assert refused.json()["error"]["code"] == "rate_limited"
             assert int(refused.headers["retry-after"]) > 60
+            # What was taken before may be asked for all the same.
+            again = await handed_in(http, texts, "k")
+            assert [got.status_code for got in again] == [200, 202]
+            where = [got.headers["location"] for got in before]
+            assert [got.headers["location"] for got in again] == where
+            new = await handed_in(http, texts, "another")
+            assert {got.headers["x-inferbus-error-code"] for got in new} == {"rate_limited"}
         uploads = tmp_path / "objects" / "uploads"
         kept = {path.parent for path in uploads.rglob("*") if path.is_file()}
-        assert len(kept) == 2, "what the second gateway read is gone"
+        assert len(kept) == 4, "what the second gateway read is gone"
+
+
+async def handed_in(
+    http: httpx.AsyncClient, side: GatewaySide, key: str
+) -> tuple[httpx.Response, httpx.Response]:
+    """Hand in a job and a request that nobody waits for."""
+    head = {"idempotency-key": f"{key}-{side.model}"}
+    where, form = f"/v1/jobs?model={side.model}", {"content-type": "application/jsonl"}
+    job = await http.post(where, content=b'{"x": [1, 2, 3]}\n', headers=head | form)
+    later = {"prefer": "respond-async"}
+    return job, await http.post(side.path, json=rows([1, 2, 3]), headers=head | later)
 
 
 async def contents(http: httpx.AsyncClient, name: str) -> list[dict[str, Any]]:
@@ -170,6 +195,7 @@ async def test_hostile_uploads_leave_nothing(side: GatewaySide, tmp_path: Path) 
             (head + bytes(200_000) + purpose % b"batch", FORM, (413, "request_too_large")),
             (good, {"content-type": "text/plain"}, (415, "unsupported_media_type")),
             (good, {**FORM, "content-encoding": "gzip"}, (415, "unsupported_encoding")),
+            (good, {**FORM, "idempotency-key": "k"}, (400, "invalid_parameter")),
         ):
             answer = await http.post("/v1/files", content=body, headers=headers)
             error = answer.json()["error"]
@@ -186,6 +212,8 @@ async def test_hostile_uploads_leave_nothing(side: GatewaySide, tmp_path: Path) 
             answer = await http.post("/v1/batches", content=body)
             assert answer.status_code in {400, 413}, body[:80]
             assert answer.json()["error"]["code"]
+        keyed = await http.post("/v1/batches", content=b"{}", headers={"idempotency-key": "k"})
+        assert keyed.json()["error"]["param"] == "Idempotency-Key"
         assert (await http.post("/v1/batches/x/cancel")).status_code == 404
         assert (await http.get("/v1/batches?after=x")).json()["error"]["param"] == "after"
         assert (await http.get("/v1/files?limit=0")).json()["error"]["param"] == "limit"

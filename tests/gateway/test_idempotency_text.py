@@ -13,10 +13,12 @@ from typing import Any
 import httpx
 import pytest
 
-from inferbus_gateway.hot.keyed import MARK
+from inferbus_gateway import errors
+from inferbus_gateway.hot.keyed import DEGRADED, MARK
 from inferbus_schemas import generation, tensors
 from inferbus_schemas import manifest as manifests
 from inferbus_schemas import messages as m
+from tests.gateway.test_once import Asked, bus_on, new_name, until
 from tests.support.gateway_process import GatewayProcess, spawn
 from tests.support.gateway_side import deployed
 from tests.support.scripted_worker import prediction, silence
@@ -198,3 +200,16 @@ async def test_vectors_of_one_record(
         got = await http.post("/v1/embeddings", json=many, headers=key())
         assert (got.status_code, "at most 3 texts" in got.json()["error"]["message"]) == (400, True)
         assert (await http.post("/v1/embeddings", json=many)).status_code == 200
+
+
+async def test_who_waits_for_one_that_no_key_protects_learns_so() -> None:
+    async with bus_on("127.0.0.1:9", "redis://127.0.0.1:9/0") as bus:
+        first, joined = Asked(new_name()), Asked(new_name(), timeout_s=0.1)
+        joined.name = first.name
+        bus.once(first)
+        await until(lambda: first.opened)
+        bus.once(joined)
+        assert isinstance(await joined.end, errors.OutcomeUnknownError)
+        assert joined.mark == DEGRADED
+        first.answer(m.Prediction())
+        await first.end

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import random
 import resource
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import pytest
 from inferbus_gateway import errors
 from inferbus_gateway.api.streamed import Streamed
 from inferbus_gateway.columns import read, wire
-from inferbus_gateway.control.jobs import parquet
+from inferbus_gateway.control.jobs import forms, parquet
 from inferbus_gateway.control.jobs.rows import RowReader
 from inferbus_schemas import ids, tensors
 from inferbus_schemas import manifest as manifests
@@ -67,13 +69,14 @@ async def pieces(data: bytes) -> AsyncIterator[bytes]:
 
 
 async def rows_of(
-    data: bytes, max_rows: int = MAX_ROWS, slots: parquet.Slots | None = None
+    data: bytes, max_rows: int = MAX_ROWS, share: parquet.Share | None = None
 ) -> list[m.Row]:
     """Read a file as a gateway does."""
     seen: list[bytes] = []
     with await parquet.spool(pieces(data), 1 << 20, seen.append) as kept:
         assert b"".join(seen) == data
-        found = parquet.rows(slots or parquet.Slots(), kept, SIGNATURE, max_rows, MAX_ROW_BYTES)
+        mine = share or parquet.Slots().of("acme")
+        found = parquet.rows(mine, kept, SIGNATURE, max_rows, MAX_ROW_BYTES)
         return [row async for row in found]
 
 
@@ -249,7 +252,8 @@ async def test_results_as_a_file() -> None:
         for one in given:
             yield one
 
-    data = b"".join([piece async for piece in parquet.file(parquet.Slots(), results(), *AS_FILE)])
+    file = parquet.file(parquet.Slots().of("acme"), results(), *AS_FILE)
+    data = b"".join([piece async for piece in file])
     found = pq.read_table(io.BytesIO(data)).to_pylist()
     assert [row["row"] for row in found] == [0, 1, 2, 3, 4]
     assert [row["request_id"] for row in found] == [ids.text(ids.uuid7(1, at)) for at in range(5)]
@@ -269,45 +273,98 @@ async def test_results_as_a_file() -> None:
 
 @pytest.mark.slow
 async def test_a_client_that_takes_its_time_holds_no_process() -> None:
-    noise = random.Random(1)  # what does not pack
-
-    async def results() -> AsyncIterator[m.RowResult]:
-        for at in range(300):
-            text = tensors.join_bytes([noise.randbytes(3000)])
-            yield result(at, tensor("text", "BYTES", (1,), text))
-
-    one = parquet.Slots(1, 1)
-    slow = parquet.file(one, results(), *AS_FILE)
+    one = parquet.Slots(1, 1).of("acme")
+    slow = parquet.file(one, packed(), *AS_FILE)
     data = await anext(slow)
-    assert await rows_of(table([GOOD]), slots=one) == [json_row(0, GOOD)]
+    assert await rows_of(table([GOOD]), share=one) == [json_row(0, GOOD)]
     data += b"".join([piece async for piece in slow])
     assert pq.read_table(io.BytesIO(data)).num_rows == 300
     with pytest.raises(errors.OutputTooLargeError, match="read them as JSON lines"):
-        await anext(parquet.file(one, results(), SIGNATURE, 50_000))
+        await anext(parquet.file(one, packed(), SIGNATURE, 50_000))
+
+
+async def packed(n_rows: int = 300) -> AsyncIterator[m.RowResult]:
+    """Yield results of 3 kB each that do not pack."""
+    noise = random.Random(1)
+    for at in range(n_rows):
+        text = tensors.join_bytes([noise.randbytes(3000)])
+        yield result(at, tensor("text", "BYTES", (1,), text))
+
+
+async def receive() -> Any:
+    await asyncio.Event().wait()
 
 
 @pytest.mark.slow
-async def test_a_client_that_leaves_lets_its_place_go() -> None:
-    noise = random.Random(1)
-
-    async def results() -> AsyncIterator[m.RowResult]:
-        for at in range(300):
-            text = tensors.join_bytes([noise.randbytes(3000)])
-            yield result(at, tensor("text", "BYTES", (1,), text))
-
-    async def send(message: Any) -> None:
+async def test_a_client_that_leaves_or_takes_nothing_lets_its_place_go() -> None:
+    async def gone(message: Any) -> None:
         if message["type"] == "http.response.body":
             raise OSError
 
-    async def receive() -> Any:
-        await asyncio.Event().wait()
+    async def stuck(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()
 
-    one = parquet.Slots(1, 1, wait_s=0.0)
+    one = parquet.Slots(1, 1, wait_s=0.0).of("acme")
     scope = {"type": "http", "method": "GET", "asgi": {"spec_version": "2.3"}}
-    for _ in range(2):
-        pieces = parquet.file(one, results(), *AS_FILE)
-        with pytest.raises(OSError):  # noqa: PT011 -- ours
-            await Streamed(pieces, parquet.MEDIA_TYPE)(scope, receive, send)
+    for send, error in ((gone, OSError), (stuck, errors.FailedError), (gone, OSError)):
+        pieces = parquet.file(one, packed(), *AS_FILE)
+        with pytest.raises(error):
+            await Streamed(pieces, parquet.MEDIA_TYPE, 0.1)(scope, receive, send)
+
+
+FILL_S = 0.3
+"""In which a process fills its pipe and what is read ahead of it."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(30)
+async def test_who_stops_reading_early_lets_its_process_go() -> None:
+    one = parquet.Slots(1, 1, wait_s=0.0).of("acme")
+    noise = random.Random(1)
+    much = table([{**GOOD, "words": noise.randbytes(3000).hex()} for _ in range(300)])
+    with await parquet.spool(pieces(much), 4 << 20, lambda _: None) as kept:
+        found = parquet.rows(one, kept, SIGNATURE, MAX_ROWS, MAX_ROW_BYTES)
+        await anext(found)
+        await asyncio.sleep(FILL_S)
+        await found.aclose()
+    async with one.process():
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(30)
+async def test_who_stops_writing_early_lets_its_process_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    add = parquet._Kept._add
+
+    def slowly(kept: parquet._Kept, piece: bytes) -> None:
+        time.sleep(FILL_S)
+        add(kept, piece)
+
+    monkeypatch.setattr(parquet._Kept, "_add", slowly)
+    one = parquet.Slots(1, 1, wait_s=0.0).of("acme")
+    with pytest.raises(errors.OutputTooLargeError):
+        async for _ in parquet.file(one, packed(), SIGNATURE, 100_000):
+            pass
+    leaving = parquet.file(one, packed(), *AS_FILE)
+    await anext(leaving)
+    await leaving.aclose()
+    async with one.process(), one.fetched():
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(30)
+async def test_a_store_that_breaks_off_says_so_to_who_fetches() -> None:
+    async def broken() -> AsyncIterator[m.RowResult]:
+        yield result(0)
+        raise errors.ObjectStoreError("the store is away")
+
+    one = parquet.Slots(1, 1, wait_s=0.0).of("acme")
+    with pytest.raises(errors.ObjectStoreError, match="the store is away"):
+        await anext(parquet.file(one, broken(), *AS_FILE))
+    async with one.process(), one.fetched():
+        pass
 
 
 async def none() -> AsyncIterator[m.RowResult]:
@@ -317,11 +374,34 @@ async def none() -> AsyncIterator[m.RowResult]:
 
 
 async def test_who_finds_no_place_is_told() -> None:
-    full = parquet.Slots(1, 1, wait_s=0.0)
+    slots = parquet.Slots(1, 1, wait_s=0.0, n_tenant_fetched=1)
+    full, other = slots.of("acme"), slots.of("other")
     async with full.process(), full.fetched():
-        with pytest.raises(errors.OverloadedError, match="being read or written"):
-            await rows_of(table([GOOD]), slots=full)
-        with pytest.raises(errors.OverloadedError, match="being fetched"):
-            await anext(parquet.file(full, none(), *AS_FILE))
+        for share, error in ((full, errors.TenantBusyError), (other, errors.OverloadedError)):
+            with pytest.raises(error, match="being read or written"):
+                await rows_of(table([GOOD]), share=share)
+            with pytest.raises(error, match="being fetched"):
+                await anext(parquet.file(share, none(), *AS_FILE))
+        limits = forms.Limits(1, 1, 1, 1, 1, 1, parquet=slots)
+        taken: list[bytes] = []
+        body = pieces(table([GOOD]))
+        with pytest.raises(errors.OverloadedError):
+            await anext(
+                forms.rows("parquet", body, SIGNATURE, limits, taken.append, tenant="other")
+            )
+        assert not taken, "of a file that nobody can read"
     async with full.process(), full.fetched():
         pass
+
+
+async def test_a_tenant_has_its_share_of_the_places() -> None:
+    slots = parquet.Slots(wait_s=0.0)
+    async with contextlib.AsyncExitStack() as held:
+        await held.enter_async_context(slots.of("acme").process())
+        for _ in range(4):
+            await held.enter_async_context(slots.of("acme").fetched())
+        for place in (slots.of("acme").process(), slots.of("acme").fetched()):
+            with pytest.raises(errors.TenantBusyError, match="of your tenant"):
+                await held.enter_async_context(place)
+        await held.enter_async_context(slots.of("other").process())
+        await held.enter_async_context(slots.of("other").fetched())

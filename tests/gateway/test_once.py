@@ -23,7 +23,7 @@ from inferbus_gateway.control import idempotency, once
 from inferbus_gateway.control.idempotency import Breaker, Keys, KeysAwayError, Stored
 from inferbus_gateway.control.once import Once
 from inferbus_gateway.control.trail import SETTLED_MS
-from inferbus_gateway.hot.keyed import DEGRADED, Name, Place
+from inferbus_gateway.hot.keyed import Name, Place
 from inferbus_gateway.hot.pending import Entry, Pending
 from inferbus_gateway.hot.replies import Replies
 from inferbus_gateway.hot.requests import Waiter
@@ -397,19 +397,6 @@ async def test_whose_first_does_not_end_learns_its_id(bus: Bus) -> None:
         assert (one.of, one.mark) == (place, "")
     first.answer(m.Prediction())
     await first.end
-
-
-async def test_who_waits_for_one_that_no_key_protects_learns_so() -> None:
-    async with bus_on("127.0.0.1:9", "redis://127.0.0.1:9/0") as bus:
-        first, joined = Asked(new_name()), Asked(new_name(), timeout_s=0.1)
-        joined.name = first.name
-        bus.once(first)
-        await until(lambda: first.opened)
-        bus.once(joined)
-        assert isinstance(await joined.end, errors.OutcomeUnknownError)
-        assert joined.mark == DEGRADED
-        first.answer(m.Prediction())
-        await first.end
 
 
 async def test_a_kafka_that_does_not_answer_keeps_nobody_beyond_its_deadline(

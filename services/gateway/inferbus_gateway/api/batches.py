@@ -115,6 +115,7 @@ class _Routes:
     async def create(self, request: Request) -> JSONResponse:
         """Take a batch: each line of its input is one request of its endpoint, run within a day."""
         parts, caller = self._parts, shared.caller_of(request)
+        shared.refuse_key(request)
         body = prompts.decode(await _body(request))
         batch = m.Batch(id=parts.new_id(), tenant=caller.tenant, principal=caller.name)
         _read(body, batch)

@@ -110,6 +110,7 @@ class _Routes:
     async def create(self, request: Request) -> JSONResponse:
         """Take a file of purpose `batch`: one request a line, as the OpenAI API has it."""
         parts, caller = self._parts, shared.caller_of(request)
+        shared.refuse_key(request)
         form = Form(request.headers.get("content-type", ""))
         if request.headers.get("content-encoding", "identity") != "identity":
             raise errors.UnsupportedEncodingError("send the file without a Content-Encoding")

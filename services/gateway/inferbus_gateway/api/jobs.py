@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -65,28 +66,30 @@ class Parts:
     charge: Callable[[Principal], None]
     """Spends one request of a caller's limits, or raises."""
     check_tokens: Callable[[Principal], None]
-    """Raises where what a caller handed in before has used too many tokens."""
+    """Raises where what a caller handed in before has used too many tokens; spends none."""
     busy: Busy
     limits: Limits
     remote: Remote
 
-    def check(self, caller: Principal, target: Target) -> None:
-        """Check that a caller may hand in a job of this version.
-
-        Raises:
-            RateLimitedError: its earlier ones have used too many tokens.
-        """
-        if target.counts_tokens:
-            self.check_tokens(caller)
-
-    def begin(self, caller: Principal, target: Target) -> None:
-        """Check it, and spend one request.
-
-        Raises:
-            RateLimitedError: the caller is at a limit.
-        """
-        self.check(caller, target)
-        self.charge(caller)
+    def wish(
+        self,
+        caller: Principal,
+        target: Target,
+        key: str,
+        *,
+        client_job_id: str = "",
+        version: str = "",
+    ) -> Wish:
+        """Return a caller's wish for a job of this version; where it counts tokens, debt counts."""
+        return Wish(
+            target,
+            caller.tenant,
+            caller.name,
+            key,
+            client_job_id,
+            version=version,
+            check=partial(self.check_tokens, caller) if target.counts_tokens else None,
+        )
 
 
 _SAME: dict[int | str, dict[str, Any]] = {200: {"model": JobBody, "description": "Taken before"}}
@@ -179,8 +182,9 @@ class _Routes:
             raise errors.UnsupportedMediaTypeError(f"send rows as {JSON_LINES} or {MEDIA_TYPE}")
         if request.headers.get("content-encoding", "identity") != "identity":
             raise errors.UnsupportedEncodingError("send the rows without a Content-Encoding")
-        parts.begin(caller, target)
-        wish = Wish(target, caller.tenant, caller.name, _key(request, client_job_id), client_job_id)
+        parts.charge(caller)
+        key = _key(request, client_job_id)
+        wish = parts.wish(caller, target, key, client_job_id=client_job_id)
         job, new = await parts.submissions.submit(wish, request.stream(), form)
         return self._answer(job.id, HTTPStatus.ACCEPTED if new else HTTPStatus.OK)
 
@@ -189,9 +193,9 @@ class _Routes:
         parts = self._parts
         asked = await read_asked(request.stream())
         target = _target(parts, caller, asked.model, asked.version)
-        parts.begin(caller, target)
+        parts.charge(caller)
         key = _key(request, asked.client_job_id)
-        wish = Wish(target, caller.tenant, caller.name, key, asked.client_job_id)
+        wish = parts.wish(caller, target, key, client_job_id=asked.client_job_id)
         async with parts.remote.open(asked.input.uri) as found:
             job, new = await parts.submissions.submit(wish, found, asked.input.form)
         return self._answer(job.id, HTTPStatus.ACCEPTED if new else HTTPStatus.OK)
@@ -245,10 +249,11 @@ class _Routes:
             target = parts.routes.pinned_to(told.model, told.version, told.pool)
             results = _behind(first, rows)
             limits, signature = parts.limits, target.manifest.signature
-            table = parquet.file(limits.parquet, results, signature, limits.max_parquet_bytes)
+            share = limits.parquet.of(_caller(request).tenant)
+            table = parquet.file(share, results, signature, limits.max_parquet_bytes)
             # Its process runs, or was refused, before the answer has a status.
             pieces = _behind(await anext(table), table)
-            return Streamed(pieces, MEDIA_TYPE)
+            return Streamed(pieces, MEDIA_TYPE, parquet.PATIENCE_S)
         written = _written(first, rows, Turns(parts.busy))
         return Streamed(written, JSON_LINES)
 
@@ -261,8 +266,8 @@ class _Routes:
         old = progress.job
         _may(caller, old.model)
         target = parts.routes.pinned_to(old.model, old.version, old.pool)
-        parts.begin(caller, target)
-        wish = Wish(target, caller.tenant, caller.name, _key(request, ""))
+        parts.charge(caller)
+        wish = parts.wish(caller, target, _key(request, ""))
         new = await parts.submissions.submit_rows(wish, parts.results.failed(old), old.id)
         return self._answer(new.id, HTTPStatus.ACCEPTED)
 

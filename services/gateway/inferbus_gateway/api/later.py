@@ -40,11 +40,9 @@ class Later:
 
         Raises:
             InvalidRequestError: the key is none.
-            RateLimitedError: earlier jobs of the caller have used too many tokens.
         """
-        self._parts.check(caller, target)
         name = "" if key is None else f"infer:{key_sha256(key).hex()}"
-        wish = Wish(target, caller.tenant, caller.name, name, version=version)
+        wish = self._parts.wish(caller, target, name, version=version)
         task = asyncio.create_task(self._take(wish, row, tell), name="respond-async")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -66,6 +66,18 @@ def caller_of(request: Request) -> Principal:
     return caller
 
 
+def refuse_key(request: Request) -> None:
+    """Check that a request names no key, where none would be honoured.
+
+    Raises:
+        ParameterError: it does.
+    """
+    if "idempotency-key" in request.headers:
+        raise ParameterError(
+            "Idempotency-Key", "files and batches take no Idempotency-Key; list them to find one"
+        )
+
+
 class Page(NamedTuple):
     """A part of a list, and whether there is more behind it."""
 

@@ -104,15 +104,17 @@ class RateLimitedError(InferbusError):
 
 
 class TenantBusyError(InferbusError):
-    """The tenant has as many unanswered requests as it may; this one was not accepted."""
+    """The tenant has as many unanswered requests, or files, as it may; this one was not taken."""
 
     code = "too_many_in_flight"
     http_status = 429
     grpc_status = "RESOURCE_EXHAUSTED"
     retryable = True
 
-    def __init__(self) -> None:
-        super().__init__("your tenant has too many unanswered requests; wait for some of them")
+    def __init__(
+        self, message: str = "your tenant has too many unanswered requests; wait for some of them"
+    ) -> None:
+        super().__init__(message)
         self.retry_after_s = 0.0
 
 

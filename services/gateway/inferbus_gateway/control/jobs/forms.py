@@ -55,16 +55,22 @@ async def rows(
     signature: Signature,
     limits: Limits,
     update: Callable[[bytes], None],
+    *,
+    tenant: str,
 ) -> AsyncGenerator[m.Row]:
     """Yield the rows of a body; `update` sees all of its bytes.
 
     Raises:
-        TooLargeError, InvalidRequestError, OverloadedError: it is not taken.
+        TooLargeError, InvalidRequestError: it is not taken.
+        OverloadedError, TenantBusyError: no process for Parquet is free, for this tenant.
     """
     if form == "parquet":
+        share = limits.parquet.of(tenant)
+        async with share.process():
+            pass  # Who is to be refused is, before its file is here.
         with await parquet.spool(body, limits.max_parquet_bytes, update) as kept:
             most = limits.max_rows, limits.max_row_bytes
-            found = parquet.rows(limits.parquet, kept, signature, *most)
+            found = parquet.rows(share, kept, signature, *most)
             async with contextlib.aclosing(found):
                 async for row in found:
                     yield row

@@ -15,7 +15,9 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import dataclass
 from typing import IO
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -29,7 +31,8 @@ MEDIA_TYPE = "application/vnd.apache.parquet"
 _PIECE_BYTES = 64 << 10
 _ROWS_A_PART = 64
 _MAX_PART_BYTES = 64 << 20
-_PATIENCE_S = 60.0
+PATIENCE_S = 60.0
+"""How long a client that takes less than it must is waited for."""
 _LEAST_BYTES_PER_S = 64 << 10
 _ENVIRONMENT = {
     # One thread, and the allocator that gives memory back.
@@ -44,43 +47,78 @@ class Slots:
     """Places for processes that read or write Parquet, and for files that are being fetched.
 
     Invariants: at most `n` processes run at once, whatever starts them, and at most `n_fetched`
-    files are kept; who finds no place for `wait_s` is refused.
+    files are kept; of a tenant no more than its share; who finds no place for `wait_s` is refused.
     """
 
-    def __init__(self, n: int = 2, n_fetched: int = 16, wait_s: float = 10.0) -> None:
-        self._free = asyncio.Semaphore(n)
-        self._unfetched = asyncio.Semaphore(n_fetched)
-        self._wait_s = wait_s
+    def __init__(
+        self,
+        n: int = 2,
+        n_fetched: int = 16,
+        wait_s: float = 10.0,
+        *,
+        n_tenant: int = 1,
+        n_tenant_fetched: int = 4,
+    ) -> None:
+        self._processes = _Places("being read or written", n, n_tenant, wait_s)
+        self._fetched = _Places("being fetched", n_fetched, n_tenant_fetched, wait_s)
+
+    def of(self, tenant: str) -> Share:
+        """Return what a tenant may hold of them."""
+        return Share(self._processes, self._fetched, tenant)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The places as one tenant finds them."""
+
+    _processes: _Places
+    _fetched: _Places
+    _tenant: str
 
     def process(self) -> contextlib.AbstractAsyncContextManager[None]:
         """Hold a place of a process.
 
         Raises:
-            OverloadedError: none is free.
+            OverloadedError, TenantBusyError: none is free, or none for this tenant.
         """
-        return self._held(self._free, "read or written")
+        return self._processes.held(self._tenant)
 
     def fetched(self) -> contextlib.AbstractAsyncContextManager[None]:
         """Hold a place of a file that is being fetched.
 
         Raises:
-            OverloadedError: none is free.
+            OverloadedError, TenantBusyError: none is free, or none for this tenant.
         """
-        return self._held(self._unfetched, "fetched")
+        return self._fetched.held(self._tenant)
+
+
+class _Places:
+    """Places of one kind; a tenant that waits for one of its own keeps none from others."""
+
+    def __init__(self, what: str, n: int, n_tenant: int, wait_s: float) -> None:
+        self._what = what
+        self._free = asyncio.Semaphore(n)
+        self._n_tenant = n_tenant
+        self._shares: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._wait_s = wait_s
 
     @contextlib.asynccontextmanager
-    async def _held(self, free: asyncio.Semaphore, what: str) -> AsyncIterator[None]:
-        try:
-            async with asyncio.timeout(self._wait_s):
-                await free.acquire()
-        except TimeoutError:
-            raise errors.OverloadedError(
-                f"too many Parquet files are being {what}; try again shortly"
-            ) from None
-        try:
+    async def held(self, tenant: str) -> AsyncIterator[None]:
+        share = self._shares.setdefault(tenant, asyncio.Semaphore(self._n_tenant))
+        refusal: errors.InferbusError = errors.TenantBusyError(
+            f"as many Parquet files of your tenant as may be are {self._what}; try again shortly"
+        )
+        async with contextlib.AsyncExitStack() as places:
+            try:
+                async with asyncio.timeout(self._wait_s):
+                    await places.enter_async_context(share)
+                    refusal = errors.OverloadedError(
+                        f"too many Parquet files are {self._what}; try again shortly"
+                    )
+                    await places.enter_async_context(self._free)
+            except TimeoutError:
+                raise refusal from None
             yield
-        finally:
-            free.release()
 
 
 async def spool(
@@ -110,17 +148,17 @@ async def spool(
 
 
 async def rows(
-    slots: Slots, kept: IO[bytes], signature: Signature, max_rows: int, max_row_bytes: int
+    share: Share, kept: IO[bytes], signature: Signature, max_rows: int, max_row_bytes: int
 ) -> AsyncGenerator[m.Row]:
     """Yield the rows of a Parquet file.
 
     Raises:
         InvalidRequestError: it is none, or its columns are not the inputs.
         TooLargeError: it has too many rows, or parts that are too large.
-        OverloadedError: too many files are being read or written.
+        OverloadedError, TenantBusyError: too many files are being read or written.
     """
     what = wire.Reading(signature.inputs, max_rows, max_row_bytes)
-    async with slots.process(), _child("read", what, stdin=kept) as child:
+    async with share.process(), _child("read", what, stdin=kept) as child:
         while True:
             kind, body = await _part(child)
             if kind == wire.ROWS:
@@ -135,18 +173,18 @@ async def rows(
 
 
 async def file(
-    slots: Slots, results: AsyncIterator[m.RowResult], signature: Signature, max_bytes: int
+    share: Share, results: AsyncIterator[m.RowResult], signature: Signature, max_bytes: int
 ) -> AsyncGenerator[bytes]:
     """Yield the bytes of a Parquet file of results; the first once it is whole or 64 KiB long.
 
     Raises:
         OutputTooLargeError: it takes more than `max_bytes`, or than its process may use.
         FailedError: its process is gone, or the client hardly takes any bytes.
-        OverloadedError: too many files are being read or written, or fetched.
+        OverloadedError, TenantBusyError: too many are being read or written, or fetched.
     """
-    async with slots.fetched():
+    async with share.fetched():
         kept = _Kept(max_bytes)
-        writing = asyncio.create_task(_write(slots, kept, results, signature), name="parquet")
+        writing = asyncio.create_task(_write(share, kept, results, signature), name="parquet")
         writing.add_done_callback(lambda _: kept.more.set())
         at, taken_s = 0, 0.0
         try:
@@ -162,7 +200,7 @@ async def file(
                 since_s = time.monotonic()
                 yield piece
                 at, taken_s = at + len(piece), taken_s + time.monotonic() - since_s
-                if at < _LEAST_BYTES_PER_S * (taken_s - _PATIENCE_S):
+                if at < _LEAST_BYTES_PER_S * (taken_s - PATIENCE_S):
                     raise errors.FailedError("the file is fetched too slowly to be kept any longer")
         finally:
             await cancel(writing)
@@ -208,10 +246,10 @@ def _too_large(why: str) -> errors.OutputTooLargeError:
 
 
 async def _write(
-    slots: Slots, kept: _Kept, results: AsyncIterator[m.RowResult], signature: Signature
+    share: Share, kept: _Kept, results: AsyncIterator[m.RowResult], signature: Signature
 ) -> None:
     what = wire.Writing(signature.outputs)
-    async with slots.process(), _child("write", what, stdin=asyncio.subprocess.PIPE) as child:
+    async with share.process(), _child("write", what, stdin=asyncio.subprocess.PIPE) as child:
         assert child.stdin is not None  # noqa: S101 -- pipes
         assert child.stdout is not None  # noqa: S101
         feeding = asyncio.create_task(_feed(child.stdin, results), name="parquet")
@@ -230,7 +268,7 @@ async def _write(
 
 async def _feed(stdin: asyncio.StreamWriter, results: AsyncIterator[m.RowResult]) -> None:
     held = m.ChunkResults()
-    with contextlib.suppress(ConnectionError):
+    try:
         async for row in results:
             held.rows.append(row)
             if len(held.rows) >= _ROWS_A_PART or len(row.prediction.outputs) > _PIECE_BYTES:
@@ -239,6 +277,10 @@ async def _feed(stdin: asyncio.StreamWriter, results: AsyncIterator[m.RowResult]
                 await stdin.drain()
         stdin.write(wire.part(wire.ROWS, held.SerializeToString()) + wire.part(wire.END))
         await stdin.drain()
+    except ConnectionError:
+        pass  # It is gone; how it ended says why.
+    finally:
+        # A process whose rows do not come any more ends by this.
         stdin.close()
 
 
@@ -274,4 +316,8 @@ async def _child(
     finally:
         with contextlib.suppress(ProcessLookupError):
             child.kill()
+        # While a pipe holds bytes that nobody reads, asyncio does not tell that it ended.
+        assert child.stdout is not None  # noqa: S101 -- a pipe
+        while await child.stdout.read(_PIECE_BYTES):
+            pass
         await child.wait()

@@ -31,6 +31,7 @@ class Wish:
     """What a client wants. `key`, or a given `job_id`, makes a second submission the same job.
 
     `version` is what the client called it, for rows whose address is a part of what they are.
+    `check` raises where who wants it may hand in no new one; what was taken before it may ask for.
     """
 
     target: Target
@@ -40,6 +41,7 @@ class Wish:
     client_job_id: str = ""
     job_id: bytes = b""
     version: str = ""
+    check: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ class Submissions:
             TooLargeError, InvalidRequestError: its input.
             KeyReusedError: the key stands for another job.
             TooManyJobsError, TooManyJobRowsError: its tenant has as many as it may.
+            RateLimitedError: earlier ones have used too many tokens.
             OverloadedError: too many are on their way in.
             ObjectStoreError, BusUnavailableError: it was not accepted, or will go on by itself;
                 with a key, sending it again tells.
@@ -117,7 +120,7 @@ class Submissions:
         Raises:
             InvalidRequestError: there are none.
             KeyReusedError: the key stands for another job.
-            TooManyJobsError, TooManyJobRowsError: its tenant has as many as it may.
+            TooManyJobsError, TooManyJobRowsError, RateLimitedError: see `submit`.
             ObjectStoreError, BusUnavailableError: see `submit`.
         """
         max_rows = await self._room(wish)
@@ -174,19 +177,28 @@ class Submissions:
         Gateways know of each other's jobs a moment later: several at once may pass the limit.
 
         Raises:
-            TooManyJobsError: it has as many jobs as it may.
+            TooManyJobsError, TooManyJobRowsError: it has as many as it may.
+            RateLimitedError: earlier ones have used too many tokens.
         """
+        try:
+            return self._room_of_new(wish)
+        except (errors.RateLimitedError, errors.TooManyJobsError, errors.TooManyJobRowsError):
+            sha256 = hashlib.sha256(wish.key.encode()).digest()
+            path = jobs.key_path(wish.tenant, sha256)
+            if not wish.key or await self._objects.get(path) is None:
+                raise
+            return self._limits.max_tenant_rows  # it is most likely there already
+
+    def _room_of_new(self, wish: Wish) -> int:
         limits = self._limits
         n_jobs, n_rows = self._load(wish.tenant)
-        if n_jobs < limits.max_tenant_jobs and n_rows < limits.max_tenant_rows:
-            return limits.max_tenant_rows - n_rows
-        if wish.key:
-            sha256 = hashlib.sha256(wish.key.encode()).digest()
-            if await self._objects.get(jobs.key_path(wish.tenant, sha256)) is not None:
-                return limits.max_tenant_rows  # it is most likely there already
         if n_jobs >= limits.max_tenant_jobs:
             raise errors.TooManyJobsError
-        raise errors.TooManyJobRowsError
+        if n_rows >= limits.max_tenant_rows:
+            raise errors.TooManyJobRowsError
+        if wish.check is not None:
+            wish.check()
+        return limits.max_tenant_rows - n_rows
 
     async def _receive(
         self, wish: Wish, body: AsyncIterator[bytes], folder: str, form: Form, max_rows: int
@@ -197,7 +209,7 @@ class Submissions:
         chunks = Chunks(rows_per_chunk(manifest, generation.TASK))
         n_rows = n_refused = n_chunks = 0
         turns = Turns(self._busy)
-        rows = forms.rows(form, body, manifest.signature, limits, digest.update)
+        rows = forms.rows(form, body, manifest.signature, limits, digest.update, tenant=wish.tenant)
         async with contextlib.aclosing(rows):
             async for row in rows:
                 n_rows += 1
