@@ -186,10 +186,41 @@ def test_no_bytes_raise_anything_but_our_errors(raw: bytes) -> None:
         prompts.decode(b"[" * 100_000)
 
 
-@pytest.mark.parametrize("parameters", [5, "x", [1], True, {"type": "array"}])
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        *(5, "x", [1], True, {"type": "array"}),
+        {"anyOf": [{"type": "object"}, {"type": "null"}]},
+        {"type": "object", "oneOf": [{"type": "null"}]},
+        {"allOf": [{"type": "string"}]},
+        {"const": 1},
+        {"enum": ["a"]},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"type": "string"}}},
+        {"$ref": "#/$defs/a", "$defs": {"a": {}}},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"type": "object", "anyOf": [{"type": "null"}]}}},
+        {"$ref": "#/$defs/b", "$defs": {"a": {"type": "object"}}},
+        {"$ref": 1},
+    ],
+)
 def test_parameters_of_a_tool_that_are_no_object_are_refused(parameters: Any) -> None:
     function = {"name": "f", "parameters": parameters}
     assert refused(tools=[{"type": "function", "function": function}]) == "tools"
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        None,
+        {},
+        {"type": "object", "properties": {"a": {"anyOf": [{"type": "string"}]}}},
+        {"$ref": "#/$defs/a~1b", "$defs": {"a/b": {"type": "object"}}},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"type": "object"}}},
+    ],
+)
+def test_parameters_of_a_tool_that_are_an_object_are_taken(parameters: Any) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    assert json.loads(chat(tools=[tool]).generation.tools) == [tool]
 
 
 def test_tools_are_no_larger_than_a_prompt_may_be() -> None:

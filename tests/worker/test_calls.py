@@ -46,6 +46,13 @@ def test_the_deltas_are_the_call_however_it_is_cut(
     assert json.loads("".join(delta["function"]["arguments"] for delta in deltas)) == arguments
 
 
+@pytest.mark.parametrize("arguments", ["null", "7", '"a}"', "[]"])
+def test_arguments_that_are_no_object_end_with_the_call(arguments: str) -> None:
+    reader = calls.CallReader("call_1")
+    reader.feed(f'{{"name": "one", "arguments": {arguments}}}')
+    assert reader.feed('{"more": 1}') == []
+
+
 @pytest.mark.parametrize(
     ("choice", "names"),
     [

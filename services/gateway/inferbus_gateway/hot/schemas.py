@@ -19,6 +19,9 @@ MAX_REPEAT = 256
 MAX_TOOLS = 32
 _REPEATS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
 _REFUSED = ("pattern", "patternProperties", "$dynamicRef", "$recursiveRef", "format")
+_MAX_HOPS = 8
+_NO_OBJECT = ("anyOf", "oneOf", "allOf", "const", "enum")
+"""What a grammar is made of before it looks at `type`: with one of them no object is sure."""
 _CHOICES = frozenset({"none", "auto", "required"})
 
 
@@ -107,7 +110,33 @@ def tools(said: Any) -> list[dict[str, Any]]:
         if not isinstance(parameters, dict) or parameters.get("type", "object") != "object":
             raise ParameterError("tools", "the parameters of a function are an object")
         check(parameters, "tools")
+        _check_object(parameters)
     return said
+
+
+def _check_object(parameters: dict[str, Any]) -> None:
+    """Check that what follows a schema is an object: arguments of a call are read as one."""
+    node: Any = parameters
+    for _ in range(_MAX_HOPS):
+        if any(name in node for name in _NO_OBJECT):
+            raise ParameterError(
+                "tools", f"the parameters of a function have no {', '.join(_NO_OBJECT)} at the top"
+            )
+        if "$ref" not in node:
+            return
+        node = _part(parameters, node["$ref"])
+        if not isinstance(node, dict) or ("$ref" not in node and node.get("type") != "object"):
+            break
+    raise ParameterError("tools", "$ref of the parameters of a function must lead to an object")
+
+
+def _part(schema: Any, reference: Any) -> Any:
+    """Return the part of a schema that a reference names; None where there is none."""
+    node = schema
+    for name in str(reference).split("/")[1:]:
+        key = name.replace("~1", "/").replace("~0", "~")
+        node = node.get(key) if isinstance(node, dict) else None
+    return node
 
 
 def tool_choice(said: Any, given: list[dict[str, Any]]) -> Any:

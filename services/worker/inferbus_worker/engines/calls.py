@@ -130,5 +130,6 @@ class CallReader:
             self._depth += 1
         elif one == "}":
             self._depth -= 1
-            self._over = self._depth == 0
+            # Arguments that begin with no object are none: the brace is that of the call.
+            self._over = self._depth <= 0
         return self._over
