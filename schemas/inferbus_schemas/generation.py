@@ -67,6 +67,14 @@ def n_tokens(said: m.Prediction) -> int:
     return said.generated.prompt_tokens + said.generated.completion_tokens + said.input_tokens
 
 
+def usage(said: m.Generated) -> m.Generated:
+    """Return what a record without an answer says of a generation: all but the answer itself."""
+    out = m.Generated()
+    out.CopyFrom(said)
+    del out.choices[:]
+    return out
+
+
 def problem(manifest: Manifest) -> str:
     """Return what is wrong with a manifest of this task or of its engine, or an empty string."""
     graphs = [entry for entry in manifest.files if entry.path.endswith(".gguf")]

@@ -13,6 +13,7 @@ from inferbus_gateway import errors
 from inferbus_gateway.control import resume
 from inferbus_gateway.hot import kinds
 from inferbus_gateway.hot.generations import EventWriter
+from inferbus_gateway.hot.replies import terminal
 from inferbus_schemas import ids, tensors, topics
 from inferbus_schemas import messages as m
 from tests.gateway.test_token_stream import REQUEST_ID, chunk, record
@@ -127,6 +128,17 @@ async def test_each_form_goes_on_as_it_began(form: m.Form, end: str) -> None:
         place = everything.index("\n\n", everything.index(f"id: 3:{after}\n")) + 2
         assert await read(after) == everything[place:]
     assert everything.count('"id":"mine"') == (4 if form == m.FORM_GENERATE else 0)
+
+
+async def test_one_that_ended_before_its_first_piece_goes_on_in_its_form() -> None:
+    how = m.Generation(form=m.FORM_GENERATE, stream=True)
+    request = m.Request(id=REQUEST_ID, tenant="acme", client_request_id="mine", generation=how)
+    ended = terminal(request, 1, m.OUTCOME_FAILED, "no_worker", "nobody is there", "gateway-0")
+    again = resume._Again(REQUEST_ID, "acme", -1)
+    again.apply(on(PREDICTIONS, 7, ended))
+    assert (again.form, again.client_request_id) == (m.FORM_GENERATE, "mine")
+    plain = m.Request(id=REQUEST_ID, tenant="acme")
+    assert not terminal(plain, 1, m.OUTCOME_FAILED, "a", "b", "c").HasField("generated")
 
 
 async def test_calls_that_stand_for_their_pieces_are_deltas() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, cast
 
 from prometheus_client import CollectorRegistry
@@ -10,7 +11,8 @@ from inferbus_kit.metrics import worker_metrics
 from inferbus_schemas import generation, tensors
 from inferbus_schemas import messages as m
 from inferbus_schemas.manifest import FileEntry, Manifest, Signature, TensorSpec
-from inferbus_worker.hot.emit import Served
+from inferbus_worker.engines import wire
+from inferbus_worker.hot.emit import Served, Used
 from inferbus_worker.hot.generate import GenerationMetrics, Generator
 from inferbus_worker.hot.work import Work
 from tests.support.worker_side import tensor_set
@@ -33,12 +35,15 @@ class Engine:
     def __init__(self) -> None:
         self.up = False
         self.taken: list[bytes] = []
+        self.runs: list[Any] = []
+        self.aborted: list[Any] = []
 
     def submit(self, token: Any, *_said: Any) -> None:
         self.taken.append(token.work.request.id)
+        self.runs.append(token)
 
     def abort(self, token: Any) -> None:
-        raise AssertionError(token)
+        self.aborted.append(token)
 
 
 def work(name: bytes, arrived_s: float, *, of_a_job: bool = False) -> Work:
@@ -48,7 +53,8 @@ def work(name: bytes, arrived_s: float, *, of_a_job: bool = False) -> Work:
     return Work(request, cast("Any", None), arrived_s, arrived_s + 3600, keeper=keeper)
 
 
-def test_rows_that_have_waited_long_enough_keep_their_place() -> None:
+def waiting_for(emitter: Any) -> tuple[Generator, Engine]:
+    """Return a line and the engine that it waits for."""
     nobody: Any = None
     metrics = GenerationMetrics(worker_metrics(CollectorRegistry()), "m", 1)
     line = Generator(
@@ -56,12 +62,17 @@ def test_rows_that_have_waited_long_enough_keep_their_place() -> None:
         Served(b""),
         parallel=99,
         instance="w",
-        emitter=nobody,
+        emitter=emitter,
         tokens=nobody,
         metrics=metrics,
     )
     engine = Engine()
     line.attach(engine)
+    return line, engine
+
+
+def test_rows_that_have_waited_long_enough_keep_their_place() -> None:
+    line, engine = waiting_for(emitter=None)
     for one in (
         work(b"old row", 0.0, of_a_job=True),
         work(b"row", 5.0, of_a_job=True),
@@ -74,3 +85,25 @@ def test_rows_that_have_waited_long_enough_keep_their_place() -> None:
     engine.up = True
     line.pump(13.0)
     assert engine.taken == [b"old row", b"first", b"second", b"row", b"last row"]
+    assert not engine.aborted
+
+
+def test_what_is_aborted_at_its_deadline_has_cost_its_tokens() -> None:
+    ended: list[Used] = []
+    told = SimpleNamespace(expired=lambda _work, _served, used: ended.append(used))
+    line, engine = waiting_for(told)
+    engine.up = True
+    line.add(work(b"slow", 0.0))
+    line.pump(1.0)
+    line.tick(3600.0)
+    (run,) = engine.aborted
+    run.n_chunks = 3
+    choices = [m.Choice(finish_reason="cancelled")]
+    said = m.Generated(prompt_tokens=5, completion_tokens=6, choices=choices)
+    done = wire.Done(0, (), {}, "", 1, 0, generated=said.SerializeToString(), aborted=True)
+    line.on_done(run, done, memoryview(b""))
+    (used,) = ended
+    assert used.generated == m.Generated(
+        run=run.run, n_chunks=3, prompt_tokens=5, completion_tokens=6
+    )
+    assert line.idle

@@ -185,6 +185,7 @@ class Resumer:
                     error_code="worker_lost",
                     error_message="the worker was lost in the middle of its answer",
                     served_by=self._instance,
+                    generated=m.Generated(form=chunk.form),
                 ),
                 stream.partition,
             )

@@ -169,6 +169,7 @@ def terminal(  # noqa: PLR0917 -- the fields of a record
 ) -> m.Prediction:
     """Return the record with which a gateway ends a request that no worker answers."""
     tensors = request.tensors
+    asked = request.generation if request.HasField("generation") else None
     return m.Prediction(
         id=request.id,
         attempt=attempt,
@@ -183,4 +184,5 @@ def terminal(  # noqa: PLR0917 -- the fields of a record
         served_by=instance,
         client_request_id=request.client_request_id,
         traceparent=request.traceparent,
+        generated=None if asked is None else m.Generated(form=asked.form),
     )

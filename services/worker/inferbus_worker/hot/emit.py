@@ -21,7 +21,7 @@ from aiokafka.errors import KafkaError
 from inferbus_kit.errors import InferbusError
 from inferbus_kit.lifecycle import Fail, cancel, watched
 from inferbus_kit.produce import MAX_BATCH_BYTES, Delivery, Message
-from inferbus_schemas import envelope, topics
+from inferbus_schemas import envelope, generation, topics
 from inferbus_schemas import messages as m
 from inferbus_schemas.terminal import is_terminal
 from inferbus_worker.hot.work import MAX_FRAME_AGE_MS, Batch, Work
@@ -94,6 +94,16 @@ class OkAnswer(NamedTuple):
     n_tokens: int = 0
 
 
+class Used(NamedTuple):
+    """What a request that has no answer cost all the same; see `OkAnswer`."""
+
+    generated: m.Generated | None = None
+    n_tokens: int = 0
+
+
+_NOTHING = Used()
+
+
 class Emitter:
     """Builds and sends records.
 
@@ -135,14 +145,9 @@ class Emitter:
         """Write an answer."""
         outputs = answer.outputs
         if len(outputs) > MAX_OUTPUT_BYTES:
-            self.ended(
-                work,
-                m.OUTCOME_OUTPUT_TOO_LARGE,
-                "output_too_large",
-                f"the answer has more than {MAX_OUTPUT_BYTES >> 20} MiB; send fewer rows or ask "
-                "for fewer outputs",
-                served,
-            )
+            said = answer.generated
+            used = Used(None if said is None else generation.usage(said), answer.n_tokens)
+            self.too_large(work, served, used)
             return
         request = work.request
         tensors = request.tensors
@@ -184,15 +189,26 @@ class Emitter:
         code: str,
         message: str,
         served: Served | None = None,
+        *,
+        used: Used = _NOTHING,
     ) -> None:
         """Write any other end than OK."""
-        record = self._record(work, outcome, code, message, served)
+        record = self._record(work, outcome, (code, message), served, used)
         self._put(work, record, outcome, work.request.traceparent)
 
     def _record(
-        self, work: Work, outcome: m.Outcome, code: str, message: str, served: Served | None
+        self,
+        work: Work,
+        outcome: m.Outcome,
+        why: tuple[str, str],
+        served: Served | None,
+        used: Used,
     ) -> m.Prediction:
         request = work.request
+        generated = used.generated
+        if generated is None and request.HasField("generation"):
+            # A stream that ended before its first chunk is read again in the form it asked for.
+            generated = m.Generated(form=request.generation.form)
         tensors = request.tensors
         return m.Prediction(
             id=request.id,
@@ -204,13 +220,24 @@ class Emitter:
             version_sha256=served.version_sha256 if served is not None else b"",
             inputs=tensors if len(tensors) <= CAPTURE_BYTES else b"",
             input_sha256=hashlib.sha256(tensors).digest(),
-            error_code=code,
-            error_message=message,
+            error_code=why[0],
+            error_message=why[1],
             served_by=self._instance,
             client_request_id=request.client_request_id,
             latency_us=max(0, int((time.monotonic() - work.arrived_s) * 1e6)),
             traceparent=request.traceparent,
+            generated=generated,
+            input_tokens=used.n_tokens,
         )
+
+    def too_large(self, work: Work, served: Served, used: Used = _NOTHING) -> None:
+        """Write that the answer is, or would be, larger than a record may hold."""
+        message = (
+            f"the answer has more than {MAX_OUTPUT_BYTES >> 20} MiB; send fewer rows or ask "
+            "for fewer outputs"
+        )
+        outcome = m.OUTCOME_OUTPUT_TOO_LARGE
+        self.ended(work, outcome, "output_too_large", message, served, used=used)
 
     def attempt_failed(
         self, work: Work, code: str, message: str, served: Served | None = None
@@ -224,9 +251,9 @@ class Emitter:
         """Write that nobody waited for it any more before it began."""
         self.ended(work, m.OUTCOME_CANCELLED, *_CANCELLED, served)
 
-    def expired(self, work: Work, served: Served | None = None) -> None:
-        """Write that the deadline passed before an engine could take it."""
-        self.ended(work, m.OUTCOME_EXPIRED, *_EXPIRED, served)
+    def expired(self, work: Work, served: Served | None = None, used: Used = _NOTHING) -> None:
+        """Write that the deadline passed before an engine could take it, or could end it."""
+        self.ended(work, m.OUTCOME_EXPIRED, *_EXPIRED, served, used=used)
 
     def _put(self, work: Work, record: m.Prediction, outcome: int, traceparent: str) -> None:
         if work.keeper is not None:
@@ -297,7 +324,10 @@ class Emitter:
     def _timely(self, out: _Outgoing) -> Message:
         """Return the message, unless it is an OK that comes too late to be one."""
         if out.outcome == m.OUTCOME_OK and time.monotonic() > out.work.deadline_s + _MAX_LATE_S:
-            record = self._record(out.work, m.OUTCOME_EXPIRED, *_EXPIRED, None)
+            said = m.Prediction.FromString(out.message.value or b"")
+            generated = generation.usage(said.generated) if said.HasField("generated") else None
+            used = Used(generated, said.input_tokens)
+            record = self._record(out.work, m.OUTCOME_EXPIRED, _EXPIRED, None, used)
             late = self._outgoing(out.work, record, m.OUTCOME_EXPIRED, "")
             out.message, out.outcome = late.message, late.outcome
         return out.message

@@ -22,7 +22,7 @@ from inferbus_schemas import generation, tensors
 from inferbus_schemas import messages as m
 from inferbus_schemas.manifest import Manifest
 from inferbus_worker.engines import wire
-from inferbus_worker.hot.emit import Emitter, OkAnswer, Served
+from inferbus_worker.hot.emit import Emitter, OkAnswer, Served, Used
 from inferbus_worker.hot.signature import InvalidInputError, SignatureCheck
 from inferbus_worker.hot.tokens import TokenSender
 from inferbus_worker.hot.work import Batch, Work
@@ -270,13 +270,13 @@ class Generator:
             message = "the model cannot go on from this prompt"
             self._emitter.ended(work, m.OUTCOME_FAILED, "engine_error", message, self.served)
         elif run.expired and done.aborted:
-            self._emitter.expired(work, self.served)
+            used = Used(generation.usage(self._generated(run, done)))
+            self._emitter.expired(work, self.served, used)
         else:
             self._answer(run, done, body)
 
-    def _answer(self, run: _Run, done: wire.Done, body: bytes) -> None:
-        (head,) = done.outputs
-        tensor = m.Tensor(name=head.name, datatype=head.datatype, shape=head.shape, data=body)
+    def _generated(self, run: _Run, done: wire.Done) -> m.Generated:
+        """Return what the engine says of a run, counted."""
         generated = m.Generated.FromString(done.generated)
         generated.run, generated.n_chunks = run.run, run.n_chunks
         generated.form = run.work.request.generation.form
@@ -285,12 +285,17 @@ class Generator:
         self._metrics.engine_seconds.observe(done.engine_us / 1e6)
         if generated.first_token_us:
             self._metrics.first_token_seconds.observe(generated.first_token_us / 1e6)
+        return generated
+
+    def _answer(self, run: _Run, done: wire.Done, body: bytes) -> None:
+        (head,) = done.outputs
+        tensor = m.Tensor(name=head.name, datatype=head.datatype, shape=head.shape, data=body)
         answer = OkAnswer(
             0,
             m.TensorSet(tensors=[tensor]).SerializeToString(),
             tensors.output_sha256([tensor]),
             run.work.request.traceparent,
-            generated=generated,
+            generated=self._generated(run, done),
             cancelled=run.cancelled and done.aborted,
         )
         self._emitter.ok(run.work, run.batch, self.served, answer)

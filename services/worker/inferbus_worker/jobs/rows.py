@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from inferbus_kit.consume import Record
-from inferbus_schemas import jobs
+from inferbus_schemas import generation, jobs
 from inferbus_schemas import messages as m
 from inferbus_worker.hot.consume import Desk
 from inferbus_worker.hot.work import Frame, Work
@@ -216,8 +216,18 @@ class _Run:
         self._n_bytes += len(record.outputs) + len(record.inputs)
         if self._n_bytes > _MAX_RESULT_BYTES and record.outcome == m.OUTCOME_OK:
             why = ("output_too_large", "the answers of the rows around this one are too large")
-            record = self._runner.record(self._job, self._rows[at], m.OUTCOME_OUTPUT_TOO_LARGE, why)
+            record = self._without_answer(record, self._rows[at], why)
         self._records[at] = record
+
+    def _without_answer(
+        self, record: m.Prediction, row: m.Row, why: tuple[str, str]
+    ) -> m.Prediction:
+        """Return the record of a row whose answer is not kept; its tokens were used."""
+        out = self._runner.record(self._job, row, m.OUTCOME_OUTPUT_TOO_LARGE, why)
+        out.input_tokens = record.input_tokens
+        if record.HasField("generated"):
+            out.generated.CopyFrom(generation.usage(record.generated))
+        return out
 
     def _end(self, at: int, outcome: m.Outcome, why: tuple[str, str]) -> None:
         self._records[at] = self._runner.record(self._job, self._rows[at], outcome, why)
