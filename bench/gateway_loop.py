@@ -126,6 +126,7 @@ def gateway(bus: Any) -> tuple[Asgi, Direct]:
         metrics=metrics,
         tracing=Tracing("gateway", "gateway-0", ""),
         max_tensor_bytes=4 << 20,
+        max_rows=4096,
         limits=Limits(1e6, 100_000),
         max_tenant_pending=5_000,
     )

@@ -187,6 +187,7 @@ class Gateway:
             metrics=metrics,
             tracing=parts,
             max_tensor_bytes=1 << 20,
+            max_rows=4096,
             limits=Limits(),
             max_tenant_pending=1000,
         )

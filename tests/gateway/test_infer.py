@@ -69,6 +69,7 @@ def test_a_refused_timeout_opens_no_span() -> None:
         metrics=metrics,
         tracing=tracing,
         max_tensor_bytes=1 << 20,
+        max_rows=4096,
         limits=Limits(),
         max_tenant_pending=1000,
     )
@@ -102,6 +103,7 @@ def test_a_generation_is_charged_to_its_caller_once_it_ended() -> None:
         metrics=gateway_metrics(CollectorRegistry()),
         tracing=parts,
         max_tensor_bytes=1 << 20,
+        max_rows=4096,
         limits=limits,
         max_tenant_pending=1000,
     )

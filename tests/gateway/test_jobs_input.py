@@ -130,6 +130,14 @@ def test_tensors_over_the_limit_are_refused() -> None:
     assert "too large" in reader.read(0, plain(words="w" * 100)).refused
 
 
+def test_a_line_has_no_more_rows_than_a_request() -> None:
+    said = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [3, 1], "data": [1, 2, 3]}]}
+    of = manifests.Signature((manifests.TensorSpec("x", "FP32", (-1, 1)),), ())
+    line = json.dumps(said).encode()
+    assert "3 rows are more than the 2" in RowReader(of, 1 << 20, 2).read(0, line).refused
+    assert RowReader(of, 1 << 20, 3).read(0, line).tensors
+
+
 @given(st.lists(st.integers(0, jobs.MAX_CHUNK_BYTES + 10), max_size=30), st.integers(1, 5))
 def test_each_row_is_in_one_chunk_in_order(sizes: list[int], max_rows: int) -> None:
     chunks = Chunks(max_rows)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inferbus_gateway.errors import InvalidRequestError
+from inferbus_gateway.errors import InvalidRequestError, TooManyRowsError
 from inferbus_gateway.hot import oip
 from inferbus_schemas import messages as m
 from inferbus_schemas import tensors
@@ -213,7 +213,7 @@ def test_options(
         ({"shape": [1, 1, 3]}, "the shape must be [-1, 3]"),
         ({"shape": [0, 3], "data": []}, "one row at least"),
         ({"shape": [-1, 3]}, "$.inputs[0].shape[0]"),
-        ({"shape": [2**62, 3]}, "2^28 elements at most"),
+        ({"shape": [2**62, 3]}, "more than the 4096 that a request may have"),
         ({"shape": [10**40, 3]}, "$.inputs[0].shape[0]"),
         ({"shape": [1.0, 3]}, "$.inputs[0].shape[0]"),
         ({"shape": "1,3"}, "$.inputs[0].shape"),
@@ -339,3 +339,16 @@ def test_half_floats_travel_as_binary_only(datatype: str) -> None:
 
 
 DEEP = 100_000
+
+
+def test_rows_are_counted_before_anything_is_made_of_them() -> None:
+    of = signature(spec("x", "FP32", -1, 3))
+    # Were the data looked at, another error would come first.
+    nothing = {"name": "x", "shape": [5, 3], "datatype": "FP32", "data": "none"}
+    with pytest.raises(TooManyRowsError, match="5 rows are more than the 4"):
+        oip.parse(request(nothing), None, of, 4)
+    with pytest.raises(TooManyRowsError, match="job"):
+        oip.parse(bytes(5 * 12), 0, of, 4)
+    assert oip.parse(bytes(4 * 12), 0, of, 4).n_rows == 4
+    # A version whose own shape is fixed takes that.
+    assert oip.parse(bytes(5 * 12), 0, signature(spec("x", "FP32", 5, 3)), 4).n_rows == 5

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inferbus_gateway.errors import FailedError, InvalidRequestError
+from inferbus_gateway.errors import FailedError, InvalidRequestError, TooManyRowsError
 from inferbus_gateway.gen import open_inference_pb2 as pb
 from inferbus_gateway.hot import oip_proto
 from inferbus_schemas import manifest, tensors
@@ -200,7 +200,7 @@ def test_not_a_number_and_infinity_pass() -> None:
         (request(item(shape=(0, 3))), "one row at least"),
         (request(item(shape=(-1, 3))), "one row at least"),
         (request(item(shape=(2, 4))), "the shape must be [-1, 3]"),
-        (request(item(shape=(2**62, 3))), "2^28 elements at most"),
+        (request(item(shape=(2**62, 3))), "more than the 4096 that a request may have"),
         (
             request(item(contents=pb.InferTensorContents(fp64_contents=[1] * 6))),
             "stand in fp32_contents and nowhere else, not in fp64_contents",
@@ -280,3 +280,11 @@ def test_generated_code_is_current(tmp_path: Path) -> None:
     names = sorted(path.name for path in out.iterdir())
     assert names == sorted(p.name for p in stored.iterdir() if p.is_file())
     assert filecmp.cmpfiles(out, stored, names, shallow=False)[0] == names, "run `make proto`"
+
+
+def test_rows_are_counted_before_anything_is_made_of_them() -> None:
+    # Were the contents looked at, another error would come first.
+    with pytest.raises(TooManyRowsError, match="5 rows are more than the 4"):
+        oip_proto.parse(request(item(shape=(5, 3), values=[1])), CANCER, 4)
+    with pytest.raises(TooManyRowsError, match="job"):
+        oip_proto.parse(request(item(shape=(1 << 40, 3))), CANCER)

@@ -53,6 +53,7 @@ class Listener:
             metrics=metrics,
             tracing=parts,
             max_tensor_bytes=1 << 20,
+            max_rows=4096,
             limits=Limits(),
             max_tenant_pending=1000,
         )

@@ -18,11 +18,13 @@ from confluent_kafka.admin import AdminClient
 from google.protobuf import json_format
 
 from inferbus_dev.topics import create_topics
+from inferbus_gateway import errors
 from inferbus_gateway.hot import submission_work, submissions, submitted
 from inferbus_gateway.hot.publish import MAX_FRAME_REQUESTS
 from inferbus_kit.consume import PartitionReader
 from inferbus_schemas import ids, topics
 from inferbus_schemas import messages as m
+from inferbus_schemas.manifest import Signature, TensorSpec
 from tests.support.gateway_process import GatewayProcess
 from tests.support.gateway_side import GatewaySide
 from tests.support.scripted_worker import echo
@@ -210,7 +212,7 @@ async def test_a_request_waits_for_a_worker_and_holds_up_no_other(program: Progr
 def test_a_frame_holds_what_it_says_it_holds() -> None:
     lease: Any = None
     draft = submission_work.Draft(lease)
-    place = submitted.Place("t", 16, 4 << 20)
+    place = submitted.Place("t", 16, 4 << 20, 4096)
     record: Any = SimpleNamespace(topic="t", partition=0, offset=0, timestamp=1, headers=())
     one = m.SubmittedRequest(client_request_id="x" * 256)
     said = m.Submission(requests=[one] * 2000)
@@ -229,6 +231,27 @@ def test_a_frame_holds_what_it_says_it_holds() -> None:
     draft.add(None, first)  # type: ignore[arg-type]
     assert not draft.takes(second)
     assert first.n_rows <= 600_001, "a shape is only a word until a worker has checked it"
+
+
+@pytest.mark.parametrize(("rows", "refused"), [(-1, True), (5, False)])
+def test_a_request_has_no_more_rows_than_the_gateway_says(rows: int, refused: bool) -> None:  # noqa: FBT001
+    place = submitted.Place("t", 16, 4 << 20, 4)
+    record: Any = SimpleNamespace(topic="t", partition=0, offset=0, timestamp=1, headers=())
+    five = m.Tensor(name="x", datatype="UINT8", shape=[5], data=bytes(5))
+    said = m.Submission(
+        requests=[m.SubmittedRequest(model="m", inputs=m.TensorSet(tensors=[five]))]
+    )
+    (one,) = submitted.requests(said, record, place)
+    signature = Signature((TensorSpec("x", "UINT8", (rows,)),), ())
+    manifest = SimpleNamespace(signature=signature)
+    target = SimpleNamespace(manifest=manifest, version=1, pool="default")
+    routes: Any = SimpleNamespace(resolve=lambda _model, _version: target)
+    if not refused:
+        assert submitted.pin(one, routes, place) == "default"
+        return
+    with pytest.raises(errors.TooManyRowsError, match="5 rows are more than the 4") as caught:
+        submitted.pin(one, routes, place)
+    assert (caught.value.code, caught.value.http_status) == ("too_many_rows", 413)
 
 
 async def test_a_full_worker_leaves_submissions_where_they_are(program: Program) -> None:

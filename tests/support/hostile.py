@@ -21,6 +21,7 @@ from typing import Any
 
 import httpx
 
+from inferbus_gateway.hot.fit import MAX_ROWS
 from tests.support.hostile_shapes import JSON, Shape, shapes
 
 SILENCE_S = 5.0
@@ -68,7 +69,7 @@ def requests(seed: int, file: str = "file-none") -> Iterator[bytes]:
     chance = random.Random(seed)
     every = shapes(file)
     quick = [shape for shape in every if not shape.generates]
-    json_kinds = (_json, _json, _json, _text, _binary, _encoded, _headed, _addressed)
+    json_kinds = (_json, _json, _json, _text, _binary, _encoded, _headed, _addressed, _rows)
     while True:
         # Text takes its time: a fifth of the requests may ask for some.
         shape = chance.choice(every if chance.random() < _GENERATING else quick)
@@ -165,6 +166,16 @@ def _binary(chance: random.Random, shape: Shape) -> bytes:
     )
     said = chance.choice((len(head), 0, len(head) + 5, 10**12, "abc", -1, ""))
     return _wire(shape.path, head.encode() + data, f"Inference-Header-Content-Length: {said}")
+
+
+def _rows(chance: random.Random, _shape: Shape) -> bytes:
+    """Ask for far more rows than a request may have, in few bytes."""
+    count = chance.choice((MAX_ROWS + 1, 50_000, 800_000))
+    if chance.random() < 0.5:
+        tensor = {"name": "text", "datatype": "BYTES", "shape": [count], "data": ["a"] * count}
+        return _wire("/v2/models/minilm/infer", json.dumps({"inputs": [tensor]}).encode())
+    tensor = {"name": "features", "datatype": "FP32", "shape": [count, 30], "data": [0]}
+    return _wire("/v2/models/breast-cancer/infer", json.dumps({"inputs": [tensor]}).encode())
 
 
 def _packed(data: bytes) -> bytes:

@@ -85,6 +85,7 @@ def jobs_of(
         settings.tenant_max_jobs,
         settings.tenant_max_job_rows,
         settings.max_parquet_bytes,
+        settings.max_rows,
     )
 
     def check_tokens(caller: Principal) -> None:

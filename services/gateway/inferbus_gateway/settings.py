@@ -8,6 +8,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode
 
 from inferbus_gateway.control.jobs.origins import Origins
+from inferbus_gateway.hot.fit import MAX_ROWS
 from inferbus_kit.settings import Port, Settings
 from inferbus_schemas import access, names
 
@@ -31,6 +32,9 @@ class GatewaySettings(Settings):
     )
     max_body_bytes: int = Field(
         default=4 << 20, gt=0, le=7 << 20, description="Largest request body, also uncompressed."
+    )
+    max_rows: int = Field(
+        default=MAX_ROWS, gt=0, description="Most rows of one request; a job takes more."
     )
     max_pending: int = Field(
         default=20_000, gt=0, description="Unanswered requests past which new ones get 503."

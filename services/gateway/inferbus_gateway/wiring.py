@@ -97,6 +97,7 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
         metrics=metrics,
         tracing=tracing,
         max_tensor_bytes=settings.max_body_bytes,
+        max_rows=settings.max_rows,
     )
     life = secrets.randbits(64)
     once = Once(
@@ -167,6 +168,7 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
             health=health,
             fail=fail,
             max_tensor_bytes=settings.max_body_bytes,
+            max_rows=settings.max_rows,
             enter=requests.enter,
         )
         if settings.submission_tenants

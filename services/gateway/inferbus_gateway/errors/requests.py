@@ -25,6 +25,20 @@ class ParameterError(InvalidRequestError):
         self.param = param
 
 
+class TooManyRowsError(InvalidRequestError):
+    """The request has more rows than one may have; a job takes them."""
+
+    code = "too_many_rows"
+    http_status = 413
+    grpc_status = "RESOURCE_EXHAUSTED"
+
+    def __init__(self, name: str, n_rows: int, max_rows: int) -> None:
+        super().__init__(
+            f"input {name!r}: {n_rows} rows are more than the {max_rows} that a request may have; "
+            "send them in several requests, or as a job with a row a line"
+        )
+
+
 class UnauthorizedError(InferbusError):
     """No key or token was presented, or one that is unknown, expired or revoked."""
 

@@ -11,13 +11,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from inferbus_gateway.errors import FailedError, InvalidRequestError
+from inferbus_gateway.errors import FailedError, InvalidRequestError, TooManyRowsError
 from inferbus_gateway.hot import numbers
 from inferbus_gateway.hot.oip_body import show
 from inferbus_schemas import manifest, tensors
 from inferbus_schemas import messages as m
 
 MAX_ID_CHARACTERS: Final = 256
+MAX_ROWS: Final = 4096
+"""The most rows of a request where no setting says otherwise."""
 NOT_CLASSIFIED: Final[Mapping[str, int]] = {}
 
 
@@ -89,11 +91,16 @@ def place(item: Given, look_up: Plan, placed: Sequence[bytes]) -> tuple[int, man
     return found
 
 
-def check_shape(item: Given, spec: manifest.TensorSpec, rows: int | None) -> int | None:
+def check_shape(
+    item: Given, spec: manifest.TensorSpec, rows: int | None, max_rows: int
+) -> int | None:
     """Check datatype and shape; return the number of rows that inputs seen so far share.
+
+    It comes before anything is made of the elements.
 
     Raises:
         InvalidRequestError: they are not those of `spec`, or the rows differ.
+        TooManyRowsError: there are more than `max_rows`.
     """
     if item.datatype != spec.datatype:
         raise InvalidRequestError(
@@ -109,6 +116,8 @@ def check_shape(item: Given, spec: manifest.TensorSpec, rows: int | None) -> int
                 return rows
             if shape[0] < 1:
                 raise InvalidRequestError(f"input {spec.name!r}: send one row at least")
+            if shape[0] > max_rows:
+                raise TooManyRowsError(spec.name, shape[0], max_rows)
             if rows is not None and shape[0] != rows:
                 raise InvalidRequestError(
                     f"input {spec.name!r}: has {shape[0]} rows, another input has {rows}; "

@@ -153,7 +153,7 @@ class Infer:
             self._once(_Keyed(self, request_id, head, body, address, caller=caller, done=done))
             return
         target = self._routes.resolve(*address)
-        parsed = oip.parse(body, head.json_length, target.manifest.signature)
+        parsed = self._parse(head, body, target)
         if later is not None:
             if parsed.classes:
                 raise errors.InvalidRequestError("classification needs an answer at once")
@@ -175,7 +175,11 @@ class Infer:
             target = self._routes.pinned_to(model, place.version, place.pool)
         else:
             target = self._routes.resolve(model, place)
-        return Call(target, oip.parse(body, head.json_length, target.manifest.signature), done)
+        return Call(target, self._parse(head, body, target), done)
+
+    def _parse(self, head: Head, body: bytes, target: Target) -> oip.Parsed:
+        max_rows = self._requests.max_rows
+        return oip.parse(body, head.json_length, target.manifest.signature, max_rows)
 
     def place(self, call: Call, request_id: bytes) -> Place:
         """Return where a new request stands."""

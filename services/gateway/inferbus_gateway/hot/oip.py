@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from inferbus_gateway.errors import InvalidRequestError
+from inferbus_gateway.errors import InvalidRequestError, TooManyRowsError
 from inferbus_gateway.hot import classify, fit, numbers, oip_body
 from inferbus_gateway.hot.fit import NOT_CLASSIFIED, Parsed, Plan
 from inferbus_gateway.hot.oip_body import Input, Output
@@ -56,7 +56,12 @@ class _Response(msgspec.Struct, frozen=True, gc=False):
 _encode = msgspec.json.Encoder().encode
 
 
-def parse(body: bytes, json_length: int | None, signature: manifest.Signature) -> Parsed:
+def parse(
+    body: bytes,
+    json_length: int | None,
+    signature: manifest.Signature,
+    max_rows: int = fit.MAX_ROWS,
+) -> Parsed:
     """Return the request in `body`, checked against `signature`.
 
     Args:
@@ -64,12 +69,14 @@ def parse(body: bytes, json_length: int | None, signature: manifest.Signature) -
         json_length: the value of `Inference-Header-Content-Length`, None without that header;
             0 = the body is the raw bytes of the only input, all outputs are binary.
         signature: of the version that the request is for.
+        max_rows: that the request may have.
 
     Raises:
         InvalidRequestError: it is not well formed or does not fit; the message says what to change.
+        TooManyRowsError: it has too many.
     """
     if json_length == 0:
-        return _parse_raw(body, signature)
+        return _parse_raw(body, signature, max_rows)
     if json_length is None:
         head = body
     elif 0 < json_length <= len(body):
@@ -83,7 +90,7 @@ def parse(body: bytes, json_length: int | None, signature: manifest.Signature) -
     except oip_body.BodyError as error:
         raise InvalidRequestError(str(error)) from None
     plan = fit.plan(signature)
-    tensor_set, n_rows = _read_inputs(request.inputs, body, json_length, plan)
+    tensor_set, n_rows = _read_inputs(request.inputs, body, json_length, plan, max_rows)
     client_request_id = fit.check_id(request.id or "")
     parameters = request.parameters
     timeout_us: int | None = None
@@ -96,7 +103,7 @@ def parse(body: bytes, json_length: int | None, signature: manifest.Signature) -
 
 
 def _read_inputs(
-    inputs: Sequence[Input], body: bytes, json_length: int | None, plan: Plan
+    inputs: Sequence[Input], body: bytes, json_length: int | None, plan: Plan, max_rows: int
 ) -> tuple[bytes, int]:
     """Return the serialised tensors in the signature's order and the number of rows."""
     placed: list[bytes] = [b""] * len(plan.inputs)
@@ -105,7 +112,7 @@ def _read_inputs(
     at = json_length
     for item in inputs:
         index, spec = fit.place(item, plan, placed)
-        rows = fit.check_shape(item, spec, rows)
+        rows = fit.check_shape(item, spec, rows, max_rows)
         try:
             count = tensors.n_elements(item.shape)
             size = item.parameters.binary_data_size if item.parameters else None
@@ -182,7 +189,7 @@ def _read_outputs(
     return tuple(chosen), binary, classes or NOT_CLASSIFIED
 
 
-def _parse_raw(body: bytes, signature: manifest.Signature) -> Parsed:
+def _parse_raw(body: bytes, signature: manifest.Signature, max_rows: int) -> Parsed:
     """Return the request whose body is the bytes of the only input and nothing else."""
     if len(signature.inputs) != 1:
         raise InvalidRequestError(
@@ -196,6 +203,8 @@ def _parse_raw(body: bytes, signature: manifest.Signature) -> Parsed:
         data = tensors.join_bytes((body,))
     else:
         shape = _deduce(spec, len(body))
+        if spec.shape[:1] == (-1,) and shape[0] > max_rows:
+            raise TooManyRowsError(spec.name, shape[0], max_rows)
     try:
         numbers.check(data, spec.datatype, tensors.n_elements(shape))
     except (numbers.NumbersError, tensors.TensorError) as error:

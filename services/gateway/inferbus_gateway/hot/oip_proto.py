@@ -44,15 +44,18 @@ _INT_PARAMETERS: Final = frozenset({"int64_param", "uint64_param"})
 Parameters = Mapping[str, pb.InferParameter]
 
 
-def parse(request: pb.ModelInferRequest, signature: manifest.Signature) -> Parsed:
+def parse(
+    request: pb.ModelInferRequest, signature: manifest.Signature, max_rows: int = fit.MAX_ROWS
+) -> Parsed:
     """Return the request, checked against `signature`; `binary` None stands for raw contents.
 
     Raises:
         InvalidRequestError: it is not well formed or does not fit; the message says what to change.
+        TooManyRowsError: it has more than `max_rows`.
     """
     look_up = fit.plan(signature)
     raw = request.raw_input_contents
-    tensor_set, n_rows = _read_inputs(request.inputs, raw, look_up)
+    tensor_set, n_rows = _read_inputs(request.inputs, raw, look_up, max_rows)
     outputs, classes = _read_outputs(request.outputs, look_up)
     wanted_raw = bool(raw) or any(
         name in look_up.binary_only and name not in classes for name in outputs or look_up.outputs
@@ -69,7 +72,10 @@ def parse(request: pb.ModelInferRequest, signature: manifest.Signature) -> Parse
 
 
 def _read_inputs(
-    inputs: Sequence[pb.ModelInferRequest.InferInputTensor], raw: Sequence[bytes], look_up: Plan
+    inputs: Sequence[pb.ModelInferRequest.InferInputTensor],
+    raw: Sequence[bytes],
+    look_up: Plan,
+    max_rows: int,
 ) -> tuple[bytes, int]:
     """Return the serialised tensors in the signature's order and the number of rows."""
     if raw and len(raw) != len(inputs):
@@ -82,7 +88,7 @@ def _read_inputs(
     n_rows = 1
     for number, item in enumerate(inputs):
         index, spec = fit.place(item, look_up, placed)
-        rows = fit.check_shape(item, spec, rows)
+        rows = fit.check_shape(item, spec, rows, max_rows)
         if "shared_memory_region" in item.parameters:
             raise InvalidRequestError(
                 f"input {spec.name!r}: shared memory is not offered; send the data itself"

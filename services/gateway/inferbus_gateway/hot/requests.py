@@ -96,6 +96,7 @@ class Requests:
         tracing: Tracing,
         limits: Limits,
         max_tensor_bytes: int,
+        max_rows: int,
         max_tenant_pending: int,
     ) -> None:
         self._pending = pending
@@ -106,6 +107,7 @@ class Requests:
         self._limits = limits
         self._max_tenant_pending = max_tenant_pending
         self.max_tensor_bytes = max_tensor_bytes
+        self.max_rows = max_rows
         self._entropy, self._entropy_at = b"", _ENTROPY_BYTES
         self._counters: dict[tuple[str, int, str], tuple[Counter, Histogram, Figures]] = {}
         self.statistics = Statistics()

@@ -165,7 +165,8 @@ class RpcInfer:
             target = self._routes.pinned_to(asked.model_name, place.version, place.pool)
         else:
             target = self._routes.resolve(asked.model_name, place)
-        return Question(target, oip_proto.parse(asked, target.manifest.signature))
+        max_rows = self._requests.max_rows
+        return Question(target, oip_proto.parse(asked, target.manifest.signature, max_rows))
 
     def place(self, question: Question, request_id: bytes) -> Place:
         """Return where a new request stands."""

@@ -87,6 +87,7 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         health: Health,
         fail: Fail,
         max_tensor_bytes: int,
+        max_rows: int,
         enter: Callable[[Principal], None],
     ) -> None:
         self._fail = fail
@@ -101,7 +102,7 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         self._routes = routes
         self._health = health
         self._letters = DeadLetters(producer, instance)
-        self._max_tensor_bytes = max_tensor_bytes
+        self._max_tensor_bytes, self._max_rows = max_tensor_bytes, max_rows
         self._places: dict[str, Place] = {}
         self._predictions = topics.topic(topics.PREDICTIONS)
         self._partitions: dict[TopicPartition, Partition] = {}
@@ -139,7 +140,7 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         except (TimeoutError, KafkaError) as error:
             raise errors.BusUnavailableError("Kafka does not answer; is it running?") from error
         self._places = {
-            topic: Place(tenant, count, self._max_tensor_bytes)
+            topic: Place(tenant, count, self._max_tensor_bytes, self._max_rows)
             for topic, tenant in self._tenants.items()
         }
         self._consumer.subscribe(list(self._places), listener=self)

@@ -112,6 +112,7 @@ class Place:
     tenant: str
     n_reply_partitions: int
     max_tensor_bytes: int
+    max_rows: int
 
 
 def requests(said: m.Submission, record: Record, place: Place) -> list[Submitted]:
@@ -159,6 +160,9 @@ def pin(one: Submitted, routes: Routes, place: Place) -> str:
     except names.InvalidNameError as refusal:
         raise errors.InvalidRequestError(str(refusal)) from None
     target = routes.resolve(said.model, said.version)
+    first = target.manifest.signature.inputs[0]
+    if one.n_rows > place.max_rows and first.shape[:1] == (-1,):
+        raise errors.TooManyRowsError(first.name, one.n_rows, place.max_rows)
     known = {spec.name for spec in target.manifest.signature.outputs}
     if not known.issuperset(said.outputs) or len(set(said.outputs)) != len(said.outputs):
         raise errors.InvalidRequestError("outputs must be names of the model's outputs, each once")

@@ -32,25 +32,60 @@ def load(raw_manifest: bytes, folder: Path, threads: int) -> Runner:
 class Runner:
     """One loaded version.
 
-    Invariants: an answer has as many rows as its batch, or says why there is none.
+    Invariants: an answer has as many rows as its batch, or says why there is none; where each row
+    of the outputs has a fixed shape, no more than `max_rows` are computed at once.
     """
 
     def __init__(self, task: tasks.Task, engine: OnnxEngine, manifest: manifests.Manifest) -> None:
         self._task = task
         self._engine = engine
         self._specs = manifest.signature.outputs
+        # Else a row may depend on those beside it: on the longest text that it is padded to.
+        splits = all(spec.shape[:1] == (-1,) for spec in manifest.signature.inputs) and all(
+            spec.shape[:1] == (-1,) and -1 not in spec.shape[1:] for spec in self._specs
+        )
+        self._max_rows = manifest.batching.max_rows if splits else 0
 
     def run(self, batch: wire.Run, body: bytes) -> tuple[wire.Done, list[bytes]]:
         """Run one batch; never raises for what the batch holds."""
         n_rows = batch.inputs[0].shape[0]
         try:
-            outputs = self._engine.run(self._task.prepare(_values(batch, body)))
+            outputs, row_tokens = self._outputs(_values(batch, body), n_rows)
             done, buffers = _answer(batch.number, n_rows, self._specs, outputs)
-            return msgspec.structs.replace(done, row_tokens=self._task.row_tokens), buffers
+            return msgspec.structs.replace(done, row_tokens=row_tokens), buffers
         except RowsError as error:
             return wire.Done(batch.number, (), error.rows, "", 0, 0), []
         except (RuntimeError, ValueError, MemoryError) as error:
             return wire.Done(batch.number, (), {}, str(error) or "out of memory", 0, 0), []
+
+    def _outputs(
+        self, values: dict[str, Array], n_rows: int
+    ) -> tuple[list[Array], tuple[int, ...]]:
+        """Return the outputs of all rows and the tokens of each, computed in pieces of `max_rows`.
+
+        Raises:
+            RowsError: some rows cannot be read; nothing is computed behind the first of them.
+            RuntimeError, ValueError, MemoryError: they cannot be computed.
+        """
+        step = self._max_rows or n_rows
+        pieces: list[list[Array]] = []
+        row_tokens: list[int] = []
+        bad: dict[int, str] = {}
+        for at in range(0, n_rows, step):
+            piece = {name: value[at : at + step] for name, value in values.items()}
+            try:
+                feeds = self._task.prepare(piece)
+            except RowsError as error:
+                bad |= {at + row: why for row, why in error.rows.items()}
+                continue
+            if not bad:
+                row_tokens += self._task.row_tokens
+                pieces.append(self._engine.run(feeds))
+        if bad:
+            raise RowsError(bad)
+        if len(pieces) == 1:
+            return pieces[0], tuple(row_tokens)
+        return [np.concatenate(parts) for parts in zip(*pieces, strict=True)], tuple(row_tokens)
 
 
 def _values(batch: wire.Run, body: bytes) -> dict[str, Array]:

@@ -23,9 +23,9 @@ from inferbus_schemas.manifest import Manifest
 from inferbus_worker.engines import wire
 from inferbus_worker.engines.process import Death
 from inferbus_worker.hot.batcher import Batcher, Limits
-from inferbus_worker.hot.emit import Emitter, OkAnswer, Served
+from inferbus_worker.hot.emit import MAX_OUTPUT_BYTES, Emitter, OkAnswer, Served
 from inferbus_worker.hot.rows import Answer
-from inferbus_worker.hot.signature import InvalidInputError, SignatureCheck
+from inferbus_worker.hot.signature import InvalidInputError, RowSizes, SignatureCheck
 from inferbus_worker.hot.work import Batch, Work
 
 _log = structlog.get_logger("execute")
@@ -94,6 +94,7 @@ class Executor:
         self._tracing = tracing
         self._request_topic = request_topic
         self._check = SignatureCheck(manifest.signature)
+        self._row_sizes = RowSizes(manifest.signature)
         self._names = [(spec.name, spec.datatype) for spec in manifest.signature.inputs]
         fixed_rows = any(spec.shape[0] != -1 for spec in manifest.signature.inputs)
         max_rows = 1 if fixed_rows else batching.max_rows
@@ -138,6 +139,9 @@ class Executor:
             self._emitter.ended(
                 work, m.OUTCOME_INVALID_INPUT, "invalid_input", str(error), self.served
             )
+            return False
+        if self._row_sizes.of(request.outputs) * work.rows > MAX_OUTPUT_BYTES:
+            self._emitter.too_large(work, self.served)
             return False
         work.n_bytes = len(request.tensors)
         self._batcher.add(bucket, work)

@@ -36,6 +36,24 @@ class _Input:
             self.row_bytes = tensors.n_elements(self.inner) * tensors.ITEM_BYTES[spec.datatype]
 
 
+class RowSizes:
+    """How many bytes a row of an answer has at least: those that the signature fixes."""
+
+    def __init__(self, signature: Signature) -> None:
+        self._bytes = {
+            spec.name: tensors.n_elements(spec.shape[1:]) * tensors.ITEM_BYTES[spec.datatype]
+            for spec in signature.outputs
+            if spec.shape[:1] == (-1,) and -1 not in spec.shape[1:] and spec.datatype != "BYTES"
+        }
+        self._all_bytes = sum(self._bytes.values())
+
+    def of(self, wanted_outputs: Sequence[str]) -> int:
+        """Return those of the outputs that are wanted, empty for all."""
+        if not wanted_outputs:
+            return self._all_bytes
+        return sum(self._bytes.get(name, 0) for name in wanted_outputs)
+
+
 class SignatureCheck:
     """Checks and takes apart the tensors of requests for one version.
 

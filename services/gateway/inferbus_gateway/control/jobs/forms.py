@@ -16,6 +16,7 @@ from inferbus_gateway.control.jobs import parquet
 from inferbus_gateway.control.jobs.lines import Lines
 from inferbus_gateway.control.jobs.parquet import Slots
 from inferbus_gateway.control.jobs.rows import RowReader
+from inferbus_gateway.hot.fit import MAX_ROWS
 from inferbus_schemas import messages as m
 from inferbus_schemas.manifest import Signature
 
@@ -45,6 +46,7 @@ class Limits:
     max_tenant_jobs: int
     max_tenant_rows: int
     max_parquet_bytes: int
+    max_line_rows: int = MAX_ROWS
     max_at_once: int = 8
     parquet: Slots = field(default_factory=Slots)
 
@@ -75,7 +77,7 @@ async def rows(
                 async for row in found:
                     yield row
         return
-    reader = RowReader(signature, limits.max_row_bytes)
+    reader = RowReader(signature, limits.max_row_bytes, limits.max_line_rows)
     lines = Lines(limits.max_row_bytes)
     number = n_bytes = 0
     async for piece in body:

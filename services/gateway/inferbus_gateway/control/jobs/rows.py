@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from inferbus_gateway.errors import InvalidRequestError
-from inferbus_gateway.hot import numbers, oip
+from inferbus_gateway.hot import fit, numbers, oip
 from inferbus_gateway.hot.oip_body import show
 from inferbus_schemas import messages as m
 from inferbus_schemas import tensors
@@ -25,13 +25,17 @@ class RowReader:
     """Reads the rows of one job.
 
     Invariants: never raises for what a row holds; a row that is not refused has every input of the
-    signature, checked, and at most `max_tensor_bytes` of them.
+    signature, checked, and at most `max_tensor_bytes` of them; a line that is the body of a
+    request has `max_rows` at most.
     """
 
-    def __init__(self, signature: Signature, max_tensor_bytes: int) -> None:
+    def __init__(
+        self, signature: Signature, max_tensor_bytes: int, max_rows: int = fit.MAX_ROWS
+    ) -> None:
         self._signature = signature
         self._names = {spec.name for spec in signature.inputs}
         self._max_tensor_bytes = max_tensor_bytes
+        self._max_rows = max_rows
 
     def read(self, number: int, line: bytes | None) -> m.Row:
         """Return row `number`; `line` is None where it was too long to be kept."""
@@ -51,7 +55,7 @@ class RowReader:
         except (msgspec.MsgspecError, UnicodeError, RecursionError):
             raise InvalidRequestError("the row is not a JSON object in UTF-8") from None
         if "inputs" in fields:
-            parsed = oip.parse(line, None, self._signature)
+            parsed = oip.parse(line, None, self._signature, self._max_rows)
             if parsed.classes:
                 raise InvalidRequestError("classification is not offered in jobs")
             return m.Row(
