@@ -139,7 +139,7 @@ HOSTILE: dict[str, tuple[bytes, dict[str, str], set[int]]] = {
     "double key": (b'{"inputs":[],"inputs":[]}', {}, {400}),
     "shape overflow": (body(shape=[2**62, 2**62]), {}, {400}),
     "negative shape": (body(shape=[-1, 3]), {}, {400}),
-    "2^31 rows": (body(shape=[2**31, 3]), {}, {400}),
+    "2^31 rows": (body(shape=[2**31, 3]), {}, {413}),
     "too few elements": (body(data=[1.0]), {}, {400}),
     "other name": (body(name="${jndi:ldap://x}"), {}, {400}),
     "other datatype": (body(datatype="\u202eFP32"), {}, {400}),

@@ -163,10 +163,10 @@ async def test_a_model_that_nobody_holds_any_more_says_when_to_come_back(
 
 
 async def test_sizes_up_to_the_limit_travel_and_nothing_above(
-    side: GatewaySide, gateway: GatewayProcess, http: httpx.AsyncClient
+    side: GatewaySide, http: httpx.AsyncClient
 ) -> None:
     worker = await side.worker(echo)
-    await side.serves(gateway)
+    gateway = await side.gateway(INFERBUS_MAX_ROWS=str(1 << 20))
     n_rows = ((4 << 20) - 400) // 12
     raw = struct.pack("<3f", 1, 2, 3) * n_rows
 

@@ -317,7 +317,9 @@ async def test_a_tenant_that_is_behind_is_left_unread_and_holds_up_no_other(
     try:
         await program.side.worker(echo)
         tenants = f"{program.tenant},{behind.tenant}"
-        gateway = await program.side.gateway(INFERBUS_SUBMISSION_TENANTS=tenants)
+        gateway = await program.side.gateway(
+            INFERBUS_SUBMISSION_TENANTS=tenants, INFERBUS_MAX_ROWS=str(1 << 16)
+        )
         large = m.Tensor(name="x", datatype="FP32", shape=[1 << 16, 3], data=bytes(12 << 16))
         # 48 records, 36 MiB, for a model that nobody has loaded.
         names = [f"large-{number}" for number in range(48)]
