@@ -8,6 +8,7 @@ deep as the input's shape, or one flat list where that shape is fixed.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -199,10 +200,9 @@ class _Column:
             column = column.dictionary_decode()
         self._leaf = column
         self._cast: Any = None
-        try:
+        # Where a value does not fit, rows are asked for one by one: only its own is refused.
+        with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
             self._cast = self._fit(column)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            self._cast = None
 
     def _fit(self, values: Any) -> Any:
         """Return values in the input's datatype.
