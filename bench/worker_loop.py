@@ -33,6 +33,7 @@ from inferbus_worker.engines.process import Death
 from inferbus_worker.hot.consume import Desk
 from inferbus_worker.hot.emit import Emitter, Served
 from inferbus_worker.hot.execute import Executor, VersionMetrics
+from inferbus_worker.hot.spans import Spans
 from inferbus_worker.hot.work import Work
 
 if TYPE_CHECKING:
@@ -123,8 +124,7 @@ async def run(folder: Path, n_requests: int, n_frame: int, *, profile: bool) -> 
         emitter=emitter,
         letters=NoLetters(),
         metrics=VersionMetrics(metrics, manifest.model, 1),
-        tracing=Tracing("worker", "bench", ""),
-        request_topic=TOPIC.name,
+        spans=Spans(Tracing("worker", "bench", ""), TOPIC.name),
     )
     with tempfile.TemporaryDirectory() as scratch:
         host = EngineHost(EngineSpec(manifest, raw, folder, Path(scratch), 1, 0), executor)

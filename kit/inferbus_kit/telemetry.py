@@ -10,7 +10,8 @@ import logging
 import random
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import structlog
@@ -156,6 +157,20 @@ class Tracing:
         )
         own = span.get_span_context()
         return OpenSpan(f"00-{own.trace_id:032x}-{own.span_id:016x}-01", span)
+
+    @contextmanager
+    def around(
+        self, name: str, parent: str, kind: str, **attributes: str | float | bool
+    ) -> Iterator[str]:
+        """Record a span around a block that is sampled; yield its traceparent, else ""."""
+        if not self.sampled(parent):
+            yield ""
+            return
+        span = self.open(name, parent=parent, kind=kind)
+        try:
+            yield span.traceparent
+        finally:
+            span.end(None, **attributes)
 
     async def stop(self) -> None:
         """Export what is left, bounded."""

@@ -16,7 +16,7 @@ from tests.support.logs import forked, fresh_log, until
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 
-async def test_a_sampled_prediction_gets_a_span_and_no_other_does(
+async def test_sampled_predictions_get_a_span_and_no_other_does(
     kafka_bootstrap: str, postgres_url: str, loggers: ForkServer, tmp_path: Path
 ) -> None:
     received: list[ExportTraceServiceRequest] = []
@@ -37,7 +37,7 @@ async def test_a_sampled_prediction_gets_a_span_and_no_other_does(
     rng = random.Random(1)
     now_ms = int(time.time() * 1000)
     made = [
-        predictions.prediction(rng, now_ms, traceparent=f"00-{TRACE}-{SPAN}-01"),
+        *(predictions.prediction(rng, now_ms, traceparent=f"00-{TRACE}-{SPAN}-01") for _ in "ab"),
         predictions.prediction(rng, now_ms, traceparent=f"00-{TRACE}-{SPAN}-00"),
         predictions.prediction(rng, now_ms),
     ]
@@ -63,6 +63,8 @@ async def test_a_sampled_prediction_gets_a_span_and_no_other_does(
     assert [(span.name, span.trace_id.hex(), span.parent_span_id.hex()) for span in spans] == [
         (f"process {topic}", TRACE, SPAN)
     ]
+    counted = {one.key: one.value.int_value for one in spans[0].attributes}
+    assert counted["messaging.batch.message_count"] == 2
     assert spans[0].end_time_unix_nano > spans[0].start_time_unix_nano
 
 

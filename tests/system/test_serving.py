@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import secrets
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from inferbus_dev.stack import Stack
@@ -21,6 +21,7 @@ from tests.support.collector import Collector, collecting
 from tests.support.ledger import Ledger, Live, check_ledger
 from tests.support.sample_models import model_folder
 from tests.support.traffic import Traffic
+from tests.system import traces
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -58,7 +59,8 @@ async def test_models_swaps_and_the_log(stack: Stack, collector: Collector, tmp_
     path = tmp_path / "ledger"
     with Ledger(path) as ledger:
         await _answers_equal_the_libraries(stack, ledger)
-        await _one_trace_from_http_to_the_log(stack, collector, ledger)
+        await _each_gateway_counts_what_it_answered(stack, ledger)
+        await traces.of_each_way_to_ask(stack, collector, ledger)
         live = await _a_swap_under_load_fails_nothing(stack, ledger)
         await _a_rolling_restart_fails_nothing(stack, ledger)
         await _the_log_verifies(stack, ledger)
@@ -76,36 +78,32 @@ async def _answers_equal_the_libraries(stack: Stack, ledger: Ledger) -> None:
             assert found <= sample.tolerance, f"{name}: {sample.describe}"
 
 
-async def _one_trace_from_http_to_the_log(
-    stack: Stack, collector: Collector, ledger: Ledger
-) -> None:
-    """The caller's trace goes through gateway, worker and logger; the batch links to it."""
-    trace, caller = secrets.token_hex(16), secrets.token_hex(8)
-    inputs = stacks.sample_inputs("breast-cancer")[0]
-    answer = await stacks.infer(
-        stack.http,
-        "breast-cancer",
-        inputs,
-        ledger,
-        "traced",
-        traceparent=f"00-{trace}-{caller}-01",
-    )
-    assert answer.status_code == 200
-    wanted = {"inferbus-gateway", "inferbus-worker", "inferbus-logger"}
-    for _ in range(100):
-        spans = collector.by_trace().get(trace, [])
-        linked = [span for span in collector.spans if span.links]
-        if {span.service for span in spans} == wanted and linked:
-            break
-        await asyncio.sleep(0.1)
-    assert {span.service for span in spans} == wanted, spans
-    server = next(span for span in spans if span.service == "inferbus-gateway")
-    assert server.parent_id == caller
-    own = {span.span_id for span in spans}
-    assert all(span.parent_id in own for span in spans if span is not server)
-    assert any(set(span.links) & own for span in linked)
-    # Nobody asked for the others, so nothing is traced of them.
-    assert set(collector.by_trace()) == {trace} | {span.trace_id for span in linked}
+async def _each_gateway_counts_what_it_answered(stack: Stack, ledger: Ledger) -> None:
+    """What a gateway says of a version is its own part; the sum is what was answered."""
+    inputs = stacks.sample_inputs("digits")[0]
+    n_rows = inputs[0]["shape"][0]
+
+    async def counted() -> list[tuple[int, int]]:
+        found = []
+        async with httpx.AsyncClient(timeout=40, trust_env=False) as http:
+            for url in stack.gateways:
+                said = (await http.get(f"{url}/v2/models/digits/stats")).json()
+                (one,) = said["model_stats"]
+                success = one["inference_stats"]["success"]["count"]
+                found.append((success, one["inference_count"]))
+        return found
+
+    before = await counted()
+    assert before[0][0] == len(stacks.sample_inputs("digits"))
+    assert before[1] == (0, 0)
+    for number, which in enumerate((0, 1, 1, 0, 1)):
+        url = stack.gateways[which]
+        answer = await stacks.infer(url, "digits", inputs, ledger, f"counted/{number}")
+        assert answer.status_code == 200, answer.text
+    after = await counted()
+    assert after == [
+        (before[which][0] + n, before[which][1] + n * n_rows) for which, n in enumerate((2, 3))
+    ]
 
 
 async def _a_swap_under_load_fails_nothing(stack: Stack, ledger: Ledger) -> list[Live]:

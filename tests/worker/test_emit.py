@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from inferbus_kit.telemetry import Tracing
 from inferbus_schemas import generation
 from inferbus_schemas import messages as m
 from inferbus_schemas.manifest import Signature, TensorSpec
 from inferbus_worker.hot import emit, execute
 from inferbus_worker.hot.emit import Emitter, OkAnswer, Served
 from inferbus_worker.hot.signature import RowSizes
+from inferbus_worker.hot.spans import Spans
 from inferbus_worker.hot.work import Batch, Work
+from tests.support.span_recorder import SpanRecorder
 from tests.worker.test_execute import TOPIC, Bench, Sender, number
 
 if TYPE_CHECKING:
@@ -148,29 +149,17 @@ async def test_records_carry_five_headers_and_a_context_where_there_is_one() -> 
     assert said[traced.id]["ce_id"].endswith(b"/3")
 
 
-class Recorder(Tracing):
-    """Keeps spans instead of exporting them."""
-
-    def __init__(self) -> None:
-        super().__init__("worker", "w1", "")
-        self.on = True
-        self.spans: list[tuple[str, dict[str, Any]]] = []
-
-    def span(self, name: str, **said: Any) -> str:
-        self.spans.append((name, said))
-        return f"00-{'1' * 32}-{len(self.spans):016x}-01"
-
-
 async def test_a_batch_links_its_traced_requests_and_each_has_a_span() -> None:
     bench = Bench()
-    recorder = bench.executor._tracing = Recorder()
+    recorder = SpanRecorder()
+    bench.executor._spans = Spans(recorder, TOPIC.name)
     contexts = [f"00-{'a' * 32}-{at:016x}-01" for at in (1, 2)]
     requests = [number(at, traceparent=context) for at, context in enumerate(contexts)]
     bench.take(*requests, number(3))
     await bench.settle()
     (name, batch), *members = recorder.spans
     assert name == "batch"
-    assert batch["links"] == contexts
+    assert list(batch["links"]) == contexts
     assert batch["attributes"]["inferbus.batch.requests"] == 3
     assert [name for name, _ in members] == [f"process {TOPIC.name}"] * 2
     assert [said["parent"] for _, said in members] == contexts

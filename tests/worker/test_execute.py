@@ -25,6 +25,7 @@ from inferbus_worker.hot import emit
 from inferbus_worker.hot.consume import Desk
 from inferbus_worker.hot.emit import Emitter, Served
 from inferbus_worker.hot.execute import Executor, VersionMetrics
+from inferbus_worker.hot.spans import Spans
 from tests.support.worker_side import request, tensor_set
 
 if TYPE_CHECKING:
@@ -149,8 +150,7 @@ class Bench:
             emitter=self.emitter,
             letters=self.letters,
             metrics=VersionMetrics(metrics, "m", 1),
-            tracing=Tracing("worker", "w1", ""),
-            request_topic=TOPIC.name,
+            spans=Spans(Tracing("worker", "w1", ""), TOPIC.name),
         )
         self.engine = Engine()
         self.executor.attach(self.engine)

@@ -8,12 +8,14 @@ from typing import Any, cast
 from prometheus_client import CollectorRegistry
 
 from inferbus_kit.metrics import worker_metrics
+from inferbus_kit.telemetry import Tracing
 from inferbus_schemas import generation, tensors
 from inferbus_schemas import messages as m
 from inferbus_schemas.manifest import FileEntry, Manifest, Signature, TensorSpec
 from inferbus_worker.engines import wire
 from inferbus_worker.hot.emit import Served, Used
 from inferbus_worker.hot.generate import GenerationMetrics, Generator
+from inferbus_worker.hot.spans import Spans
 from inferbus_worker.hot.work import Work
 from tests.support.worker_side import tensor_set
 
@@ -65,6 +67,7 @@ def waiting_for(emitter: Any) -> tuple[Generator, Engine]:
         emitter=emitter,
         tokens=nobody,
         metrics=metrics,
+        spans=Spans(Tracing("worker", "w", ""), "requests"),
     )
     engine = Engine()
     line.attach(engine)

@@ -15,6 +15,7 @@ from inferbus_worker.artifacts import ArtifactError
 from inferbus_worker.control.desired import Version
 from inferbus_worker.control.residents import EngineLimits, Residents
 from inferbus_worker.hot.loops import Loops
+from inferbus_worker.hot.spans import Spans
 from inferbus_worker.hot.tokens import TokenSender
 from tests.worker.test_execute import MANIFEST, TOPIC, Bench
 
@@ -52,8 +53,7 @@ async def test_a_load_that_fails_is_told_and_an_unload_that_fails_ends_the_proce
         scratch=tmp_path,
         limits=EngineLimits(1, 0),
         metrics=worker_metrics(CollectorRegistry()),
-        tracing=Tracing("worker", "w1", ""),
-        request_topic=TOPIC.name,
+        spans=Spans(Tracing("worker", "w1", ""), TOPIC.name),
         changed=lambda: None,
     )
     residents.hold({KEY: (Version("m", 1, b"v" * 32, b"{}", MANIFEST), 1)})

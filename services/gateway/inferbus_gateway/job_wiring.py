@@ -35,6 +35,7 @@ from inferbus_kit.consume import Record
 from inferbus_kit.health import Health
 from inferbus_kit.objects import Objects, open_store
 from inferbus_kit.produce import Producer
+from inferbus_kit.telemetry import Tracing
 from inferbus_schemas.access import Principal
 
 STREAMED = frozenset(
@@ -66,6 +67,7 @@ def jobs_of(
     new_id: Callable[[], bytes],
     charge: Callable[[Principal], None],
     busy: Busy,
+    tracing: Tracing,
 ) -> Jobs:
     """Build it.
 
@@ -104,6 +106,7 @@ def jobs_of(
         busy=busy,
         limits=limits,
         remote=Remote(Origins(settings.job_uri_sources, settings.job_uri_networks)),
+        tracing=tracing,
     )
     batch_fold = BatchFold()
     files = Files(objects, dispatcher, batch_fold)
@@ -130,7 +133,7 @@ def jobs_of(
     made = routers(
         parts,
         files_api.Parts(files, batch_fold, settings.max_file_bytes, new_id, charge),
-        batches_api.Parts(keeper, files, batch_fold, new_id, charge, check_tokens),
+        batches_api.Parts(keeper, files, batch_fold, new_id, charge, check_tokens, tracing),
     )
     orphans = Orphans(store, fold)
     loops = (("jobs", dispatcher.run), ("batches", keeper.run), ("orphans", orphans.run))

@@ -126,6 +126,7 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
         new_id=requests.new_id,
         charge=lambda caller: limits.take(caller, time.monotonic()),
         busy=lambda: len(pending) > 0,
+        tracing=tracing,
     )
     infer = Infer(
         access=access,

@@ -170,13 +170,21 @@ class Writer:
         self._held = [each for each in self._held if each not in planned]
         if not self._tracing.on:
             return
+        # The rows of a job's chunk share a context, and so a span.
+        traced: dict[str, list[int]] = {}
         for item in (item for each in written for item in each.batch.rows):
-            if item.traceparent and self._tracing.sampled(item.traceparent):
+            if item.traceparent:
+                traced.setdefault(item.traceparent, []).append(item.offset)
+        for context, offsets in traced.items():
+            if self._tracing.sampled(context):
                 self._tracing.span(
                     f"process {self._topic}",
-                    parent=item.traceparent,
+                    parent=context,
                     kind="CONSUMER",
                     start_ns=started_ns,
                     end_ns=ended_ns,
-                    attributes={"messaging.kafka.message.offset": item.offset},
+                    attributes={
+                        "messaging.kafka.message.offset": offsets[0],
+                        "messaging.batch.message_count": len(offsets),
+                    },
                 )

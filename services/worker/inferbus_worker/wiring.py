@@ -35,6 +35,7 @@ from inferbus_worker.hot.consume import Desk, Inbox, group
 from inferbus_worker.hot.emit import Emitter
 from inferbus_worker.hot.letters import Letters
 from inferbus_worker.hot.loops import Loops
+from inferbus_worker.hot.spans import Spans
 from inferbus_worker.hot.tokens import TokenSender
 from inferbus_worker.jobs.chunk import ChunkRunner, Outlets
 from inferbus_worker.jobs.consume import JobLoop
@@ -93,8 +94,7 @@ def wire(settings: WorkerSettings, fail: Fail) -> Process:
         scratch=scratch.resolve(),
         limits=EngineLimits(settings.engine_threads, settings.engine_address_space_bytes),
         metrics=metrics,
-        tracing=tracing,
-        request_topic=requests.name,
+        spans=Spans(tracing, requests.name),
         changed=changed.set,
     )
     report = LoadReport(desk, residents)
@@ -176,7 +176,7 @@ def wire(settings: WorkerSettings, fail: Fail) -> Process:
         settings.pool,
         ChunkRunner(
             RowRunner(desk, instance),
-            Outlets(Objects(store), job_records, job_letters, metrics, lives),
+            Outlets(Objects(store), job_records, job_letters, metrics, tracing, lives),
             instance,
             life,
         ),

@@ -22,11 +22,13 @@ from inferbus_gateway.control.jobs.fold import Progress
 from inferbus_gateway.errors import ParameterError
 from inferbus_gateway.hot import kinds, prompts
 from inferbus_gateway.hot.route import unknown_model
+from inferbus_kit.telemetry import Tracing
 from inferbus_schemas import access, batches, ids
 from inferbus_schemas import messages as m
 from inferbus_schemas.access import Principal, Verdict
 
 WINDOW = "24h"
+_SPAN = "POST /v1/batches"
 _WINDOW_MS = 24 * 3600 * 1000
 ENDPOINTS = (*kinds.KINDS, kinds.EMBEDDINGS)
 _FIELDS = frozenset(
@@ -52,6 +54,7 @@ class Parts:
     new_id: Callable[[], bytes]
     charge: Callable[[Principal], None]
     check_tokens: Callable[[Principal], None]
+    tracing: Tracing
 
 
 _BODY: dict[str, Any] = {
@@ -130,7 +133,10 @@ class _Routes:
         batch.input_file = file.id
         # All other lines must ask the same model.
         batch.model = await parts.keeper.model_of(batch)
-        known = await self._taken(batch, caller)
+        given = request.headers.get("traceparent", "")
+        with parts.tracing.around(_SPAN, given, "SERVER") as context:
+            batch.traceparent = context
+            known = await self._taken(batch, caller)
         return JSONResponse(self._described(known))
 
     async def _taken(self, batch: m.Batch, caller: Principal) -> Known:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Literal, TypeVar
@@ -41,6 +41,7 @@ from inferbus_gateway.control.jobs.submit import Submissions, Wish
 from inferbus_gateway.control.jobs.turns import Busy, Turns
 from inferbus_gateway.hot.route import Routes, Target, unknown_model
 from inferbus_kit.objects import Objects
+from inferbus_kit.telemetry import Tracing
 from inferbus_schemas import access, ids, jobs
 from inferbus_schemas import messages as m
 from inferbus_schemas.access import Principal, Verdict
@@ -49,6 +50,7 @@ _log = structlog.get_logger("jobs")
 _One = TypeVar("_One")
 
 PATH = "/v1/jobs"
+_SUBMIT, _RETRY = f"POST {PATH}", f"POST {PATH}/{{job}}/retry"
 _JSON = "application/json"
 _PIECE_BYTES = 64 << 10
 
@@ -70,6 +72,13 @@ class Parts:
     busy: Busy
     limits: Limits
     remote: Remote
+    tracing: Tracing
+
+    @contextlib.contextmanager
+    def taking(self, wish: Wish, name: str, traceparent: str) -> Iterator[Wish]:
+        """Record a span around taking a job, where it is sampled; yield the wish that names it."""
+        with self.tracing.around(name, traceparent, "SERVER") as context:
+            yield replace(wish, traceparent=context)
 
     def wish(
         self,
@@ -185,7 +194,8 @@ class _Routes:
         parts.charge(caller)
         key = _key(request, client_job_id)
         wish = parts.wish(caller, target, key, client_job_id=client_job_id)
-        job, new = await parts.submissions.submit(wish, request.stream(), form)
+        with parts.taking(wish, _SUBMIT, _traceparent(request)) as named:
+            job, new = await parts.submissions.submit(named, request.stream(), form)
         return self._answer(job.id, HTTPStatus.ACCEPTED if new else HTTPStatus.OK)
 
     async def _submit_named(self, request: Request, caller: Principal) -> Response:
@@ -196,8 +206,9 @@ class _Routes:
         parts.charge(caller)
         key = _key(request, asked.client_job_id)
         wish = parts.wish(caller, target, key, client_job_id=asked.client_job_id)
-        async with parts.remote.open(asked.input.uri) as found:
-            job, new = await parts.submissions.submit(wish, found, asked.input.form)
+        with parts.taking(wish, _SUBMIT, _traceparent(request)) as named:
+            async with parts.remote.open(asked.input.uri) as found:
+                job, new = await parts.submissions.submit(named, found, asked.input.form)
         return self._answer(job.id, HTTPStatus.ACCEPTED if new else HTTPStatus.OK)
 
     async def listing(
@@ -268,7 +279,9 @@ class _Routes:
         target = parts.routes.pinned_to(old.model, old.version, old.pool)
         parts.charge(caller)
         wish = parts.wish(caller, target, _key(request, ""))
-        new = await parts.submissions.submit_rows(wish, parts.results.failed(old), old.id)
+        with parts.taking(wish, _RETRY, _traceparent(request)) as named:
+            rows = parts.results.failed(old)
+            new = await parts.submissions.submit_rows(named, rows, old.id)
         return self._answer(new.id, HTTPStatus.ACCEPTED)
 
     async def _progress(self, request: Request, text: str) -> Progress:
@@ -323,6 +336,10 @@ async def _written(
 def _caller(request: Request) -> Principal:
     caller: Principal = request.state.principal
     return caller
+
+
+def _traceparent(request: Request) -> str:
+    return request.headers.get("traceparent", "")
 
 
 def _may(caller: Principal, model: str) -> None:

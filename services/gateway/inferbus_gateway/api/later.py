@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 
 from inferbus_gateway.api.jobs import PATH, Parts
 from inferbus_gateway.control.jobs.submit import Wish
+from inferbus_gateway.hot.infer import SPAN
 from inferbus_gateway.hot.keyed import key_sha256
 from inferbus_gateway.hot.route import Target
 from inferbus_schemas import ids
@@ -34,6 +35,7 @@ class Later:
         caller: Principal,
         key: bytes | None,
         version: str,
+        traceparent: str,
         tell: Callable[[str | Exception], None],
     ) -> None:
         """Take one; `tell` is called later. With a key, sending it again is the same job.
@@ -43,16 +45,20 @@ class Later:
         """
         name = "" if key is None else f"infer:{key_sha256(key).hex()}"
         wish = self._parts.wish(caller, target, name, version=version)
-        task = asyncio.create_task(self._take(wish, row, tell), name="respond-async")
+        work = self._take(wish, row, traceparent, tell)
+        task = asyncio.create_task(work, name="respond-async")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _take(self, wish: Wish, row: m.Row, tell: Callable[[str | Exception], None]) -> None:
+    async def _take(
+        self, wish: Wish, row: m.Row, traceparent: str, tell: Callable[[str | Exception], None]
+    ) -> None:
         async def single() -> AsyncIterator[m.Row]:
             yield row
 
         try:
-            job = await self._parts.submissions.submit_rows(wish, single())
+            with self._parts.taking(wish, SPAN, traceparent) as named:
+                job = await self._parts.submissions.submit_rows(named, single())
         except Exception as error:  # noqa: BLE001 -- each request is answered in our own words
             tell(error)
         else:

@@ -39,12 +39,12 @@ Done = Callable[[Answer], None]
 """Takes the answer of one request, once; must not raise."""
 
 Later = Callable[
-    [Target, m.Row, Principal, bytes | None, str, Callable[[str | Exception], None]], None
+    [Target, m.Row, Principal, bytes | None, str, str, Callable[[str | Exception], None]], None
 ]
-"""Takes a request that nobody waits for, with its key or none and the version that was asked for,
-and tells where its answer will be, or why nowhere."""
+"""Takes a request that nobody waits for, with its key or none, the version that was asked for and
+its trace context, and tells where its answer will be, or why nowhere."""
 
-_SPAN = "POST /v2/models/{model}/infer"
+SPAN = "POST /v2/models/{model}/infer"
 _BROKEN = "something went wrong here; the request id names it in our log"
 
 
@@ -163,7 +163,8 @@ class Infer:
                 client_request_id=parsed.client_request_id,
             )
             tell = partial(self._taken, request_id, done)
-            later(target, row, caller, head.idempotency_key, address[1], tell)
+            key, version = head.idempotency_key, address[1]
+            later(target, row, caller, key, version, head.traceparent, tell)
             return
         call = Call(target, parsed, done)
         waiter = Waiter(partial(self.ended, call), start_s)
@@ -209,7 +210,7 @@ class Infer:
             timeout_s=timeout_s(head, parsed.timeout_us),
             waiter=waiter,
             traceparent=head.traceparent,
-            span=_SPAN,
+            span=SPAN,
             reply_partition=reply_partition,
         )
         call.parsed_s = time.monotonic()

@@ -18,7 +18,6 @@ import structlog
 from inferbus_kit.errors import InferbusError
 from inferbus_kit.lifecycle import cancel
 from inferbus_kit.metrics import WorkerMetrics
-from inferbus_kit.telemetry import Tracing
 from inferbus_schemas import messages as m
 from inferbus_schemas.generation import TASK as GENERATION
 from inferbus_schemas.generation import LlamaSettings
@@ -33,6 +32,7 @@ from inferbus_worker.hot.execute import Executor, VersionMetrics
 from inferbus_worker.hot.generate import GenerationMetrics, Generator
 from inferbus_worker.hot.letters import Letters
 from inferbus_worker.hot.loops import Loops
+from inferbus_worker.hot.spans import Spans
 from inferbus_worker.hot.tokens import TokenSender
 
 _log = structlog.get_logger("residents")
@@ -94,8 +94,7 @@ class Residents:
         scratch: Path,
         limits: EngineLimits,
         metrics: WorkerMetrics,
-        tracing: Tracing,
-        request_topic: str,
+        spans: Spans,
         changed: Callable[[], None],
     ) -> None:
         self._desk = desk
@@ -107,8 +106,7 @@ class Residents:
         self._scratch = scratch
         self._limits = limits
         self._metrics = metrics
-        self._tracing = tracing
-        self._request_topic = request_topic
+        self._spans = spans
         self._changed = changed
         self._residents: dict[Key, _Resident] = {}
         self._loads = asyncio.Semaphore(_LOADS_AT_ONCE)
@@ -257,6 +255,7 @@ class Residents:
                 emitter=self._desk.emitter,
                 tokens=self._tokens,
                 metrics=GenerationMetrics(self._metrics, version.model, version.version),
+                spans=self._spans,
             )
         return Executor(
             version.manifest,
@@ -264,8 +263,7 @@ class Residents:
             emitter=self._desk.emitter,
             letters=self._letters,
             metrics=VersionMetrics(self._metrics, version.model, version.version),
-            tracing=self._tracing,
-            request_topic=self._request_topic,
+            spans=self._spans,
         )
 
     def _fail(self, resident: _Resident, reason: str) -> None:

@@ -17,7 +17,6 @@ from typing import Any, Protocol
 import structlog
 
 from inferbus_kit.metrics import WorkerMetrics
-from inferbus_kit.telemetry import Tracing
 from inferbus_schemas import messages as m
 from inferbus_schemas.manifest import Manifest
 from inferbus_worker.engines import wire
@@ -26,6 +25,7 @@ from inferbus_worker.hot.batcher import Batcher, Limits
 from inferbus_worker.hot.emit import MAX_OUTPUT_BYTES, Emitter, OkAnswer, Served
 from inferbus_worker.hot.rows import Answer
 from inferbus_worker.hot.signature import InvalidInputError, RowSizes, SignatureCheck
+from inferbus_worker.hot.spans import Spans
 from inferbus_worker.hot.work import Batch, Work
 
 _log = structlog.get_logger("execute")
@@ -84,15 +84,13 @@ class Executor:
         emitter: Emitter,
         letters: PoisonLetters,
         metrics: VersionMetrics,
-        tracing: Tracing,
-        request_topic: str,
+        spans: Spans,
     ) -> None:
         batching = manifest.batching
         self._emitter = emitter
         self._letters = letters
         self._metrics = metrics
-        self._tracing = tracing
-        self._request_topic = request_topic
+        self._spans = spans
         self._check = SignatureCheck(manifest.signature)
         self._row_sizes = RowSizes(manifest.signature)
         self._names = [(spec.name, spec.datatype) for spec in manifest.signature.inputs]
@@ -200,7 +198,7 @@ class Executor:
             return
         rows = sum(work.rows for work in works)
         batch = Batch(works, rows, os.urandom(16), now_s)
-        if self._tracing.on:
+        if self._spans.on:
             batch.started_ns = time.time_ns()
         heads: list[wire.TensorHead] = []
         buffers: list[bytes] = []
@@ -236,7 +234,7 @@ class Executor:
     def _answer(self, batch: Batch, done: wire.Done, body: memoryview) -> None:
         answer = Answer(done.outputs, body, batch.rows)
         self._metrics.engine_seconds.observe(done.engine_us / 1e6)
-        spans = self._trace(batch) if self._tracing.on else {}
+        spans = self._spans.answered(batch)
         observe = self._metrics.queue_seconds.observe
         row = 0
         for work in batch.works:
@@ -318,43 +316,6 @@ class Executor:
         self._again.clear()
         for work in waiting:
             self._emitter.attempt_failed(work, "engine_lost", reason, self.served)
-
-    def _trace(self, batch: Batch) -> dict[int, str]:
-        """Record a span for the batch and one for each traced request of it."""
-        traced = [work for work in batch.works if work.request.traceparent]
-        if not traced:
-            return {}
-        end_ns = time.time_ns()
-        model = batch.works[0].request.model
-        version = batch.works[0].request.version
-        attributes: dict[str, str | int | float | bool] = {
-            "inferbus.model": model,
-            "inferbus.version": version,
-        }
-        self._tracing.span(
-            "batch",
-            links=[work.request.traceparent for work in traced],
-            start_ns=batch.started_ns,
-            end_ns=end_ns,
-            attributes={
-                **attributes,
-                "inferbus.batch.rows": batch.rows,
-                "inferbus.batch.requests": len(batch.works),
-                "inferbus.engine_us": batch.engine_us,
-            },
-        )
-        out: dict[int, str] = {}
-        for work in traced:
-            queue_ns = int((batch.started_s - work.arrived_s) * 1e9)
-            out[id(work)] = self._tracing.span(
-                f"process {self._request_topic}",
-                parent=work.request.traceparent,
-                kind="CONSUMER",
-                start_ns=batch.started_ns - queue_ns,
-                end_ns=end_ns,
-                attributes={**attributes, "inferbus.request_id": work.request.id.hex()},
-            )
-        return out
 
 
 def _halves(works: list[Work]) -> list[list[Work]]:

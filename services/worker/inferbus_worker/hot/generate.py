@@ -24,6 +24,7 @@ from inferbus_schemas.manifest import Manifest
 from inferbus_worker.engines import wire
 from inferbus_worker.hot.emit import Emitter, OkAnswer, Served, Used
 from inferbus_worker.hot.signature import InvalidInputError, SignatureCheck
+from inferbus_worker.hot.spans import Spans
 from inferbus_worker.hot.tokens import TokenSender
 from inferbus_worker.hot.work import Batch, Work
 
@@ -94,10 +95,12 @@ class Generator:
         emitter: Emitter,
         tokens: TokenSender,
         metrics: GenerationMetrics,
+        spans: Spans,
     ) -> None:
         self._emitter = emitter
         self._tokens = tokens
         self._metrics = metrics
+        self._spans = spans
         self._instance = instance
         self._parallel = parallel
         self._check = SignatureCheck(manifest.signature)
@@ -289,12 +292,13 @@ class Generator:
 
     def _answer(self, run: _Run, done: wire.Done, body: bytes) -> None:
         (head,) = done.outputs
+        request = run.work.request
         tensor = m.Tensor(name=head.name, datatype=head.datatype, shape=head.shape, data=body)
         answer = OkAnswer(
             0,
             m.TensorSet(tensors=[tensor]).SerializeToString(),
             tensors.output_sha256([tensor]),
-            run.work.request.traceparent,
+            self._spans.answered(run.batch).get(id(run.work), request.traceparent),
             generated=self._generated(run, done),
             cancelled=run.cancelled and done.aborted,
         )

@@ -73,6 +73,8 @@ class TokenSender:
             lane = self._lanes[partition] = _Lane()
         name = f"{ids.text(chunk.id)}/{chunk.run:016x}/{chunk.seq}"
         head = [("ce_id", name.encode()), *self._const]
+        if traceparent := work.request.traceparent:
+            head.append(("traceparent", traceparent.encode()))
         message = Message(chunk.SerializeToString(), chunk.id, head)
         lane.waiting.append(_Outgoing(work, message, acknowledged))
         if lane.task is None:

@@ -22,6 +22,7 @@ from inferbus_kit.errors import InferbusError
 from inferbus_kit.metrics import WorkerMetrics
 from inferbus_kit.objects import Objects
 from inferbus_kit.produce import MAX_BATCH_BYTES, Message, Producer
+from inferbus_kit.telemetry import Tracing
 from inferbus_schemas import envelope, generation, ids, jobs, topics
 from inferbus_schemas import messages as m
 from inferbus_worker.hot.letters import Letters
@@ -48,6 +49,7 @@ class Outlets:
     producer: Producer
     letters: Letters
     metrics: WorkerMetrics
+    tracing: Tracing
     lives: Callable[[bytes], bool]
     """Whether the worker with this life, 16 hex digits, is there."""
 
@@ -68,11 +70,28 @@ class ChunkRunner:
         self._producer = outlets.producer
         self._letters = outlets.letters
         self._metrics = outlets.metrics
+        self._tracing = outlets.tracing
         self._instance = instance
         self._source = f"/inferbus/worker/{instance}"
 
     async def run(self, command: m.ChunkCommand, record: Record) -> None:
         """Bring a chunk to its end, however long store and Kafka take."""
+        job = command.job
+        if not (self._tracing.on and job.traceparent):
+            await self._run(command, record)
+            return
+        with self._tracing.around(
+            f"process {record.topic}",
+            job.traceparent,
+            "CONSUMER",
+            inferbus__job_id=ids.text(job.id),
+            inferbus__chunk=command.chunk,
+        ) as context:
+            # What its rows do belongs to the chunk.
+            job.traceparent = context
+            await self._run(command, record)
+
+    async def _run(self, command: m.ChunkCommand, record: Record) -> None:
         job, number = command.job, command.chunk
         path = jobs.results_path(job.id, number)
         attempts = await self._claim(job, number)
@@ -195,7 +214,8 @@ class ChunkRunner:
             self._metrics.job_rows.labels(*labels).inc(n_rows)
 
     def _message(self, job: m.Job, ce_type: str, said: m.Prediction) -> Message:
-        head = envelope.headers(ce_type, self._source, f"{ids.text(said.id)}/1")
+        ce_id = f"{ids.text(said.id)}/1"
+        head = envelope.headers(ce_type, self._source, ce_id, said.traceparent)
         return Message(said.SerializeToString(), job.model.encode(), head)
 
     async def _send(self, topic: str, partition: int, messages: list[Message]) -> None:

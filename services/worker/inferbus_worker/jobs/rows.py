@@ -106,6 +106,7 @@ class RowRunner:
             client_request_id=row.client_request_id,
             error_code=code,
             error_message=message,
+            traceparent=job.traceparent,
         )
 
 
@@ -195,6 +196,7 @@ class _Run:
             may_retry=self._tries[at] < _TRIES,
             client_request_id=row.client_request_id,
             outputs=row.outputs,
+            traceparent=job.traceparent,
             tensors=row.tensors,
         )
         if row.HasField("generation"):

@@ -233,7 +233,13 @@ class Keeper:
                 async for _ in rows:
                     continue
                 return
-            wish = Wish(target, batch.tenant, batch.principal, job_id=batch.id)
+            wish = Wish(
+                target,
+                batch.tenant,
+                batch.principal,
+                job_id=batch.id,
+                traceparent=batch.traceparent,
+            )
             await self._around.submissions.submit_rows(wish, rows)
         except _UnfitError as unfit:
             if await self._around.objects.exists(jobs.job_path(batch.id)):

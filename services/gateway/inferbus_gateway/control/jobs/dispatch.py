@@ -117,7 +117,7 @@ class Dispatcher:
                     jobs.chunk_partition(job.id, number, n_partitions),
                     m.ChunkCommand(job=job, chunk=number).SerializeToString(),
                     key=key.encode(),
-                    headers=envelope.headers(topic.ce_type, self._source, key),
+                    headers=envelope.headers(topic.ce_type, self._source, key, job.traceparent),
                 )
                 sent.append(delivery)
             async with asyncio.timeout(_ACK_S):

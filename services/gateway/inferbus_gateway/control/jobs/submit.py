@@ -32,6 +32,7 @@ class Wish:
 
     `version` is what the client called it, for rows whose address is a part of what they are.
     `check` raises where who wants it may hand in no new one; what was taken before it may ask for.
+    `traceparent` is of the span that takes it, empty where that is not sampled.
     """
 
     target: Target
@@ -42,6 +43,7 @@ class Wish:
     job_id: bytes = b""
     version: str = ""
     check: Callable[[], None] | None = None
+    traceparent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +258,7 @@ class Submissions:
             client_job_id=wish.client_job_id,
             principal=wish.principal,
             key_sha256=key_sha256,
+            traceparent=wish.traceparent,
         )
         if await self._objects.create(jobs.job_path(job.id), job.SerializeToString()):
             return job, True

@@ -41,7 +41,7 @@ class File(_message.Message):
     def __init__(self, id: _Optional[bytes] = ..., tenant: _Optional[str] = ..., filename: _Optional[str] = ..., purpose: _Optional[str] = ..., n_bytes: _Optional[int] = ..., n_pieces: _Optional[int] = ..., expires_ms: _Optional[int] = ..., principal: _Optional[str] = ...) -> None: ...
 
 class Batch(_message.Message):
-    __slots__ = ("id", "tenant", "endpoint", "input_file", "model", "expires_ms", "metadata", "outputs_kept_ms", "principal")
+    __slots__ = ("id", "tenant", "endpoint", "input_file", "model", "expires_ms", "metadata", "outputs_kept_ms", "principal", "traceparent")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -58,6 +58,7 @@ class Batch(_message.Message):
     METADATA_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_KEPT_MS_FIELD_NUMBER: _ClassVar[int]
     PRINCIPAL_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     id: bytes
     tenant: str
     endpoint: str
@@ -67,7 +68,8 @@ class Batch(_message.Message):
     metadata: _containers.ScalarMap[str, str]
     outputs_kept_ms: int
     principal: str
-    def __init__(self, id: _Optional[bytes] = ..., tenant: _Optional[str] = ..., endpoint: _Optional[str] = ..., input_file: _Optional[bytes] = ..., model: _Optional[str] = ..., expires_ms: _Optional[int] = ..., metadata: _Optional[_Mapping[str, str]] = ..., outputs_kept_ms: _Optional[int] = ..., principal: _Optional[str] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, id: _Optional[bytes] = ..., tenant: _Optional[str] = ..., endpoint: _Optional[str] = ..., input_file: _Optional[bytes] = ..., model: _Optional[str] = ..., expires_ms: _Optional[int] = ..., metadata: _Optional[_Mapping[str, str]] = ..., outputs_kept_ms: _Optional[int] = ..., principal: _Optional[str] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class BatchError(_message.Message):
     __slots__ = ("code", "message", "param", "line")

@@ -27,31 +27,31 @@ from inferbus_schemas.gen.inferbus.inference.v1 import predictions_pb2 as inferb
 from inferbus_schemas.gen.inferbus.jobs.v1 import batches_pb2 as inferbus_dot_jobs_dot_v1_dot_batches__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1binferbus/jobs/v1/jobs.proto\x12\x10inferbus.jobs.v1\x1a&inferbus/inference/v1/generation.proto\x1a\'inferbus/inference/v1/predictions.proto\x1a\x1einferbus/jobs/v1/batches.proto\"\xa7\x02\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\r\x12\x0c\n\x04pool\x18\x05 \x01(\t\x12\x0e\n\x06n_rows\x18\x06 \x01(\x04\x12\x10\n\x08n_chunks\x18\x07 \x01(\r\x12\x11\n\tn_refused\x18\x08 \x01(\x04\x12\r\n\x05input\x18\t \x01(\t\x12\x14\n\x0cinput_sha256\x18\n \x01(\x0c\x12\x14\n\x0cn_partitions\x18\x0b \x01(\r\x12\x0e\n\x06parent\x18\x0c \x01(\x0c\x12\x12\n\ndispatched\x18\r \x01(\x08\x12\x15\n\rclient_job_id\x18\x0e \x01(\t\x12\x11\n\tprincipal\x18\x0f \x01(\t\x12\x12\n\nkey_sha256\x18\x10 \x01(\x0cJ\x04\x08\x11\x10)\",\n\x05\x43hunk\x12#\n\x04rows\x18\x01 \x03(\x0b\x32\x15.inferbus.jobs.v1.Row\"\xc9\x01\n\x03Row\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0f\n\x07tensors\x18\x02 \x01(\x0c\x12\x0f\n\x07outputs\x18\x03 \x03(\t\x12\x19\n\x11\x63lient_request_id\x18\x04 \x01(\t\x12\x0f\n\x07refused\x18\x05 \x01(\t\x12\x35\n\ngeneration\x18\x06 \x01(\x0b\x32!.inferbus.inference.v1.Generation\x12\'\n\x04\x66orm\x18\x15 \x01(\x0b\x32\x19.inferbus.jobs.v1.RowFormJ\x04\x08\x07\x10\x15\"9\n\x0c\x43hunkResults\x12)\n\x04rows\x18\x01 \x03(\x0b\x32\x1b.inferbus.jobs.v1.RowResult\"R\n\tRowResult\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x35\n\nprediction\x18\x02 \x01(\x0b\x32!.inferbus.inference.v1.Prediction\"A\n\x0c\x43hunkCommand\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.inferbus.jobs.v1.Job\x12\r\n\x05\x63hunk\x18\x02 \x01(\r\".\n\x0cJobCancelled\x12\x0b\n\x03job\x18\x01 \x01(\x0c\x12\x11\n\tprincipal\x18\x02 \x01(\t\"\xbf\x01\n\x0b\x43hunkStatus\x12\x0b\n\x03job\x18\x01 \x01(\x0c\x12\r\n\x05\x63hunk\x18\x02 \x01(\r\x12+\n\x05state\x18\x03 \x01(\x0e\x32\x1c.inferbus.jobs.v1.ChunkState\x12\x0c\n\x04n_ok\x18\x04 \x01(\x04\x12\x10\n\x08n_failed\x18\x05 \x01(\x04\x12\x13\n\x0bn_cancelled\x18\x06 \x01(\x04\x12\x10\n\x08\x61ttempts\x18\x07 \x01(\r\x12\x0e\n\x06worker\x18\x08 \x01(\t\x12\x10\n\x08n_tokens\x18\t \x01(\x04\"\xa5\x02\n\tJobStatus\x12$\n\x03job\x18\x01 \x01(\x0b\x32\x15.inferbus.jobs.v1.JobH\x00\x12.\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1d.inferbus.jobs.v1.ChunkStatusH\x00\x12\x33\n\tcancelled\x18\x03 \x01(\x0b\x32\x1e.inferbus.jobs.v1.JobCancelledH\x00\x12&\n\x04\x66ile\x18\x04 \x01(\x0b\x32\x16.inferbus.jobs.v1.FileH\x00\x12(\n\x05\x62\x61tch\x18\x05 \x01(\x0b\x32\x17.inferbus.jobs.v1.BatchH\x00\x12\x33\n\x0b\x62\x61tch_ended\x18\x06 \x01(\x0b\x32\x1c.inferbus.jobs.v1.BatchEndedH\x00\x42\x06\n\x04part*X\n\nChunkState\x12\x1b\n\x17\x43HUNK_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43HUNK_STATE_RUNNING\x10\x01\x12\x14\n\x10\x43HUNK_STATE_DONE\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1binferbus/jobs/v1/jobs.proto\x12\x10inferbus.jobs.v1\x1a&inferbus/inference/v1/generation.proto\x1a\'inferbus/inference/v1/predictions.proto\x1a\x1einferbus/jobs/v1/batches.proto\"\xbc\x02\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\r\x12\x0c\n\x04pool\x18\x05 \x01(\t\x12\x0e\n\x06n_rows\x18\x06 \x01(\x04\x12\x10\n\x08n_chunks\x18\x07 \x01(\r\x12\x11\n\tn_refused\x18\x08 \x01(\x04\x12\r\n\x05input\x18\t \x01(\t\x12\x14\n\x0cinput_sha256\x18\n \x01(\x0c\x12\x14\n\x0cn_partitions\x18\x0b \x01(\r\x12\x0e\n\x06parent\x18\x0c \x01(\x0c\x12\x12\n\ndispatched\x18\r \x01(\x08\x12\x15\n\rclient_job_id\x18\x0e \x01(\t\x12\x11\n\tprincipal\x18\x0f \x01(\t\x12\x12\n\nkey_sha256\x18\x10 \x01(\x0c\x12\x13\n\x0btraceparent\x18) \x01(\tJ\x04\x08\x11\x10)\",\n\x05\x43hunk\x12#\n\x04rows\x18\x01 \x03(\x0b\x32\x15.inferbus.jobs.v1.Row\"\xc9\x01\n\x03Row\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0f\n\x07tensors\x18\x02 \x01(\x0c\x12\x0f\n\x07outputs\x18\x03 \x03(\t\x12\x19\n\x11\x63lient_request_id\x18\x04 \x01(\t\x12\x0f\n\x07refused\x18\x05 \x01(\t\x12\x35\n\ngeneration\x18\x06 \x01(\x0b\x32!.inferbus.inference.v1.Generation\x12\'\n\x04\x66orm\x18\x15 \x01(\x0b\x32\x19.inferbus.jobs.v1.RowFormJ\x04\x08\x07\x10\x15\"9\n\x0c\x43hunkResults\x12)\n\x04rows\x18\x01 \x03(\x0b\x32\x1b.inferbus.jobs.v1.RowResult\"R\n\tRowResult\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x35\n\nprediction\x18\x02 \x01(\x0b\x32!.inferbus.inference.v1.Prediction\"A\n\x0c\x43hunkCommand\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.inferbus.jobs.v1.Job\x12\r\n\x05\x63hunk\x18\x02 \x01(\r\".\n\x0cJobCancelled\x12\x0b\n\x03job\x18\x01 \x01(\x0c\x12\x11\n\tprincipal\x18\x02 \x01(\t\"\xbf\x01\n\x0b\x43hunkStatus\x12\x0b\n\x03job\x18\x01 \x01(\x0c\x12\r\n\x05\x63hunk\x18\x02 \x01(\r\x12+\n\x05state\x18\x03 \x01(\x0e\x32\x1c.inferbus.jobs.v1.ChunkState\x12\x0c\n\x04n_ok\x18\x04 \x01(\x04\x12\x10\n\x08n_failed\x18\x05 \x01(\x04\x12\x13\n\x0bn_cancelled\x18\x06 \x01(\x04\x12\x10\n\x08\x61ttempts\x18\x07 \x01(\r\x12\x0e\n\x06worker\x18\x08 \x01(\t\x12\x10\n\x08n_tokens\x18\t \x01(\x04\"\xa5\x02\n\tJobStatus\x12$\n\x03job\x18\x01 \x01(\x0b\x32\x15.inferbus.jobs.v1.JobH\x00\x12.\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1d.inferbus.jobs.v1.ChunkStatusH\x00\x12\x33\n\tcancelled\x18\x03 \x01(\x0b\x32\x1e.inferbus.jobs.v1.JobCancelledH\x00\x12&\n\x04\x66ile\x18\x04 \x01(\x0b\x32\x16.inferbus.jobs.v1.FileH\x00\x12(\n\x05\x62\x61tch\x18\x05 \x01(\x0b\x32\x17.inferbus.jobs.v1.BatchH\x00\x12\x33\n\x0b\x62\x61tch_ended\x18\x06 \x01(\x0b\x32\x1c.inferbus.jobs.v1.BatchEndedH\x00\x42\x06\n\x04part*X\n\nChunkState\x12\x1b\n\x17\x43HUNK_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43HUNK_STATE_RUNNING\x10\x01\x12\x14\n\x10\x43HUNK_STATE_DONE\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'inferbus.jobs.v1.jobs_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CHUNKSTATE']._serialized_start=1458
-  _globals['_CHUNKSTATE']._serialized_end=1546
+  _globals['_CHUNKSTATE']._serialized_start=1479
+  _globals['_CHUNKSTATE']._serialized_end=1567
   _globals['_JOB']._serialized_start=163
-  _globals['_JOB']._serialized_end=458
-  _globals['_CHUNK']._serialized_start=460
-  _globals['_CHUNK']._serialized_end=504
-  _globals['_ROW']._serialized_start=507
-  _globals['_ROW']._serialized_end=708
-  _globals['_CHUNKRESULTS']._serialized_start=710
-  _globals['_CHUNKRESULTS']._serialized_end=767
-  _globals['_ROWRESULT']._serialized_start=769
-  _globals['_ROWRESULT']._serialized_end=851
-  _globals['_CHUNKCOMMAND']._serialized_start=853
-  _globals['_CHUNKCOMMAND']._serialized_end=918
-  _globals['_JOBCANCELLED']._serialized_start=920
-  _globals['_JOBCANCELLED']._serialized_end=966
-  _globals['_CHUNKSTATUS']._serialized_start=969
-  _globals['_CHUNKSTATUS']._serialized_end=1160
-  _globals['_JOBSTATUS']._serialized_start=1163
-  _globals['_JOBSTATUS']._serialized_end=1456
+  _globals['_JOB']._serialized_end=479
+  _globals['_CHUNK']._serialized_start=481
+  _globals['_CHUNK']._serialized_end=525
+  _globals['_ROW']._serialized_start=528
+  _globals['_ROW']._serialized_end=729
+  _globals['_CHUNKRESULTS']._serialized_start=731
+  _globals['_CHUNKRESULTS']._serialized_end=788
+  _globals['_ROWRESULT']._serialized_start=790
+  _globals['_ROWRESULT']._serialized_end=872
+  _globals['_CHUNKCOMMAND']._serialized_start=874
+  _globals['_CHUNKCOMMAND']._serialized_end=939
+  _globals['_JOBCANCELLED']._serialized_start=941
+  _globals['_JOBCANCELLED']._serialized_end=987
+  _globals['_CHUNKSTATUS']._serialized_start=990
+  _globals['_CHUNKSTATUS']._serialized_end=1181
+  _globals['_JOBSTATUS']._serialized_start=1184
+  _globals['_JOBSTATUS']._serialized_end=1477
 # @@protoc_insertion_point(module_scope)

@@ -20,7 +20,7 @@ CHUNK_STATE_RUNNING: ChunkState
 CHUNK_STATE_DONE: ChunkState
 
 class Job(_message.Message):
-    __slots__ = ("id", "tenant", "model", "version", "pool", "n_rows", "n_chunks", "n_refused", "input", "input_sha256", "n_partitions", "parent", "dispatched", "client_job_id", "principal", "key_sha256")
+    __slots__ = ("id", "tenant", "model", "version", "pool", "n_rows", "n_chunks", "n_refused", "input", "input_sha256", "n_partitions", "parent", "dispatched", "client_job_id", "principal", "key_sha256", "traceparent")
     ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -37,6 +37,7 @@ class Job(_message.Message):
     CLIENT_JOB_ID_FIELD_NUMBER: _ClassVar[int]
     PRINCIPAL_FIELD_NUMBER: _ClassVar[int]
     KEY_SHA256_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     id: bytes
     tenant: str
     model: str
@@ -53,7 +54,8 @@ class Job(_message.Message):
     client_job_id: str
     principal: str
     key_sha256: bytes
-    def __init__(self, id: _Optional[bytes] = ..., tenant: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., pool: _Optional[str] = ..., n_rows: _Optional[int] = ..., n_chunks: _Optional[int] = ..., n_refused: _Optional[int] = ..., input: _Optional[str] = ..., input_sha256: _Optional[bytes] = ..., n_partitions: _Optional[int] = ..., parent: _Optional[bytes] = ..., dispatched: _Optional[bool] = ..., client_job_id: _Optional[str] = ..., principal: _Optional[str] = ..., key_sha256: _Optional[bytes] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, id: _Optional[bytes] = ..., tenant: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., pool: _Optional[str] = ..., n_rows: _Optional[int] = ..., n_chunks: _Optional[int] = ..., n_refused: _Optional[int] = ..., input: _Optional[str] = ..., input_sha256: _Optional[bytes] = ..., n_partitions: _Optional[int] = ..., parent: _Optional[bytes] = ..., dispatched: _Optional[bool] = ..., client_job_id: _Optional[str] = ..., principal: _Optional[str] = ..., key_sha256: _Optional[bytes] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class Chunk(_message.Message):
     __slots__ = ("rows",)
