@@ -50,6 +50,10 @@ class Heard:
                 choice["index"],
                 choice.get("text") or choice.get("delta", {}).get("content") or "",
             )
+        if "text_output" in body:
+            # Triton's; the last one says so itself.
+            self._say(0, body["text_output"])
+            self.done = bool(body.get("done"))
         # Events of `/v1/responses` are of a type and numbered.
         if kind := body.get("type"):
             self.numbers.append(body["sequence_number"])

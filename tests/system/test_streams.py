@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import asyncpg
@@ -17,8 +17,9 @@ from inferbus_models import smollm2
 from inferbus_schemas import messages as m
 from inferbus_schemas import tensors
 from tests.support import stacks
+from tests.support.collector import Collector, collecting
 from tests.support.event_streams import Heard, begun, read
-from tests.system import batch_and_deaths
+from tests.system import batch_and_deaths, traces
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -62,16 +63,22 @@ def text_of(found: asyncpg.Record) -> str:
 
 
 @pytest.fixture
-async def stack() -> AsyncIterator[Stack]:
-    env = {"INFERBUS_DRAIN_TIMEOUT_S": "5"}
+def collector() -> Iterator[Collector]:
+    with collecting() as running:
+        yield running
+
+
+@pytest.fixture
+async def stack(collector: Collector) -> AsyncIterator[Stack]:
+    env = {"INFERBUS_DRAIN_TIMEOUT_S": "5", "INFERBUS_OTLP_ENDPOINT": collector.url}
     async with stacks.running(n_workers=2, n_gateways=2, env=env) as running:
         await stacks.push(running, "smollm2")
         yield running
 
 
-async def test_streams(stack: Stack) -> None:
+async def test_streams(stack: Stack, collector: Collector) -> None:
     """One stack for all of it, since starting it is what costs."""
-    await _a_whole_stream_is_its_row(stack)
+    await _a_whole_stream_is_its_row(stack, collector)
     await _hostile_parameters_reach_no_engine(stack)
     await _a_key_has_so_many_tokens_a_minute(stack)
     await _a_client_that_leaves_cancels(stack)
@@ -84,9 +91,11 @@ async def test_streams(stack: Stack) -> None:
     await stacks.verify(stack)
 
 
-async def _a_whole_stream_is_its_row(stack: Stack) -> None:
+async def _a_whole_stream_is_its_row(stack: Stack, collector: Collector) -> None:
     url = f"{stack.http}/v1/completions"
-    heard = await read("POST", url, Heard(), json=STORY)
+    caller = traces.Caller()
+    head = {"traceparent": caller.traceparent}
+    heard = await read("POST", url, Heard(), json=STORY, headers=head)
     assert heard.done
     assert heard.error is None
     assert len(set(heard.places)) == len(heard.places)
@@ -102,6 +111,8 @@ async def _a_whole_stream_is_its_row(stack: Stack) -> None:
         assert rest.places == heard.places[at + 1 :]
         assert heard.text.endswith(rest.text)
         assert rest.done
+    asked = (traces.GATEWAY, "POST /v1/completions")
+    await traces.follow(collector, caller, asked, traces.IN_INBOX, traces.IN_LOG)
 
 
 async def _hostile_parameters_reach_no_engine(stack: Stack) -> None:
@@ -270,13 +281,18 @@ async def _a_lost_gateway_loses_and_doubles_no_token(stack: Stack) -> None:
     said = {name: STORY[name] for name in ("model", "temperature", "stream")}
     tell = "Tell me a long story about a fox."
     chat = {**said, "messages": [{"role": "user", "content": tell}], "max_tokens": 60}
+    sampled = {"temperature": 0.8, "seed": 11, "max_tokens": 60}
     for path, body in (
-        ("completions", STORY),
-        ("chat/completions", {**chat, "n": 2}),
-        ("responses", {**said, "input": tell, "max_output_tokens": 60}),
+        ("v1/completions", STORY),
+        ("v1/chat/completions", {**chat, "n": 2}),
+        ("v1/responses", {**said, "input": tell, "max_output_tokens": 60}),
+        (
+            "v2/models/smollm2/generate_stream",
+            {"text_input": STORY["prompt"], "parameters": sampled},
+        ),
     ):
         heard = Heard()
-        url = f"{stack.gateways[0]}/v1/{path}"
+        url = f"{stack.gateways[0]}/{path}"
         reading = asyncio.create_task(read("POST", url, heard, json=body))
         await begun(heard, 10)
         stack.kill("gateway", 0, signal.SIGKILL)
