@@ -1,9 +1,14 @@
-"""The AsyncAPI document is what catalogue and messages say, and examples fit its schemas."""
+"""The AsyncAPI document is what catalogue and messages say, and examples fit its schemas.
+
+`asyncapi-3.0.0.schema.json` is AsyncAPI's own schema of such documents, unchanged, in the form
+without ids: `schemas/3.0.0-without-$id.json` of asyncapi/spec-json-schemas (Apache-2.0).
+"""
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +20,7 @@ from google.protobuf import descriptor_pool, json_format, message_factory
 from inferbus_schemas import asyncapi, topics
 
 ROOT = Path(__file__).resolve().parents[2] / "schemas"
+OFFICIAL = Path(__file__).with_name("asyncapi-3.0.0.schema.json")
 EXAMPLES = sorted((ROOT / "examples").glob("*/v1/*.json"))
 
 
@@ -32,6 +38,23 @@ def test_the_stored_form_is_current() -> None:
     stored = (ROOT / "asyncapi.yaml").read_text()
     assert stored == asyncapi.text(), "run `make docs`"
     assert yaml.safe_load(stored) == asyncapi.document()
+
+
+def test_it_is_a_document_of_asyncapi_3() -> None:
+    official = jsonschema.Draft7Validator(json.loads(OFFICIAL.read_text()))
+    official.validate(asyncapi.document())
+    spoilers: list[Callable[[Any], Any]] = [
+        lambda said: said.pop("info"),
+        lambda said: said.update(topics=[]),
+        lambda said: said["operations"]["access.keys.send"].update(action="write"),
+        lambda said: said["channels"]["access.keys"].update(partition=1),
+        lambda said: said["channels"]["access.keys"]["bindings"]["kafka"].update(partitions="1"),
+        lambda said: next(iter(said["components"]["schemas"].values())).update(required="id"),
+    ]
+    for spoil in spoilers:
+        said = copy.deepcopy(asyncapi.document())
+        spoil(said)
+        assert not official.is_valid(said)
 
 
 def test_each_topic_stands_in_it_once_with_its_settings() -> None:
