@@ -124,6 +124,14 @@ def join_bytes(elements: Iterable[bytes]) -> bytes:
     return b"".join(_LENGTH.pack(len(element)) + element for element in elements)
 
 
+def floats_of_bf16(data: bytes) -> tuple[float, ...]:
+    """Return the numbers of a BF16 tensor's data; each is the upper half of an FP32."""
+    count = len(data) // 2
+    wide = bytearray(4 * count)
+    wide[2::4], wide[3::4] = data[::2], data[1::2]
+    return struct.unpack(f"<{count}f", wide)
+
+
 def output_sha256(outputs: Iterable[TensorLike]) -> bytes:
     """Return the digest of an answer, 32 bytes.
 

@@ -10,15 +10,16 @@ import pytest_asyncio
 
 from inferbus_dev.stack import Stack
 from tests.support import stacks
-from tests.support.onnx_types import every_type_folder
+from tests.support.onnx_types import bf16_folder, every_type_folder
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
-    """A running stack with the sample models and one of every datatype."""
-    folder: Path = tmp_path_factory.mktemp("every-type")
+    """A running stack with the sample models and those of every datatype."""
+    folder: Path = tmp_path_factory.mktemp("types")
     async with stacks.running() as running:
         for name in ("breast-cancer", "digits", "minilm", "smollm2"):
             await stacks.push(running, name)
-        await stacks.push_folder(running, every_type_folder(folder))
+        await stacks.push_folder(running, every_type_folder(folder / "every"))
+        await stacks.push_folder(running, bf16_folder(folder / "bf16"))
         yield running

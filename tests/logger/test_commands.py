@@ -51,8 +51,9 @@ async def test_verify_get_and_rewind(log: Log, loggers: ForkServer, tmp_path: Pa
     two = bytes.fromhex("0000803f0000003f")
     answer = m.Tensor(name="p", datatype="FP32", shape=[1, 2], data=two)
     word = m.Tensor(name="w", datatype="BYTES", shape=[1], data=tensors.join_bytes([b"yes"]))
-    made.outputs = m.TensorSet(tensors=[answer, word]).SerializeToString()
-    made.output_sha256 = tensors.output_sha256([answer, word])
+    half = m.Tensor(name="h", datatype="BF16", shape=[2], data=bytes.fromhex("c0bf803f"))
+    made.outputs = m.TensorSet(tensors=[answer, word, half]).SerializeToString()
+    made.output_sha256 = tensors.output_sha256([answer, word, half])
     records, wanted = predictions.mixture(random.Random(1), int(time.time() * 1000), 500, range(2))
     ((partition, offset), *_) = await predictions.produce(
         log.bootstrap, log.topic, [(1, made), *records]
@@ -71,7 +72,11 @@ async def test_verify_get_and_rewind(log: Log, loggers: ForkServer, tmp_path: Pa
     code, found = await _json(log, "get", ids.text(made.id))
     assert code == 0
     assert found["receipt"] == f"{partition}:{offset}"
-    assert [each["data"] for each in found["output"]] == [[1.0, 0.5], ["yes"]]
+    assert [each["data"] for each in found["output"]] == [
+        [1.0, 0.5],
+        ["yes"],
+        [-1.5, 1.0],
+    ]
     assert found["output_sha256"] == made.output_sha256.hex()
     assert found["batch"]["base_offset"] <= offset <= found["batch"]["last_offset"]
     code, out, _ = await _run(log, "get", ids.text(made.id))

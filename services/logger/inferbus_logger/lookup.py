@@ -94,6 +94,8 @@ def _data(tensor: m.Tensor) -> dict[str, Any]:
         count = tensors.check(tensor)
         if count <= _MAX_LISTED and tensor.datatype == "BYTES":
             return {"data": [part.decode() for part in tensors.split_bytes(tensor.data)]}
+        if count <= _MAX_LISTED and tensor.datatype == "BF16":
+            return {"data": list(tensors.floats_of_bf16(tensor.data))}
         if count <= _MAX_LISTED and (code := _FORMATS.get(tensor.datatype)):
             return {"data": list(struct.unpack(f"<{count}{code}", tensor.data))}
     except (tensors.TensorError, UnicodeDecodeError):

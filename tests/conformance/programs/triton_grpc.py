@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from arrays import ARRAYS, same
+from halves import HALVES, right
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
@@ -58,6 +59,9 @@ def main(address: str) -> None:
     got = client.infer("every-type", inputs(), outputs=wanted)
     assert [one.name for one in got.get_response().outputs] == ["out-INT64"]
     assert list(got.as_numpy("out-INT64").flatten()) == [b"9223372036854775807:1", b"2:1"]
+    rows = grpc.InferInput("x", list(HALVES.shape), "BF16")
+    rows.set_data_from_numpy(HALVES)
+    assert right(client.infer("bf16", [rows]))
     stream(client)
     repository(client, {"authorization": f"Bearer {os.environ['INFERBUS_API_KEY']}"})
     refused(lambda: client.infer("nobody", inputs()), "NOT_FOUND", "Request for unknown model")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from arrays import ARRAYS, same
+from halves import HALVES, right
 from tritonclient import http
 from tritonclient.utils import InferenceServerException
 
@@ -44,7 +45,7 @@ def main(address: str) -> None:
     assert client.is_server_ready()
     server = client.get_server_metadata()
     assert server["name"] == "inferbus"
-    for model in ("every-type", "breast-cancer", "minilm"):
+    for model in ("every-type", "bf16", "breast-cancer", "minilm"):
         assert client.is_model_ready(model)
         assert client.is_model_ready(model, "1")
         meta, config = client.get_model_metadata(model), client.get_model_config(model)
@@ -53,6 +54,7 @@ def main(address: str) -> None:
             rows = [-1] if config["max_batch_size"] else []
             assert shown["shape"] == [*rows, *told["dims"]], (shown, told)
     every_way(client)
+    bf16(client)
     classes(client)
     figures_and_repository(client, {"authorization": f"Bearer {os.environ['INFERBUS_API_KEY']}"})
     refused(lambda: client.infer("nobody", inputs(binary=True)), "Request for unknown model")
@@ -89,6 +91,16 @@ def every_way(client: Any) -> None:
     assert after["execution_count"] > before["execution_count"]
     times = after["inference_stats"]
     assert times["success"]["ns"] > times["compute_infer"]["ns"] > 0
+
+
+def bf16(client: Any) -> None:
+    rows = http.InferInput("x", list(HALVES.shape), "BF16")
+    rows.set_data_from_numpy(HALVES)
+    assert right(client.infer("bf16", [rows]))
+    pending = [client.async_infer("bf16", [rows]) for _ in range(8)]
+    assert all(right(one.get_result()) for one in pending)
+    text = [http.InferRequestedOutput("y", binary_data=False)]
+    refused(lambda: client.infer("bf16", [rows], outputs=text), "BF16 has no JSON form")
 
 
 def classes(client: Any) -> None:

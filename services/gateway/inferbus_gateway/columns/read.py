@@ -30,6 +30,7 @@ _MAX_CONTAINER = 2_000_000
 _BATCH_ROWS = 256
 _BATCH_BYTES = 32 << 20
 
+_BF16_NAN = 0x7FC0
 _TYPES = {
     "BOOL": pa.bool_(),
     "UINT8": pa.uint8(),
@@ -41,6 +42,7 @@ _TYPES = {
     "INT32": pa.int32(),
     "INT64": pa.int64(),
     "FP16": pa.float16(),
+    "BF16": pa.float32(),
     "FP32": pa.float32(),
     "FP64": pa.float64(),
     "BYTES": pa.binary(),
@@ -162,7 +164,7 @@ def _check_type(spec: TensorSpec, found: Any) -> None:
         "BOOL": pa.types.is_boolean(found),
         "BYTES": text or pa.types.is_binary(found) or pa.types.is_large_binary(found),
     }
-    floats = spec.datatype.startswith("FP") and pa.types.is_floating(found)
+    floats = pa.types.is_floating(_TYPES[spec.datatype]) and pa.types.is_floating(found)
     if not kinds.get(spec.datatype, floats or pa.types.is_integer(found)):
         raise wrong
 
@@ -215,7 +217,7 @@ class _Column:
             lost = pc.and_(pc.is_inf(fitted.cast(pa.float64())), pc.is_finite(values))
             if pc.any(lost).as_py():
                 raise pa.ArrowInvalid("an element is out of range")
-        return fitted
+        return _bf16(fitted) if self._spec.datatype == "BF16" else fitted
 
     def tensor(self, at: int) -> tuple[bytes, bytes]:
         """Return the head and the data of row `at` of the batch.
@@ -258,6 +260,25 @@ class _Column:
         if not fits:
             raise _BadRowError(f"has the shape {list(found)}, not {list(self._inner)}")
         return found, start, end
+
+
+def _bf16(values: Any) -> Any:
+    """Return floats as the bits of BF16, rounded to the nearest, ties to even.
+
+    Raises:
+        ArrowInvalid: a finite one is out of its range.
+    """
+    wide = values.view(pa.uint32())
+
+    def number(value: int) -> Any:
+        return pa.scalar(value, pa.uint32())
+
+    odd = pc.bit_wise_and(pc.shift_right(wide, number(16)), number(1))
+    rounded = pc.shift_right(pc.add(pc.add(wide, number(0x7FFF)), odd), number(16))
+    endless = pc.equal(pc.bit_wise_and(rounded, number(0x7FFF)), number(0x7F80))
+    if pc.any(pc.and_(endless, pc.is_finite(values))).as_py():
+        raise pa.ArrowInvalid("an element is out of range")
+    return pc.if_else(pc.is_nan(values), number(_BF16_NAN), rounded).cast(pa.uint16())
 
 
 def _bytes(values: Any, datatype: str) -> bytes:

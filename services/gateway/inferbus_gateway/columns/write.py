@@ -108,9 +108,5 @@ def _values(data: bytes, datatype: str, count: int) -> list[Any]:
     if datatype == "BYTES":
         return tensors.split_bytes(data)
     if datatype == "BF16":
-        # The upper half of an FP32.
-        halves = struct.unpack(f"<{count}H", data)
-        return list(
-            struct.unpack(f"<{count}f", struct.pack(f"<{count}I", *(h << 16 for h in halves)))
-        )
+        return list(tensors.floats_of_bf16(data))
     return list(struct.unpack(f"<{count}{_KINDS[datatype][1]}", data))

@@ -40,7 +40,7 @@ def check(name: str, datatype: str) -> None:
     Raises:
         InvalidRequestError: it is not numeric.
     """
-    if datatype not in _CODES:
+    if datatype not in _CODES and datatype != "BF16":
         raise InvalidRequestError(
             f"output {name!r}: {datatype} has no greatest values; leave classification out"
         )
@@ -79,7 +79,10 @@ def _classified(tensor: m.Tensor, n_classes: int, labels: Sequence[object]) -> m
             f"output {tensor.name!r}: {n_rows} rows of {kept} classes are too many to write; "
             f"ask for fewer, {MAX_ELEMENTS} together at most"
         )
-    values = struct.unpack(f"<{count}{_CODES[tensor.datatype]}", tensor.data)
+    if tensor.datatype == "BF16":
+        values = tensors.floats_of_bf16(tensor.data)
+    else:
+        values = struct.unpack(f"<{count}{_CODES[tensor.datatype]}", tensor.data)
     form = "%d" if tensor.datatype in _WHOLE else "%f"
     elements: list[bytes] = []
     for at in range(0, count, width or 1):

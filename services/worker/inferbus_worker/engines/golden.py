@@ -11,7 +11,7 @@ import numpy as np
 
 from inferbus_schemas import tensors
 from inferbus_schemas.manifest import Golden, JsonTensor, Manifest, TensorSpec
-from inferbus_worker.engines import wire
+from inferbus_worker.engines import bfloat16, wire
 from inferbus_worker.engines.onnx import DTYPES
 from inferbus_worker.tasks.base import Array
 
@@ -50,6 +50,9 @@ def _data(tensor: JsonTensor) -> bytes:
     if tensor.datatype == "BYTES":
         return tensors.join_bytes(str(element).encode() for element in tensor.data)
     try:
+        if tensor.datatype == "BF16":
+            numbers = np.array(tensor.data, np.float32).reshape(tensor.shape)
+            return bfloat16.bits(numbers).tobytes()
         return np.array(tensor.data, DTYPES[tensor.datatype]).reshape(tensor.shape).tobytes()
     except (KeyError, ValueError, OverflowError) as error:
         raise GoldenError(f"golden tensor {tensor.name!r} does not fit its shape") from error
@@ -88,8 +91,10 @@ def _check_values(wanted: JsonTensor, data: memoryview, tolerance: float) -> Non
         return
     dtype = DTYPES[wanted.datatype]
     have: Array = np.frombuffer(data, dtype)
-    want = np.frombuffer(_data(wanted), dtype)
-    if dtype.kind != "f":
+    want: Array = np.frombuffer(_data(wanted), dtype)
+    if wanted.datatype == "BF16":
+        have, want = bfloat16.floats(have), bfloat16.floats(want)
+    if have.dtype.kind != "f":
         if not np.array_equal(have, want):
             raise GoldenError(f"output {wanted.name!r} differs from the golden sample")
         return

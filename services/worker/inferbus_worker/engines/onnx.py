@@ -1,17 +1,19 @@
 """The engine `onnx`: ONNX Runtime on the CPU, inside the engine process.
 
-In: feeds by graph input. Out: the outputs that the signature names. Fields of `engine_settings`:
-`intra_op_threads`; without it the host says how many.
+In: feeds by graph input. Out: the outputs that the signature names; BF16 as its bits. Fields of
+`engine_settings`: `intra_op_threads`; without it the host says how many.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 
 from inferbus_schemas.manifest import Manifest, TensorSpec
+from inferbus_worker.engines import bfloat16
 from inferbus_worker.engines.external_data import NotOnnxError, has_external_data
 from inferbus_worker.engines.refusals import LoadError
 from inferbus_worker.tasks.base import Array
@@ -27,6 +29,7 @@ DTYPES: dict[str, np.dtype[np.generic]] = {
     "INT32": np.dtype("<i4"),
     "INT64": np.dtype("<i8"),
     "FP16": np.dtype("<f2"),
+    "BF16": bfloat16.BITS,
     "FP32": np.dtype("<f4"),
     "FP64": np.dtype("<f8"),
 }
@@ -47,9 +50,6 @@ class OnnxEngine:
                 raise LoadError("the ONNX file keeps data in other files; put all into one")
         except NotOnnxError as error:
             raise LoadError(str(error)) from error
-        for spec in (*manifest.signature.inputs, *manifest.signature.outputs):
-            if spec.datatype != "BYTES" and spec.datatype not in DTYPES:
-                raise LoadError(f"tensor {spec.name!r}: this engine has no {spec.datatype}")
         try:
             self._session = onnxruntime.InferenceSession(
                 str(path), _options(threads), providers=["CPUExecutionProvider"]
@@ -61,6 +61,10 @@ class OnnxEngine:
         missing = set(self._names) - {out.name for out in self._session.get_outputs()}
         if missing:
             raise LoadError(f"the graph has no output {min(missing)!r}")
+        # Other types are converted; these are bits, which nobody may take for numbers.
+        _check_bfloat16(manifest.signature.inputs, self._session.get_inputs())
+        _check_bfloat16(manifest.signature.outputs, self._session.get_outputs())
+        self._run = bfloat16.run_of(self._session, self._names)
 
     def run(self, feeds: dict[str, Array]) -> list[Array]:
         """Run the graph.
@@ -69,7 +73,7 @@ class OnnxEngine:
             RuntimeError: the graph cannot compute these feeds.
         """
         try:
-            outputs = self._session.run(self._names, feeds)
+            outputs = self._run(feeds)
         except Exception as error:
             raise RuntimeError(_first_line(error)) from error
         return [_as_said(spec, out) for spec, out in zip(self._specs, outputs, strict=True)]
@@ -93,6 +97,14 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     return options
+
+
+def _check_bfloat16(specs: tuple[TensorSpec, ...], nodes: Sequence[onnxruntime.NodeArg]) -> None:
+    said = {spec.name: spec.datatype for spec in specs}
+    for node in nodes:
+        datatype = said.get(node.name)
+        if datatype and (datatype == "BF16") != (node.type == bfloat16.TYPE):
+            raise LoadError(f"tensor {node.name!r}: {datatype} is said, the graph has {node.type}")
 
 
 def _as_said(spec: TensorSpec, out: Array) -> Array:
