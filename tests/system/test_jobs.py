@@ -8,7 +8,7 @@ import json
 import os
 import random
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import pytest
 from inferbus_dev.stack import Stack
 from inferbus_models import samples
 from tests.support import stacks
+from tests.support.https_origin import HttpsOrigin
 from tests.support.sample_models import model_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -34,8 +35,21 @@ WORDS = ("cat", "mat", "bus", "kafka", "sat", "on", "the", "a")
 
 
 @pytest.fixture
-async def stack() -> AsyncIterator[Stack]:
-    async with stacks.running(n_workers=2) as running:
+async def origin(tmp_path: Path) -> AsyncIterator[HttpsOrigin]:
+    made = HttpsOrigin(tmp_path)
+    await made.start()
+    yield made
+    await made.stop()
+
+
+@pytest.fixture
+async def stack(origin: HttpsOrigin) -> AsyncIterator[Stack]:
+    env = {
+        "INFERBUS_JOB_URI_SOURCES": origin.url,
+        "INFERBUS_JOB_URI_NETWORKS": "127.0.0.0/8,::1/128",
+        "SSL_CERT_FILE": str(origin.authority),
+    }
+    async with stacks.running(n_workers=2, env=env) as running:
         await stacks.push(running, MODEL)
         yield running
 
@@ -52,7 +66,9 @@ def rows() -> list[str]:
     return made
 
 
-async def test_a_job_survives_the_death_of_everybody(stack: Stack, tmp_path: Path) -> None:
+async def test_a_job_survives_the_death_of_everybody(
+    stack: Stack, origin: HttpsOrigin, tmp_path: Path
+) -> None:
     texts = rows()
     async with httpx.AsyncClient(base_url=stack.http, timeout=30, trust_env=False) as http:
         answer = await http.post(
@@ -82,11 +98,13 @@ async def test_a_job_survives_the_death_of_everybody(stack: Stack, tmp_path: Pat
         results = [json.loads(line) for line in found]
         assert [row["row"] for row in results] == list(range(N_ROWS))
         assert {row["row"] for row in results if row["status"] != "ok"} == BAD
-        await _answers_are_the_rows_own(http, texts, results)
+        some = random.Random(2).sample(sorted(set(range(N_ROWS)) - BAD), 10)
+        await _answers_are_the_rows_own(http, texts, results, some)
         await stacks.at_rest(stack)
         await _the_log_has_each_row_once(stack, results)
         await _what_was_cancelled_is_run_by_retry(http, texts)
         await _nobody_waits_for_a_job_of_one_row(http)
+        await _the_input_is_at_a_uri(http, origin)
         await _by_the_command_line(stack, http, tmp_path)
 
 
@@ -122,10 +140,13 @@ async def _goes_on_without(
 
 
 async def _answers_are_the_rows_own(
-    http: httpx.AsyncClient, texts: list[str], results: list[dict[str, Any]]
+    http: httpx.AsyncClient,
+    texts: list[str],
+    results: list[dict[str, Any]],
+    numbers: Iterable[int],
 ) -> None:
     tolerance = max(one.tolerance for one in samples.load(model_folder(MODEL)))
-    for number in random.Random(2).sample(sorted(set(range(N_ROWS)) - BAD), 10):
+    for number in numbers:
         text = json.loads(texts[number])["text"]
         one = {"name": "text", "datatype": "BYTES", "shape": [1], "data": [text]}
         answer = await http.post(f"/v2/models/{MODEL}/infer", json={"inputs": [one]})
@@ -191,6 +212,25 @@ async def _nobody_waits_for_a_job_of_one_row(http: httpx.AsyncClient) -> None:
     assert (got["name"], got["shape"]) == (want["name"], want["shape"])
     tolerance = max(one.tolerance for one in samples.load(model_folder(MODEL)))
     assert max(abs(a - b) for a, b in zip(got["data"], want["data"], strict=True)) <= tolerance
+
+
+async def _the_input_is_at_a_uri(http: httpx.AsyncClient, origin: HttpsOrigin) -> None:
+    texts = rows()[:8]
+    origin.answers = {"/rows.jsonl": (200, {}, "\n".join(texts).encode())}
+
+    async def submit(uri: str) -> httpx.Response:
+        return await http.post("/v1/jobs", json={"model": MODEL, "input": {"uri": uri}})
+
+    answer = await submit(f"{origin.url}/rows.jsonl")
+    assert answer.status_code == 202, answer.text
+    job = answer.json()["id"]
+    await _until(http, job, lambda said: said["state"] == "completed")
+    results = await _results(http, job)
+    assert [row["status"] for row in results] == ["ok"] * 7 + ["failed"]
+    await _answers_are_the_rows_own(http, texts, results, [0, 6])
+    refused = await submit(f"https://localhost:{origin.port + 1}/rows.jsonl")
+    assert (refused.status_code, refused.json()["code"]) == (422, "uri_refused")
+    assert origin.asked == [("/rows.jsonl", f"localhost:{origin.port}")]
 
 
 async def _by_the_command_line(stack: Stack, http: httpx.AsyncClient, tmp_path: Path) -> None:
