@@ -11,10 +11,11 @@ from typing import Any
 
 import asyncpg
 import pytest
-from confluent_kafka import KafkaError, Producer
+from confluent_kafka import Consumer, KafkaError, Message, Producer
 
 from inferbus_kit import kafka
 from inferbus_kit.errors import StartupError
+from inferbus_schemas import messages as m
 from inferbus_schemas import topics
 from tests.support import stacks
 from tests.support.secure_broker import SecureBroker, secure_broker
@@ -23,6 +24,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "operations" / "kafka-clients.md"
 SUBMISSIONS = topics.topic(topics.SUBMISSIONS).for_tenant("acme").name
+PREDICTIONS = topics.topic(topics.PREDICTIONS).name
+REFUSED = {KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED}
 
 
 def _submission() -> bytes:
@@ -37,7 +40,9 @@ def _submission() -> bytes:
     return json.dumps({"requests": [request]}).encode()
 
 
-async def _write(broker: SecureBroker, user: str, topic: str) -> KafkaError | None:
+async def _write(
+    broker: SecureBroker, user: str, topic: str, value: bytes | None = None
+) -> KafkaError | None:
     """Submit as a user; return why the broker refused it."""
     ended: list[KafkaError | None] = []
 
@@ -46,9 +51,27 @@ async def _write(broker: SecureBroker, user: str, topic: str) -> KafkaError | No
 
     producer = Producer({**broker.librdkafka(user), "message.timeout.ms": 20_000})
     headers: Any = {"content-type": "application/json"}
-    producer.produce(topic, _submission(), headers=headers, on_delivery=done)
+    producer.produce(topic, value or _submission(), headers=headers, on_delivery=done)
     assert await asyncio.to_thread(producer.flush, 30) == 0
     return ended[0]
+
+
+async def _read(broker: SecureBroker, user: str, topic: str, group: str) -> Message | int:
+    """Return a topic's first record as a user's program reads it, or why the broker refused."""
+    settings = {"group.id": group, "auto.offset.reset": "earliest", "enable.auto.commit": False}
+    consumer = Consumer({**broker.librdkafka(user), **settings})
+    consumer.subscribe([topic])
+    try:
+        async with asyncio.timeout(60):
+            while True:
+                record = await asyncio.to_thread(consumer.poll, 1.0)
+                error = None if record is None else record.error()
+                if error is not None and error.code() in REFUSED:
+                    return error.code()
+                if record is not None and error is None:
+                    return record
+    finally:
+        await asyncio.to_thread(consumer.close)
 
 
 async def _logged(url: str) -> list[tuple[str, str]]:
@@ -68,9 +91,39 @@ async def _logged(url: str) -> list[tuple[str, str]]:
         await log.close()
 
 
-async def test_acls_decide_who_may_submit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with secure_broker(tmp_path, ("inferbus", "acme-app", "stranger")) as broker:
-        assert await broker.allow(PAGE.read_text()) >= 6
+async def _acls_decide_who_may_read(broker: SecureBroker) -> None:
+    """What a tenant has submitted does not let it read what all have been answered."""
+    record = await _read(broker, "analytics", PREDICTIONS, "analytics.daily")
+    assert isinstance(record, Message), record
+    said = m.Prediction.FromString(record.value() or b"")
+    assert (said.tenant, said.client_request_id) == ("acme", "over-tls")
+
+    assert await _write(broker, "acme-app", SUBMISSIONS, b"no submission") is None
+    letters = topics.dead_letters(SUBMISSIONS)
+    letter = await _read(broker, "acme-app", letters, "acme.letters")
+    assert isinstance(letter, Message), letter
+    assert letter.value() == b"no submission"
+
+    refused = {
+        (user, topic, group): await _read(broker, user, topic, group)
+        for user, topic, group in (
+            ("acme-app", PREDICTIONS, "acme.daily"),
+            ("acme-app", letters, "analytics.daily"),
+            ("analytics", letters, "analytics.daily"),
+        )
+    }
+    assert list(refused.values()) == [
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.GROUP_AUTHORIZATION_FAILED,
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    ], refused
+
+
+async def test_acls_decide_who_may_write_and_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with secure_broker(tmp_path, ("inferbus", "acme-app", "analytics", "stranger")) as broker:
+        assert await broker.allow(PAGE.read_text()) >= 10
         for name, value in broker.environment("inferbus").items():
             monkeypatch.setenv(name, value)
         kafka._security.cache_clear()
@@ -90,6 +143,7 @@ async def test_acls_decide_who_may_submit(tmp_path: Path, monkeypatch: pytest.Mo
 
                 assert await _write(broker, "acme-app", SUBMISSIONS) is None
                 assert await _logged(stack.postgres) == [("acme", "ok")]
+                await _acls_decide_who_may_read(broker)
         finally:
             kafka._security.cache_clear()
 
