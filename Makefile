@@ -33,7 +33,7 @@ lock: setup ## resolve the locks anew from locks/*.in
 	@cd locks && for name in gateway control worker-cpu dev; do \
 	  ../$(BIN)/uv pip compile $$name.in --config-file uv.toml --universal --generate-hashes \
 	    --no-emit-index-url --no-header --no-annotate --python-version 3.11 --quiet -o $$name.txt || exit 1; done
-	@cd tests/conformance/clients && for name in triton kserve perf schemathesis; do \
+	@cd tests/conformance/clients && for name in triton kserve perf schemathesis s3; do \
 	  ../../../$(BIN)/uv pip compile $$name.in --config-file uv.toml --universal --generate-hashes \
 	    --no-emit-index-url --no-header --no-annotate --python-version 3.11 --quiet -o $$name.txt || exit 1; done
 	@$(BIN)/python -m inferbus_dev lock-jars

@@ -226,23 +226,3 @@ async def test_an_authority_that_nobody_trusts(
     with pytest.raises(UriUnreadableError):
         await read(remote(origin.url), f"{origin.url}/a")
     assert origin.asked == []
-
-
-async def test_an_object_of_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What goes over the wire; the client is obstore, the same as for the object store."""
-    bucket = HttpsOrigin(tmp_path)
-    await bucket.start(tls=False)
-    for name, value in (
-        ("AWS_ENDPOINT_URL", f"http://127.0.0.1:{bucket.port}"),
-        ("AWS_ALLOW_HTTP", "true"),
-        ("AWS_ACCESS_KEY_ID", "me"),
-        ("AWS_SECRET_ACCESS_KEY", "secret"),
-        ("AWS_REGION", "eu-central-1"),
-    ):
-        monkeypatch.setenv(name, value)
-    more = {"etag": '"1"', "last-modified": "Thu, 26 Nov 2026 20:00:00 GMT"}
-    bucket.answers = {"/rows/a%20b.jsonl": (200, more, b"{}\n")}
-    assert await read(remote("s3://rows"), "s3://rows/a%20b.jsonl") == b"{}\n"
-    with pytest.raises(UriUnreadableError):
-        await read(remote("s3://rows"), "s3://rows/none")
-    await bucket.stop()

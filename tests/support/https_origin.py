@@ -66,10 +66,9 @@ class HttpsOrigin:
         """Its origin."""
         return f"https://{self.host}:{self.port}"
 
-    async def start(self, *, tls: bool = True) -> None:
-        """Listen on a free port; without `tls` in the clear."""
-        context = self._context if tls else None
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=context)
+    async def start(self) -> None:
+        """Listen on a free port."""
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._context)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:

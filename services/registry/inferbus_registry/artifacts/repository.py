@@ -104,7 +104,10 @@ class BlobRepository:
             await asyncio.shield(self._remove(name))
 
     async def keep(self, staged: str, sha256: str) -> bool:
-        """Move a staging object to its digest's place; tell whether it was not there before."""
+        """Move a staging object to its digest's place; tell whether it was not there before.
+
+        A store without put-if-absent does not know, and says that it was not.
+        """
         target = blob_path(sha256)
         try:
             with _translated():
