@@ -1,6 +1,7 @@
 """The messages of the bus, under one short name: `from inferbus_schemas import messages as m`."""
 
 from inferbus_schemas.gen.inferbus.access.v1.keys_pb2 import AccessKey, Limits
+from inferbus_schemas.gen.inferbus.access.v1.spent_pb2 import TokensSpent
 from inferbus_schemas.gen.inferbus.fleet.v1.heartbeats_pb2 import (
     READINESS_FAILED,
     READINESS_LOADING,
@@ -164,6 +165,7 @@ __all__ = [
     "Tensor",
     "TensorSet",
     "TokenChunk",
+    "TokensSpent",
     "WorkerBeat",
     "outcome_name",
 ]

@@ -30,6 +30,7 @@ VERSIONS = "models.versions"
 DEPLOYMENTS = "models.deployments"
 HEARTBEATS = "fleet.heartbeats"
 KEYS = "access.keys"
+SPENT = "access.spent"
 JOB_CHUNKS = "jobs.chunks"
 JOB_STATUS = "jobs.status"
 

@@ -7,7 +7,6 @@ import secrets
 import struct
 import uuid
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -18,15 +17,12 @@ from confluent_kafka.admin import AdminClient
 from google.protobuf import json_format
 
 from inferbus_dev.topics import create_topics
-from inferbus_gateway import errors
 from inferbus_gateway.hot import submission_work, submissions, submitted
-from inferbus_gateway.hot.publish import MAX_FRAME_REQUESTS
 from inferbus_kit.consume import PartitionReader
 from inferbus_schemas import ids, topics
 from inferbus_schemas import messages as m
-from inferbus_schemas.manifest import Signature, TensorSpec
 from tests.support.gateway_process import GatewayProcess
-from tests.support.gateway_side import GatewaySide
+from tests.support.gateway_side import GatewaySide, deployed
 from tests.support.scripted_worker import echo
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
@@ -209,51 +205,6 @@ async def test_a_request_waits_for_a_worker_and_holds_up_no_other(program: Progr
     await program.side.until(lambda: program.committed() == 1)
 
 
-def test_a_frame_holds_what_it_says_it_holds() -> None:
-    lease: Any = None
-    draft = submission_work.Draft(lease)
-    place = submitted.Place("t", 16, 4 << 20, 4096)
-    record: Any = SimpleNamespace(topic="t", partition=0, offset=0, timestamp=1, headers=())
-    one = m.SubmittedRequest(client_request_id="x" * 256)
-    said = m.Submission(requests=[one] * 2000)
-    for made in submitted.requests(said, record, place):
-        if not draft.takes(made):
-            break
-        draft.add(None, made)  # type: ignore[arg-type]
-    assert len(draft.members) == MAX_FRAME_REQUESTS
-    frame = m.RequestFrame(requests=[made.request for _, made in draft.members])
-    assert draft.n_bytes <= frame.ByteSize() <= draft.n_bytes + 8 * MAX_FRAME_REQUESTS
-    big = m.Tensor(name="x", datatype="FP32", shape=[2**62], data=bytes(600_000))
-    said = m.Submission(requests=[m.SubmittedRequest(inputs=m.TensorSet(tensors=[big]))] * 2)
-    draft = submission_work.Draft(lease)
-    first, second = submitted.requests(said, record, place)
-    assert draft.takes(first)
-    draft.add(None, first)  # type: ignore[arg-type]
-    assert not draft.takes(second)
-    assert first.n_rows <= 600_001, "a shape is only a word until a worker has checked it"
-
-
-@pytest.mark.parametrize(("rows", "refused"), [(-1, True), (5, False)])
-def test_a_request_has_no_more_rows_than_the_gateway_says(rows: int, refused: bool) -> None:  # noqa: FBT001
-    place = submitted.Place("t", 16, 4 << 20, 4)
-    record: Any = SimpleNamespace(topic="t", partition=0, offset=0, timestamp=1, headers=())
-    five = m.Tensor(name="x", datatype="UINT8", shape=[5], data=bytes(5))
-    said = m.Submission(
-        requests=[m.SubmittedRequest(model="m", inputs=m.TensorSet(tensors=[five]))]
-    )
-    (one,) = submitted.requests(said, record, place)
-    signature = Signature((TensorSpec("x", "UINT8", (rows,)),), ())
-    manifest = SimpleNamespace(signature=signature)
-    target = SimpleNamespace(manifest=manifest, version=1, pool="default")
-    routes: Any = SimpleNamespace(resolve=lambda _model, _version: target)
-    if not refused:
-        assert submitted.pin(one, routes, place) == "default"
-        return
-    with pytest.raises(errors.TooManyRowsError, match="5 rows are more than the 4") as caught:
-        submitted.pin(one, routes, place)
-    assert (caught.value.code, caught.value.http_status) == ("too_many_rows", 413)
-
-
 async def test_a_full_worker_leaves_submissions_where_they_are(program: Program) -> None:
     worker = await program.side.worker(echo)
     worker.backlog_rows = submissions.MAX_BACKLOG_ROWS
@@ -349,40 +300,38 @@ async def test_a_tenant_that_is_behind_is_left_unread_and_holds_up_no_other(
         await idle.stop()
 
 
-def test_partitions_are_left_unread_by_tenant_and_then_all() -> None:
-    places = [TopicPartition(topic, number) for topic in ("a", "b", "c") for number in range(2)]
-    parts = {place: submission_work.Partition(0) for place in places}
-    assert submission_work.crowded(parts, places) == set()
-    parts[places[0]].open_bytes = submission_work.MAX_TENANT_BYTES - 1
-    assert submission_work.crowded(parts, places) == set()
-    parts[places[1]].open_bytes = 1
-    assert submission_work.crowded(parts, places) == set(places[:2])
-    assert submission_work.crowded(parts, places[1:]) == {places[1]}, "only what is ours"
-    for place in places[2:]:
-        parts[place].open_bytes = submission_work.MAX_OPEN_BYTES // 4
-    assert submission_work.crowded(parts, places) == set(places)
-
-
-async def test_a_tenant_over_its_rate_is_slowed_and_then_expired(program: Program) -> None:
-    other = Program(program.side)
+async def test_a_tenant_over_its_rate_or_its_tokens_is_slowed_and_then_expired(
+    program: Program, tmp_path: Path
+) -> None:
+    side = program.side
+    other = Program(side)
     await other.start()
-    worker = await program.side.worker(echo)
-    await program.side.gateway(
+    worker = await side.worker(echo)
+    owes = m.TokensSpent(tenant=other.tenant, minute=1 << 31, n_tokens=10**6)
+    await side.write(topics.SPENT, 0, f"{other.tenant}/0/0", owes.SerializeToString())
+    await side.gateway(
         INFERBUS_SUBMISSION_TENANTS=f"{program.tenant},{other.tenant}",
         INFERBUS_TENANT_REQUESTS_PER_S="0.01",
         INFERBUS_TENANT_BURST="3",
+        INFERBUS_TENANT_TOKENS_PER_MIN="1000",
     )
     names = [f"many-{number}" for number in range(12)]
     program.submit(*(program.one(name, timeout_ms=4000) for name in names))
-    await program.side.until(lambda: worker.requests)
-    other.submit(other.one("one", timeout_ms=4000))
-    assert (await other.ended("one"))["one"].outcome == m.OUTCOME_OK
+    await side.until(lambda: worker.requests)
+    async with deployed(side.bootstrap, tmp_path, manifest={"task": "text-embedding"}) as texts:
+        counting = await texts.worker(echo)
+        owed = other.one("owed", model=texts.model, timeout_ms=4000)
+        other.submit(owed, other.one("one", timeout_ms=4000))
+        found = await other.ended("one", "owed")
+        assert found["one"].outcome == m.OUTCOME_OK, "what costs no tokens goes on"
+        assert found["owed"].outcome == m.OUTCOME_EXPIRED
+        assert not [one for one in counting.requests if one.client_request_id == "owed"]
     found = await program.ended(*names)
     outcomes = [one.outcome for one in found.values()]
     # The share of one gateway among those of other tests that are not forgotten yet.
     assert 1 <= outcomes.count(m.OUTCOME_OK) <= 4
     assert set(outcomes) == {m.OUTCOME_OK, m.OUTCOME_EXPIRED}
-    await program.side.until(lambda: program.committed() == 1)
+    await side.until(lambda: program.committed() == 1)
 
 
 async def test_offsets_that_go_back_are_read_again_and_committed(program: Program) -> None:

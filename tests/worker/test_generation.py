@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from inferbus_models import smollm2
-from inferbus_schemas import generation, tensors
+from inferbus_schemas import generation, tensors, topics
 from inferbus_schemas import messages as m
 from tests.support.sample_models import model_folder
 from tests.support.worker_side import Side, request, tensor_set
@@ -18,6 +19,8 @@ from tests.worker.test_worker_kafka import deployed
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+    from inferbus_kit.consume import Record
 
 pytestmark = pytest.mark.slow
 
@@ -61,6 +64,15 @@ async def test_chunks_are_numbered_whole_and_before_their_record(side: Side) -> 
     greedy = {"max_tokens": 16, "temperature": 0.0}
     streamed = prompted(model, smollm2.prompt(question), stream=True, include_usage=True, **greedy)
     whole = prompted(model, smollm2.prompt(question), **greedy)
+    whole.owes_tokens, whole.tenant = True, f"t{secrets.token_hex(4)}"
+    owed: list[m.TokensSpent] = []
+
+    def spent(record: Record) -> None:
+        said = m.TokensSpent.FromString(record.value or b"")
+        if said.tenant == whole.tenant:
+            owed.append(said)
+
+    await side.follow(topics.topic(topics.SPENT).name, 0, "end", spent)
     await side.send(inbox, streamed, whole)
     said = await side.answer(streamed.id, 60)
     assert said.outcome == m.OUTCOME_OK, said
@@ -78,6 +90,8 @@ async def test_chunks_are_numbered_whole_and_before_their_record(side: Side) -> 
     }
     other = await side.answer(whole.id, 60)
     assert texts(other) == texts(said)
+    await side.until(lambda: owed)
+    assert [one.n_tokens for one in owed] == [generation.n_tokens(other)]
     assert other.generated.n_chunks == 0
     assert not side.chunks_of(whole.id)
     assert (other.generated.prompt_tokens, other.generated.completion_tokens) == (16, 8)

@@ -20,6 +20,7 @@ from inferbus_gateway.control.idempotency import Keys
 from inferbus_gateway.control.key_uses import KeyUses
 from inferbus_gateway.control.leases import Leases
 from inferbus_gateway.control.once import Once
+from inferbus_gateway.control.owed import Owed
 from inferbus_gateway.control.repository import ModelRepository
 from inferbus_gateway.control.resume import Resumer
 from inferbus_gateway.control.upkeep import Upkeep
@@ -157,6 +158,7 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
         bodies=bodies,
         once=once,
     )
+    owed = Owed(settings.tenant_tokens_per_min)
     # Built only where it is used: a consumer that is never started is never closed.
     submissions = (
         Submissions(
@@ -171,6 +173,7 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
             max_tensor_bytes=settings.max_body_bytes,
             max_rows=settings.max_rows,
             enter=requests.enter,
+            owes=owed.waits,
         )
         if settings.submission_tenants
         else None
@@ -248,6 +251,7 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
             reader(topics.DEPLOYMENTS, feed.deployment),
             reader(topics.KEYS, feed.key),
             reader(topics.JOB_STATUS, jobs.feed),
+            reader(topics.SPENT, owed.apply),
         ),
         fleet=fleet,
         replies=replies,

@@ -31,6 +31,7 @@ from inferbus_worker.hot.cancellations import Cancellations
 from inferbus_worker.hot.consume import Desk
 from inferbus_worker.hot.emit import Emitter
 from inferbus_worker.hot.letters import Letters
+from inferbus_worker.hot.spent import Spent
 from inferbus_worker.hot.tokens import TokenSender
 from inferbus_worker.jobs.consume import JobLoop
 from inferbus_worker.settings import WorkerSettings
@@ -58,6 +59,7 @@ class Process:
     readers: tuple[StateReader, ...]
     beater: Beater
     emitter: Emitter
+    spent: Spent
     letters: Letters
     token_records: Producer
     job_records: Producer
@@ -124,6 +126,7 @@ def add_stages(process: Process, lifecycle: Lifecycle) -> None:
         "cancellations", start=process.cancellations.start, stop=process.cancellations.stop
     )
     lifecycle.add("control", start=process.control.start, stop=process.control.stop)
+    lifecycle.add("spent", start=process.spent.start, stop=process.spent.stop)
     lifecycle.add("letters", stop=process.letters.stop)
     lifecycle.add("state", start=worker.read_state, stop=worker.stop_reading_state)
     lifecycle.add("loops", start=worker.start_loops)

@@ -36,6 +36,7 @@ from inferbus_worker.hot.emit import Emitter
 from inferbus_worker.hot.letters import Letters
 from inferbus_worker.hot.loops import Loops
 from inferbus_worker.hot.spans import Spans
+from inferbus_worker.hot.spent import Spent
 from inferbus_worker.hot.tokens import TokenSender
 from inferbus_worker.jobs.chunk import ChunkRunner, Outlets
 from inferbus_worker.jobs.consume import JobLoop
@@ -75,6 +76,9 @@ def wire(settings: WorkerSettings, fail: Fail) -> Process:
     fleet = Membership()
     beater = Beater(control, instance, "worker", _no_beat)
     emitter = Emitter(records, instance, fail)
+    life = secrets.randbits(64)
+    spent = Spent(control, instance, life, loops)
+    emitter.on_spent = spent.note
     requests = topics.topic(topics.REQUESTS, settings.pool)
     desk = Desk(emitter, metrics, lambda: beater.skew_ms, requests.ce_type)
     letters = Letters(DeadLetters(control, instance), loops, requests.name, metrics.dead_letters)
@@ -98,8 +102,6 @@ def wire(settings: WorkerSettings, fail: Fail) -> Process:
         changed=changed.set,
     )
     report = LoadReport(desk, residents)
-
-    life = secrets.randbits(64)
 
     def compose(said: WriteBeat) -> m.Heartbeat:
         part = m.WorkerBeat(
@@ -201,6 +203,7 @@ def wire(settings: WorkerSettings, fail: Fail) -> Process:
         ),
         beater=beater,
         emitter=emitter,
+        spent=spent,
         letters=letters,
         token_records=token_records,
         job_records=job_records,

@@ -72,7 +72,8 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
     one that waits holds up none of other models; a pass over what waits costs what it places, not
     what waits; while too much is open, of a tenant or of all, nothing more of it is read, and
     polling goes on, so that the group does not take this gateway for dead; a request is placed only
-    when `enter` lets its tenant in.
+    when `enter` lets its tenant in, and one that costs tokens only while its tenant `owes` too few
+    (UTC, ms) to wait.
     """
 
     def __init__(
@@ -89,9 +90,10 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         max_tensor_bytes: int,
         max_rows: int,
         enter: Callable[[Principal], None],
+        owes: Callable[[str, float], bool],
     ) -> None:
         self._fail = fail
-        self._enter = enter
+        self._enter, self._owes = enter, owes
         self._callers = {tenant: access.principal(tenant, "submissions", ()) for tenant in tenants}
         entry = topics.topic(topics.SUBMISSIONS)
         self._tenants = {entry.for_tenant(tenant).name: tenant for tenant in tenants}
@@ -294,7 +296,7 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             return True
         tenant, pool, model, version = key
         lease = self._placement.choose(pool, model, version, {})
-        if lease is None:
+        if lease is None or (one.request.owes_tokens and self._owes(tenant, now_ms)):
             return False
         inbox = (lease.pool, lease.inbox)
         # What was placed since the owner's last beat stands in no backlog yet.

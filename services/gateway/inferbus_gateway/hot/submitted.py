@@ -167,6 +167,7 @@ def pin(one: Submitted, routes: Routes, place: Place) -> str:
     if not known.issuperset(said.outputs) or len(set(said.outputs)) != len(said.outputs):
         raise errors.InvalidRequestError("outputs must be names of the model's outputs, each once")
     request.version = target.version
+    request.owes_tokens = target.counts_tokens
     request.outputs.extend(said.outputs)
     one.said = None
     return target.pool

@@ -77,6 +77,10 @@ def _nobody(_work: Work, _outcome: int) -> None:
     """Stand where the desk will stand."""
 
 
+def _nobody_pays(_tenant: str, _n_tokens: int) -> None:
+    """Stand where what was spent will be told."""
+
+
 class OkAnswer(NamedTuple):
     """One request's part of a batch.
 
@@ -126,6 +130,7 @@ class Emitter:
         self._fail = fail
         self._const = envelope.headers(topic.ce_type, f"/inferbus/worker/{instance}", "")[1:]
         self.on_written: Callable[[Work, int], None] = _nobody
+        self.on_spent: Callable[[str, int], None] = _nobody_pays
         self._lanes: dict[int, _Lane] = {}
         self._ended: OrderedDict[bytes, None] = OrderedDict()
         self.n_unacknowledged = 0
@@ -259,6 +264,8 @@ class Emitter:
         if work.keeper is not None:
             work.keeper.keep(work, record)
             return
+        if work.request.owes_tokens:
+            self.on_spent(record.tenant, generation.n_tokens(record))
         partition = work.request.reply_partition
         lane = self._lanes.get(partition)
         if lane is None:

@@ -1,8 +1,9 @@
-"""Tokens that rows of jobs and lines of batches have used, and who must wait for it; pure.
+"""Tokens that were used and are to be paid for with time, and who must wait for it; pure.
 
-In: tokens of finished chunks, with the time of their records, so that every gateway knows the same.
-Out: how long a tenant or a key waits before it may hand in more. Rows are never refused midway:
-what was begun runs to its end, and the next job waits until the minutes have paid for it.
+In: tokens of chunks of jobs and batches, or of submissions, as records tell them, so that every
+gateway knows the same. Out: how long a tenant or a key waits before it may hand in more. Rows are
+never refused midway: what was begun runs to its end, and what comes next waits until the minutes
+have paid for it.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from collections import defaultdict
 from inferbus_gateway.errors import RateLimitedError
 from inferbus_schemas.access import Principal
 
-_MINUTE_MS = 60_000
-_KEPT_MS = 7 * 24 * 3600 * 1000
+MINUTE_MS = 60_000
+KEPT_MS = 7 * 24 * 3600 * 1000
 
 
 class Spent:
@@ -30,9 +31,9 @@ class Spent:
         """Note tokens that were used at a time (UTC, ms)."""
         if n_tokens:
             used = self._used[who]
-            minute = at_ms // _MINUTE_MS
+            minute = at_ms // MINUTE_MS
             used[minute] = used.get(minute, 0) + n_tokens
-            for old in [one for one in used if (minute - one) * _MINUTE_MS > _KEPT_MS]:
+            for old in [one for one in used if (minute - one) * MINUTE_MS > KEPT_MS]:
                 del used[old]
 
     def check(self, caller: Principal, tenant_per_min: int, now_ms: int) -> None:
@@ -52,7 +53,11 @@ class Spent:
         """Return 0 while there is room, or the seconds until there is; `per_min` 0 is no limit."""
         if per_min <= 0:
             return 0.0
+        return max(0.0, self.free_ms(who, per_min) - now_ms) / 1000
+
+    def free_ms(self, who: str, per_min: int) -> float:
+        """Return from when on there is room (UTC, ms), by what is known now, with a limit."""
         paid_ms = 0.0
         for minute, n_tokens in sorted(self._used.get(who, {}).items()):
-            paid_ms = max(paid_ms, minute * _MINUTE_MS) + n_tokens * _MINUTE_MS / per_min
-        return max(0.0, paid_ms - now_ms - _MINUTE_MS) / 1000
+            paid_ms = max(paid_ms, minute * MINUTE_MS) + n_tokens * MINUTE_MS / per_min
+        return paid_ms - MINUTE_MS

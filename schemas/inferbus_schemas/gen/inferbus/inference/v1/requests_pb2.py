@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from inferbus_schemas.gen.inferbus.inference.v1 import generation_pb2 as inferbus_dot_inference_dot_v1_dot_generation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$inferbus/inference/v1/requests.proto\x12\x15inferbus.inference.v1\x1a&inferbus/inference/v1/generation.proto\"Q\n\x0cRequestFrame\x12\x0f\n\x07gateway\x18\x01 \x01(\t\x12\x30\n\x08requests\x18\x02 \x03(\x0b\x32\x1e.inferbus.inference.v1.Request\"\xb6\x02\n\x07Request\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\r\x12\x17\n\x0freply_partition\x18\x05 \x01(\x05\x12\x0e\n\x06ttl_ms\x18\x06 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\r\x12\x11\n\tmay_retry\x18\x08 \x01(\x08\x12\x13\n\x0b\x63riticality\x18\t \x01(\r\x12\x19\n\x11\x63lient_request_id\x18\n \x01(\t\x12\x0f\n\x07outputs\x18\x0b \x03(\t\x12\x13\n\x0btraceparent\x18\x0c \x01(\t\x12\x0f\n\x07tensors\x18\r \x01(\x0c\x12\x35\n\ngeneration\x18) \x01(\x0b\x32!.inferbus.inference.v1.GenerationJ\x04\x08\x0e\x10)b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$inferbus/inference/v1/requests.proto\x12\x15inferbus.inference.v1\x1a&inferbus/inference/v1/generation.proto\"Q\n\x0cRequestFrame\x12\x0f\n\x07gateway\x18\x01 \x01(\t\x12\x30\n\x08requests\x18\x02 \x03(\x0b\x32\x1e.inferbus.inference.v1.Request\"\xcb\x02\n\x07Request\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\r\x12\x17\n\x0freply_partition\x18\x05 \x01(\x05\x12\x0e\n\x06ttl_ms\x18\x06 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\r\x12\x11\n\tmay_retry\x18\x08 \x01(\x08\x12\x13\n\x0b\x63riticality\x18\t \x01(\r\x12\x19\n\x11\x63lient_request_id\x18\n \x01(\t\x12\x0f\n\x07outputs\x18\x0b \x03(\t\x12\x13\n\x0btraceparent\x18\x0c \x01(\t\x12\x0f\n\x07tensors\x18\r \x01(\x0c\x12\x35\n\ngeneration\x18) \x01(\x0b\x32!.inferbus.inference.v1.Generation\x12\x13\n\x0bowes_tokens\x18* \x01(\x08J\x04\x08\x0e\x10)b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,5 +35,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REQUESTFRAME']._serialized_start=103
   _globals['_REQUESTFRAME']._serialized_end=184
   _globals['_REQUEST']._serialized_start=187
-  _globals['_REQUEST']._serialized_end=497
+  _globals['_REQUEST']._serialized_end=518
 # @@protoc_insertion_point(module_scope)

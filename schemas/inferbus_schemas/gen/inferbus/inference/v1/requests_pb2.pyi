@@ -16,7 +16,7 @@ class RequestFrame(_message.Message):
     def __init__(self, gateway: _Optional[str] = ..., requests: _Optional[_Iterable[_Union[Request, _Mapping]]] = ...) -> None: ...
 
 class Request(_message.Message):
-    __slots__ = ("id", "tenant", "model", "version", "reply_partition", "ttl_ms", "attempt", "may_retry", "criticality", "client_request_id", "outputs", "traceparent", "tensors", "generation")
+    __slots__ = ("id", "tenant", "model", "version", "reply_partition", "ttl_ms", "attempt", "may_retry", "criticality", "client_request_id", "outputs", "traceparent", "tensors", "generation", "owes_tokens")
     ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +31,7 @@ class Request(_message.Message):
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
+    OWES_TOKENS_FIELD_NUMBER: _ClassVar[int]
     id: bytes
     tenant: str
     model: str
@@ -45,4 +46,5 @@ class Request(_message.Message):
     traceparent: str
     tensors: bytes
     generation: _generation_pb2.Generation
-    def __init__(self, id: _Optional[bytes] = ..., tenant: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., reply_partition: _Optional[int] = ..., ttl_ms: _Optional[int] = ..., attempt: _Optional[int] = ..., may_retry: _Optional[bool] = ..., criticality: _Optional[int] = ..., client_request_id: _Optional[str] = ..., outputs: _Optional[_Iterable[str]] = ..., traceparent: _Optional[str] = ..., tensors: _Optional[bytes] = ..., generation: _Optional[_Union[_generation_pb2.Generation, _Mapping]] = ...) -> None: ...
+    owes_tokens: bool
+    def __init__(self, id: _Optional[bytes] = ..., tenant: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., reply_partition: _Optional[int] = ..., ttl_ms: _Optional[int] = ..., attempt: _Optional[int] = ..., may_retry: _Optional[bool] = ..., criticality: _Optional[int] = ..., client_request_id: _Optional[str] = ..., outputs: _Optional[_Iterable[str]] = ..., traceparent: _Optional[str] = ..., tensors: _Optional[bytes] = ..., generation: _Optional[_Union[_generation_pb2.Generation, _Mapping]] = ..., owes_tokens: _Optional[bool] = ...) -> None: ...
