@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -14,13 +15,16 @@ from inferbus_gateway.hot.access import Access
 from inferbus_gateway.hot.incoming import Bodies
 from inferbus_gateway.hot.infer import Infer
 from inferbus_gateway.hot.limits import Limits
-from inferbus_gateway.hot.pending import Pending
+from inferbus_gateway.hot.pending import Entry, Pending
 from inferbus_gateway.hot.requests import Requests, Waiter
 from inferbus_kit.metrics import gateway_metrics
 from inferbus_schemas import access
 from inferbus_schemas import manifest as manifests
 from inferbus_schemas import messages as m
 from inferbus_schemas.access import Keyring
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Exchange:
@@ -93,7 +97,8 @@ def test_a_refused_timeout_opens_no_span() -> None:
     assert len(opened) == len(pending) == 1
 
 
-def test_a_generation_is_charged_to_its_caller_once_it_ended() -> None:
+def _charging() -> tuple[Requests, Limits, access.Principal]:
+    """Return requests without a bus, and a caller with 60 tokens a minute."""
     parts: Any = SimpleNamespace(partition=0, place=lambda _entry: True, on=False)
     limits = Limits()
     requests = Requests(
@@ -108,30 +113,54 @@ def test_a_generation_is_charged_to_its_caller_once_it_ended() -> None:
         max_tenant_pending=1000,
     )
     bounds = m.Limits(tokens_per_min=60)
-    ada = access.principal("acme", "key:1", ["infer:*"], limits=bounds)
+    return requests, limits, access.principal("acme", "key:1", ["infer:*"], limits=bounds)
 
-    def open_one(generation: m.Generation | None) -> Any:
-        target: Any = SimpleNamespace(
-            model="m", version=1, pool="default", counts_tokens=generation is not None
-        )
-        return requests.open(
-            requests.new_id(),
-            target,
-            b"",
-            caller=ada,
-            n_rows=1,
-            outputs=(),
-            client_request_id="",
-            timeout_s=1.0,
-            waiter=Waiter(lambda _entry: None, time.monotonic()),
-            generation=generation,
-        )
 
-    entry = open_one(m.Generation(max_tokens=5))
+def _open_one(requests: Requests, caller: access.Principal, asked: m.Generation | None) -> Any:
+    target: Any = SimpleNamespace(
+        model="m", version=1, pool="default", counts_tokens=asked is not None
+    )
+    return requests.open(
+        requests.new_id(),
+        target,
+        b"",
+        caller=caller,
+        n_rows=1,
+        outputs=(),
+        client_request_id="",
+        timeout_s=1.0,
+        waiter=Waiter(lambda _entry: None, time.monotonic()),
+        generation=asked,
+    )
+
+
+def _failed(entry: Entry) -> None:
+    said = m.Prediction(id=entry.id, outcome=m.OUTCOME_FAILED)
+    entry.waiter.resolve(entry, said, 7, 0.0)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [_failed, lambda entry: entry.waiter.give_up(entry)],
+    ids=["failed", "unknown"],
+)
+def test_a_stream_that_breaks_is_charged_what_was_delivered(end: Callable[[Entry], None]) -> None:
+    requests, limits, ada = _charging()
+    entry = _open_one(requests, ada, m.Generation(max_tokens=5, stream=True))
+    end(entry)
+    with suppress(errors.OutcomeUnknownError):
+        requests.settle(entry, 100)
+    with pytest.raises(errors.RateLimitedError):
+        limits.check_tokens(ada, time.monotonic())
+
+
+def test_a_generation_is_charged_to_its_caller_once_it_ended() -> None:
+    requests, _limits, ada = _charging()
+    entry = _open_one(requests, ada, m.Generation(max_tokens=5))
     used = m.Generated(prompt_tokens=70, completion_tokens=30)
     said = m.Prediction(id=entry.id, outcome=m.OUTCOME_OK, generated=used)
     entry.waiter.resolve(entry, said, 7, 0.0)
     requests.settle(entry)
     with pytest.raises(errors.RateLimitedError):
-        open_one(m.Generation(max_tokens=5))
-    assert open_one(None) is not None, "what generates nothing needs no tokens"
+        _open_one(requests, ada, m.Generation(max_tokens=5))
+    assert _open_one(requests, ada, None) is not None, "what generates nothing needs no tokens"

@@ -41,6 +41,16 @@ def test_it_is_whole_only_with_all_chunks_of_the_run_that_ended() -> None:
     assert stream.whole
 
 
+def test_tokens_are_those_of_the_chunks_that_were_taken_and_of_the_prompt() -> None:
+    stream = TokenStream()
+    stream.take(chunk(0, n_tokens=2, prompt_tokens=7))
+    stream.take(chunk(0, n_tokens=2, prompt_tokens=7))
+    stream.take(chunk(0, run=2, n_tokens=9))
+    stream.take(chunk(1, n_tokens=3))
+    stream.take(chunk(3, n_tokens=9))
+    assert stream.n_tokens == 12
+
+
 def test_a_hole_is_an_error_and_stays_one() -> None:
     stream = TokenStream()
     stream.take(chunk(0))

@@ -140,6 +140,10 @@ async def test_a_stream_is_never_run_twice(side: Side) -> None:
         os.kill(pid, signal.SIGKILL)
     said = await side.answer(streamed.id)
     assert (said.outcome, said.error_code) == (m.OUTCOME_FAILED, "engine_lost")
+    await side.until(lambda: len(side.chunks_of(streamed.id)) == said.generated.n_chunks)
+    left = side.chunks_of(streamed.id)
+    assert said.generated.prompt_tokens == left[0].prompt_tokens > 0
+    assert said.generated.completion_tokens == sum(chunk.n_tokens for chunk in left)
     assert (await side.answer(whole.id, 60)).outcome == m.OUTCOME_OK
 
     again = prompted(model, STORY, stream=True, **ENDLESS)

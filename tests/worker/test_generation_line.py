@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
+import pytest
 from prometheus_client import CollectorRegistry
 
 from inferbus_kit.metrics import worker_metrics
@@ -18,6 +19,9 @@ from inferbus_worker.hot.generate import GenerationMetrics, Generator
 from inferbus_worker.hot.spans import Spans
 from inferbus_worker.hot.work import Work
 from tests.support.worker_side import tensor_set
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MANIFEST = Manifest(
     model="m",
@@ -55,9 +59,8 @@ def work(name: bytes, arrived_s: float, *, of_a_job: bool = False) -> Work:
     return Work(request, cast("Any", None), arrived_s, arrived_s + 3600, keeper=keeper)
 
 
-def waiting_for(emitter: Any) -> tuple[Generator, Engine]:
+def waiting_for(emitter: Any, tokens: Any = None) -> tuple[Generator, Engine]:
     """Return a line and the engine that it waits for."""
-    nobody: Any = None
     metrics = GenerationMetrics(worker_metrics(CollectorRegistry()), "m", 1)
     line = Generator(
         MANIFEST,
@@ -65,7 +68,7 @@ def waiting_for(emitter: Any) -> tuple[Generator, Engine]:
         parallel=99,
         instance="w",
         emitter=emitter,
-        tokens=nobody,
+        tokens=tokens,
         metrics=metrics,
         spans=Spans(Tracing("worker", "w", ""), "requests"),
     )
@@ -109,4 +112,44 @@ def test_what_is_aborted_at_its_deadline_has_cost_its_tokens() -> None:
     assert used.generated == m.Generated(
         run=run.run, n_chunks=3, prompt_tokens=5, completion_tokens=6
     )
+    assert line.idle
+
+
+class Told:
+    """Keeps how requests ended, and the chunks that left."""
+
+    def __init__(self) -> None:
+        self.ended_with: list[tuple[str, Used]] = []
+        self.chunks: list[m.TokenChunk] = []
+
+    def ended(self, *said: Any, used: Used) -> None:
+        self.ended_with.append((said[2], used))
+
+    def put(self, _work: Work, chunk: m.TokenChunk, acknowledged: Callable[[], None]) -> None:
+        self.chunks.append(chunk)
+        acknowledged()
+
+
+@pytest.mark.parametrize("how", ["engine_lost", "engine_error"])
+def test_what_left_of_a_stream_that_fails_has_cost_its_tokens(how: str) -> None:
+    told = Told()
+    line, engine = waiting_for(told, told)
+    engine.up = True
+    for name, stream in ((b"streamed", True), (b"whole", False)):
+        one = work(name, 0.0)
+        one.request.generation.stream, one.n_alone_deaths = stream, 1
+        line.add(one)
+    line.pump(1.0)
+    for run in engine.runs:
+        line.on_tokens(run, wire.Tokens(1, 0, "a b", 2, prompt_tokens=5))
+        line.on_tokens(run, wire.Tokens(1, 0, "c", 1, prompt_tokens=5))
+    assert [(one.n_tokens, one.prompt_tokens) for one in told.chunks] == [(2, 5), (1, 0)]
+    if how == "engine_lost":
+        line.on_down(list(engine.runs))
+    else:
+        for run in reversed(engine.runs):
+            line.on_done(run, wire.Done(0, (), {}, "it broke", 1, 0), memoryview(b""))
+    streamed, _whole = engine.runs
+    used = m.Generated(run=streamed.run, n_chunks=2, prompt_tokens=5, completion_tokens=3)
+    assert told.ended_with == [(how, Used()), (how, Used(used))]
     assert line.idle

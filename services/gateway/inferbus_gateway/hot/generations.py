@@ -164,7 +164,7 @@ class Generations:
 
         def then(entry: Entry) -> None:
             try:
-                prediction = self._requests.settle(entry)
+                prediction = self._requests.settle(entry, stream.state.n_tokens)
             except InferbusError as error:
                 stream.fail(error)
             else:

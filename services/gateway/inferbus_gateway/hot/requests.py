@@ -244,8 +244,10 @@ class Requests:
 
         return Waiter(then, time.monotonic()), future
 
-    def settle(self, entry: Entry) -> m.Prediction:
+    def settle(self, entry: Entry, delivered_tokens: int = 0) -> m.Prediction:
         """End the span, count the end, and return the terminal record of an ended entry.
+
+        `delivered_tokens` came before the end, and are spent whatever the record says of them.
 
         Raises:
             InferbusError: Kafka never saw the request; it is not accepted and not counted.
@@ -262,8 +264,8 @@ class Requests:
                 inferbus__version=request.version,
                 inferbus__outcome=outcome,
             )
-        if prediction is not None and waiter.charged is not None:
-            used = n_tokens(prediction)
+        if waiter.charged is not None:
+            used = max(delivered_tokens, 0 if prediction is None else n_tokens(prediction))
             self._limits.charge(waiter.charged, used, time.monotonic())
         if prediction is not None or isinstance(error, errors.OutcomeUnknownError):
             self._count(entry, prediction, outcome, time.monotonic() - waiter.start_s)

@@ -16,12 +16,13 @@ class TokenStream:
 
     Invariants: what `take` returns is of one run and has the numbers 0, 1, 2, ... without a hole
     or a double; `whole` only where the first terminal record is an OK of that very run and all of
-    its chunks were taken; once `error` is set it stays.
+    its chunks were taken; once `error` is set it stays; `n_tokens` are those of the chunks that
+    were taken, and of the prompt as far as they tell.
     """
 
     def __init__(self) -> None:
         self.run: int | None = None
-        self.n_taken = 0
+        self.n_taken = self.n_tokens = 0
         self.prediction: m.Prediction | None = None
         self.error: InferbusError | None = None
 
@@ -37,6 +38,7 @@ class TokenStream:
             self.error = errors.StreamBrokenError("a piece of the stream is missing")
             return False
         self.n_taken += 1
+        self.n_tokens += chunk.prompt_tokens + chunk.n_tokens
         return True
 
     def end(self, prediction: m.Prediction, error: InferbusError | None) -> None:

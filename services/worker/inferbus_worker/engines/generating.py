@@ -183,6 +183,7 @@ def _tokens(number: int, answer: _Answer, piece: Piece) -> wire.Tokens:
         _json(piece.logprobs),
         _json(piece.tool_calls),
         piece.finish_reason,
+        answer.n_prompt_tokens,
     )
 
 

@@ -78,7 +78,10 @@ class Done(msgspec.Struct, frozen=True, array_like=True, tag="done"):
 
 
 class Tokens(msgspec.Struct, frozen=True, array_like=True, tag="tokens"):
-    """A piece of an answer that is being generated; without tokens it says only: I am at work."""
+    """A piece of an answer that is being generated; without tokens it says only: I am at work.
+
+    `prompt_tokens` are those of its prompt, once the engine knows.
+    """
 
     number: int
     choice: int = 0
@@ -88,6 +91,7 @@ class Tokens(msgspec.Struct, frozen=True, array_like=True, tag="tokens"):
     logprobs: str = ""
     tool_calls: str = ""
     finish_reason: str = ""
+    prompt_tokens: int = 0
 
 
 Command = Load | Run | Abort

@@ -64,7 +64,11 @@ class GenerationMetrics:
 
 @dataclass(slots=True, eq=False)
 class _Run:
-    """One execution of a request. `cancelled` and `expired`: why it was aborted."""
+    """One execution of a request.
+
+    `cancelled` and `expired`: why it was aborted; `prompt_tokens` and `sent_tokens`: what is known
+    of its prompt, and stands for the chunks that left.
+    """
 
     work: Work
     run: int
@@ -72,6 +76,8 @@ class _Run:
     batch: Batch
     n_chunks: int = 0
     n_unacknowledged: int = 0
+    prompt_tokens: int = 0
+    sent_tokens: int = 0
     cancelled: bool = False
     expired: bool = False
     done: tuple[wire.Done, bytes] | None = None
@@ -221,6 +227,8 @@ class Generator:
         if not run.stream or not (piece.n_tokens or piece.finish_reason):
             return
         request = run.work.request
+        run.prompt_tokens = max(run.prompt_tokens, piece.prompt_tokens)
+        run.sent_tokens += piece.n_tokens
         chunk = m.TokenChunk(
             id=request.id,
             attempt=request.attempt,
@@ -241,6 +249,7 @@ class Generator:
             include_usage=request.generation.include_usage,
             form=request.generation.form,
             client_request_id=request.client_request_id,
+            prompt_tokens=0 if run.n_chunks else run.prompt_tokens,
         )
         run.n_chunks += 1
         run.n_unacknowledged += 1
@@ -271,7 +280,7 @@ class Generator:
         elif done.error:
             _log.warning("generation_failed", model=work.request.model, error=done.error)
             message = "the model cannot go on from this prompt"
-            self._emitter.ended(work, m.OUTCOME_FAILED, "engine_error", message, self.served)
+            self._failed(run, "engine_error", message)
         elif run.expired and done.aborted:
             used = Used(generation.usage(self._generated(run, done)))
             self._emitter.expired(work, self.served, used)
@@ -310,18 +319,28 @@ class Generator:
             self._leave_engine(run)
             del self._runs[run.run]
             run.work.n_alone_deaths += 1
-            if run.n_chunks:
-                self._lost(run.work)
-            elif run.cancelled:
+            if run.cancelled and not run.n_chunks:
                 self._emitter.cancelled(run.work, self.served)
-            elif run.work.n_alone_deaths >= _FATAL_DEATHS:
-                self._lost(run.work)
+            elif run.n_chunks or run.work.n_alone_deaths >= _FATAL_DEATHS:
+                self._failed(run, "engine_lost", "the model's engine died while it answered")
             else:
                 self._waiting.appendleft(run.work)
 
-    def _lost(self, work: Work) -> None:
-        message = "the model's engine died while it answered"
-        self._emitter.ended(work, m.OUTCOME_FAILED, "engine_lost", message, self.served)
+    def _failed(self, run: _Run, code: str, message: str) -> None:
+        """Write that a run failed; what left of it has cost its tokens."""
+        used = Used()
+        if run.n_chunks:
+            used = Used(
+                m.Generated(
+                    run=run.run,
+                    n_chunks=run.n_chunks,
+                    prompt_tokens=run.prompt_tokens,
+                    completion_tokens=run.sent_tokens,
+                    form=run.work.request.generation.form,
+                )
+            )
+        outcome = m.OUTCOME_FAILED
+        self._emitter.ended(run.work, outcome, code, message, self.served, used=used)
 
     def on_stopped(self, runs: list[_Run]) -> None:
         """Queue again, or end, what ran when the engine was stopped on purpose."""

@@ -109,7 +109,7 @@ class Generated(_message.Message):
     def __init__(self, run: _Optional[int] = ..., n_chunks: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., choices: _Optional[_Iterable[_Union[Choice, _Mapping]]] = ..., first_token_us: _Optional[int] = ..., form: _Optional[_Union[Form, str]] = ...) -> None: ...
 
 class TokenChunk(_message.Message):
-    __slots__ = ("id", "attempt", "run", "seq", "choice", "text", "n_tokens", "token_ids", "logprobs", "tool_calls", "finish_reason", "tenant", "model", "version", "served_by", "prompt_kind", "include_usage", "form", "client_request_id")
+    __slots__ = ("id", "attempt", "run", "seq", "choice", "text", "n_tokens", "token_ids", "logprobs", "tool_calls", "finish_reason", "tenant", "model", "version", "served_by", "prompt_kind", "include_usage", "form", "client_request_id", "prompt_tokens")
     ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
@@ -129,6 +129,7 @@ class TokenChunk(_message.Message):
     INCLUDE_USAGE_FIELD_NUMBER: _ClassVar[int]
     FORM_FIELD_NUMBER: _ClassVar[int]
     CLIENT_REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     id: bytes
     attempt: int
     run: int
@@ -148,7 +149,8 @@ class TokenChunk(_message.Message):
     include_usage: bool
     form: Form
     client_request_id: str
-    def __init__(self, id: _Optional[bytes] = ..., attempt: _Optional[int] = ..., run: _Optional[int] = ..., seq: _Optional[int] = ..., choice: _Optional[int] = ..., text: _Optional[str] = ..., n_tokens: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[str] = ..., tool_calls: _Optional[str] = ..., finish_reason: _Optional[str] = ..., tenant: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., served_by: _Optional[str] = ..., prompt_kind: _Optional[_Union[PromptKind, str]] = ..., include_usage: _Optional[bool] = ..., form: _Optional[_Union[Form, str]] = ..., client_request_id: _Optional[str] = ...) -> None: ...
+    prompt_tokens: int
+    def __init__(self, id: _Optional[bytes] = ..., attempt: _Optional[int] = ..., run: _Optional[int] = ..., seq: _Optional[int] = ..., choice: _Optional[int] = ..., text: _Optional[str] = ..., n_tokens: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[str] = ..., tool_calls: _Optional[str] = ..., finish_reason: _Optional[str] = ..., tenant: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., served_by: _Optional[str] = ..., prompt_kind: _Optional[_Union[PromptKind, str]] = ..., include_usage: _Optional[bool] = ..., form: _Optional[_Union[Form, str]] = ..., client_request_id: _Optional[str] = ..., prompt_tokens: _Optional[int] = ...) -> None: ...
 
 class Cancellation(_message.Message):
     __slots__ = ("id", "reason")
