@@ -8,6 +8,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from inferbus_dev import valkey
+from inferbus_dev.supervisor import Supervisor
 from tests.support import gateway_process, gateway_side
 
 
@@ -25,6 +27,18 @@ def gateway(
     """One gateway for the tests of a file that do not stop it: each deploys a model of its own."""
     with gateway_process.running(kafka_bootstrap, tmp_path_factory.mktemp("gateway")) as running:
         yield running
+
+
+@pytest.fixture
+async def private_valkey(tmp_path: Path) -> AsyncIterator[str]:
+    """One that a test may stall."""
+    server = valkey.prepare(tmp_path, tmp_path / "valkey.log", gateway_process.free_port())
+    supervisor = Supervisor()
+    await supervisor.start(valkey.child(server, dict))
+    try:
+        yield server.url
+    finally:
+        await supervisor.stop(["valkey-0"])
 
 
 @pytest.fixture

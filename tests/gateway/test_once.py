@@ -10,17 +10,14 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
-from inferbus_dev import valkey
-from inferbus_dev.supervisor import Supervisor
 from inferbus_gateway import errors
-from inferbus_gateway.control import idempotency, once
-from inferbus_gateway.control.idempotency import Breaker, Keys, KeysAwayError, Stored
+from inferbus_gateway.control import idempotency, readers
+from inferbus_gateway.control.idempotency import Keys, KeysAwayError, Stored
 from inferbus_gateway.control.once import Once
 from inferbus_gateway.control.trail import SETTLED_MS
 from inferbus_gateway.hot.keyed import Name, Place
@@ -31,8 +28,6 @@ from inferbus_kit.produce import Producer
 from inferbus_schemas import envelope, ids, topics
 from inferbus_schemas import messages as m
 from inferbus_schemas.membership import Membership
-from tests.support.gateway_process import free_port
-from tests.support.proxy import Proxy
 
 ME, LIFE = "gateway-me", 7
 POOL = "pool"
@@ -48,6 +43,7 @@ class Asked:
     on_open: Callable[[], None] = lambda: None
     mark: str = ""
     size_bytes: int = 10
+    gone: bool = False
     place: Place | None = None
     opened: list[Place] = field(default_factory=list)
     then: Callable[[Entry], None] | None = None
@@ -142,18 +138,6 @@ async def bus(kafka_bootstrap: str, private_valkey: str) -> AsyncIterator[Bus]:
 
 
 @pytest.fixture
-async def private_valkey(tmp_path: Path) -> AsyncIterator[str]:
-    """One that a test may stall."""
-    server = valkey.prepare(tmp_path, tmp_path / "valkey.log", free_port())
-    supervisor = Supervisor()
-    await supervisor.start(valkey.child(server, dict))
-    try:
-        yield server.url
-    finally:
-        await supervisor.stop(["valkey-0"])
-
-
-@pytest.fixture
 async def admin(private_valkey: str) -> AsyncIterator[Redis]:
     client = Redis.from_url(private_valkey)
     try:
@@ -200,59 +184,6 @@ async def stands(keys: Keys, name: Name, wanted: Stored | None) -> None:
                 if await keys.get(name) == wanted:
                     return
             await asyncio.sleep(0.02)
-
-
-def test_one_slow_answer_is_no_outage() -> None:
-    breaker = Breaker()
-    breaker.failed(100.0)
-    assert breaker.lets(100.0)
-    breaker.failed(100.1)
-    assert breaker.lets(100.1)
-    breaker.worked()
-    breaker.failed(100.2)
-    assert breaker.lets(100.2)
-
-
-def test_while_valkey_is_away_one_call_goes_through_a_pause() -> None:
-    breaker = Breaker()
-    for _ in range(3):
-        breaker.failed(100.0)
-    assert not breaker.lets(100.1)
-    for now_s in (102.0, 104.0):
-        assert [breaker.lets(now_s + late_s) for late_s in (0.0, 0.01, 0.2)] == [True, False, False]
-        breaker.failed(now_s + 0.25)
-    assert breaker.lets(106.0)
-    breaker.worked()
-    assert all(breaker.lets(106.0) for _ in range(3))
-
-
-async def test_what_is_to_be_undone_is_when_valkey_is_back(
-    private_valkey: str,
-) -> None:
-    address = private_valkey.rpartition("@")[2].partition("/")[0]
-    async with Proxy("127.0.0.1", int(address.rpartition(":")[2])) as proxy:
-        keys, direct = (
-            Keys(private_valkey.replace(address, f"127.0.0.1:{proxy.port}")),
-            Keys(private_valkey),
-        )
-        gone, back, late = new_name(), new_name(), new_name()
-        mine, theirs = stored(back, gateway=ME), stored(back)
-        of_gone, of_late = stored(gone), stored(late)
-        assert await keys.claim(gone, of_gone) is None
-        assert await keys.claim(back, mine) is None
-        await proxy.cut()
-        await keys.undo(gone, of_gone, None)
-        await keys.undo(back, mine, theirs)
-        # This claim comes only after it is to be undone.
-        await keys.undo(late, of_late, None)
-        assert await direct.get(gone) == of_gone
-        assert await direct.claim(late, of_late) is None
-        await proxy.heal()
-        await stands(direct, gone, None)
-        await stands(direct, back, theirs)
-        await stands(direct, late, None)
-        await keys.stop()
-        await direct.stop()
 
 
 async def test_a_claim_that_came_late_is_taken_back_where_its_request_is_refused(
@@ -364,7 +295,7 @@ async def test_who_waits_counts_as_pending(bus: Bus) -> None:
 async def test_a_tenant_has_a_part_of_the_readers(
     bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(once, "_MAX_TENANT_READERS", 1)
+    monkeypatch.setattr(readers, "MAX_OF_A_TENANT", 1)
     slow, refused, other = Asked(new_name()), Asked(new_name()), Asked(new_name("globex"))
     bus.beats("gateway-a")
     for one in (slow, refused):
@@ -379,6 +310,33 @@ async def test_a_tenant_has_a_part_of_the_readers(
     assert isinstance(await refused.end, errors.TenantBusyError)
     assert isinstance(await other.end, m.Prediction)
     assert not slow.end.done()
+
+
+async def test_who_waits_for_another_and_leaves_holds_nothing(bus: Bus) -> None:
+    """The first of a key runs to its end, whoever leaves; who follows or joins it does not."""
+    first, joined = Asked(new_name()), Asked(new_name())
+    joined.name = first.name
+    follows, takes_over = Asked(new_name()), Asked(new_name())
+    takes_over.name = follows.name
+    there = stored(follows.name)
+    bus.beats(there.gateway)
+    assert await bus.keys.claim(follows.name, there) is None
+    for one in (first, follows):
+        bus.once(one)
+    await until(lambda: first.opened and bus.once._readers["acme"] == 1)
+    for one in (joined, takes_over):
+        bus.once(one)
+    assert bus.pending.by_tenant == {"acme": 3}
+    for one in (first, joined, follows):
+        one.gone = True
+    await until(lambda: takes_over.place == there.place)
+    await until(lambda: bus.pending.by_tenant == {"acme": 1})
+    await until(lambda: bus.once._readers["acme"] == 1)
+    takes_over.gone = True
+    await until(lambda: bus.pending.by_tenant == {} and bus.once._readers["acme"] == 0)
+    assert not any(one.end.done() for one in (first, joined, follows, takes_over))
+    first.answer(said := m.Prediction(id=first.opened[0].id))
+    assert await first.end == said
 
 
 async def test_whose_first_does_not_end_learns_its_id(bus: Bus) -> None:

@@ -201,7 +201,7 @@ class OpenAI:
                 raise errors.ParameterError("prompt", "with an Idempotency-Key send one prompt")
             asked = Asked(request_id, caller.tenant, name, version, sent)
             read = generating(self._generations, partial(make, bodies[0]))
-            await send(send_, await self._once(scope, asked, read))
+            await self._once(scope, receive, send_, asked, read)
             return
         target = self._routes.resolve(name, version)
         settings_of(target)
@@ -231,7 +231,7 @@ class OpenAI:
         asked = Asked(request_id, caller.tenant, model, version or "", sent)
         if self._keyed.takes(sent.head):
             check_whole(stream)
-            await send(send_, await self._once(scope, asked, generating(self._generations, make)))
+            await self._once(scope, receive, send_, asked, generating(self._generations, make))
         else:
             target = self._routes.resolve(model, asked.version)
             await self._run(make(target, request_id), receive, send_)
@@ -276,9 +276,14 @@ class OpenAI:
         if answered is not None:
             await send(send_, generated(call, *answered))
 
-    async def _once(self, scope: Scope, asked: Asked, read: Read) -> Answer:
+    async def _once(
+        self, scope: Scope, receive: Receive, send_: Send, asked: Asked, read: Read
+    ) -> None:
         """Answer a request with a key, by whatever runs or ran for it."""
-        return await self._keyed.answer(asked, read, partial(self._refused, scope=scope))
+        refused = partial(self._refused, scope=scope)
+        answer = await self._keyed.answer(asked, read, refused, receive)
+        if answer is not None:
+            await send(send_, answer)
 
     async def _vectors(
         self,
@@ -294,7 +299,7 @@ class OpenAI:
         if self._keyed.takes(sent.head):
             asked = Asked(request_id, caller.tenant, name, version, sent)
             once = embedding(self._requests, partial(read, body), caller, sent.head)
-            await send(send_, await self._once(scope, asked, once))
+            await self._once(scope, receive, send_, asked, once)
             return
         target = self._routes.resolve(name, version)
         ask = read(body, target)

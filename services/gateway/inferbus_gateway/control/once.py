@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import Counter
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +20,7 @@ from aiokafka.errors import KafkaError
 
 from inferbus_gateway import errors
 from inferbus_gateway.control.idempotency import Keys, KeysAwayError, Stored, part_of
+from inferbus_gateway.control.readers import Readers
 from inferbus_gateway.control.trail import SETTLED_MS, Trail
 from inferbus_gateway.hot.keyed import DEGRADED, REPLAYED, Keyed, Name, Place
 from inferbus_gateway.hot.pending import Entry, Pending
@@ -33,8 +33,6 @@ from inferbus_schemas.terminal import is_terminal
 
 _log = structlog.get_logger("once")
 
-_MAX_READERS = 64
-_MAX_TENANT_READERS = 16
 _LOOK_EVERY_S = 0.5
 _GONE = "the answer that this key stands for is no longer kept"
 _NOT_READ = "the answer cannot be read now; try again"
@@ -76,13 +74,18 @@ class _ChangedError(Exception):
         self.now = now
 
 
+class _LeftError(Exception):
+    """Whose request it is has left: nobody is to be answered."""
+
+
 class Once:
     """Runs keyed requests.
 
     Invariants: each is answered once; of all that are one request at most one is open here, and
     those that are not count as pending all the same; an id that may have been handed over is never
     given up for another within `SETTLED_MS`, nor while its gateway lives, nor because Valkey is
-    away; a refusal before any hand-over leaves no key behind.
+    away; a refusal before any hand-over leaves no key behind; who waits for another one's answer
+    holds nothing any more a moment after its client has left.
     """
 
     def __init__(
@@ -105,7 +108,7 @@ class Once:
         self._pending = pending
         self._running: dict[Name, _Running] = {}
         self._held: set[Keyed] = set()
-        self._readers: Counter[str] = Counter()
+        self._readers = Readers("answers")
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __call__(self, asked: Keyed) -> None:
@@ -148,6 +151,8 @@ class Once:
             finally:
                 running.tell(None)
                 del self._running[asked.name]
+        except _LeftError:
+            pass
         except errors.OutcomeUnknownError as error:
             asked.refuse(error, None if running is None else running.place)
         except Exception as error:  # noqa: BLE001 -- each request is answered in our own words
@@ -160,12 +165,14 @@ class Once:
         with contextlib.suppress(InferbusError):
             # Its deadline may stand in its body.
             asked.prepare(running.place)
-        left_s = max(0.0, asked.deadline_s - time.monotonic())
-        try:
-            end = await asyncio.wait_for(asyncio.shield(running.end), left_s)
-        except TimeoutError:
-            asked.mark = running.mark
-            raise _unknown() from None
+        while not running.end.done():
+            if asked.gone:
+                raise _LeftError
+            if (left_s := asked.deadline_s - time.monotonic()) <= 0:
+                asked.mark = running.mark
+                raise _unknown()
+            await asyncio.wait({running.end}, timeout=min(left_s, _LOOK_EVERY_S))
+        end = running.end.result()
         if isinstance(end, InferbusError):
             raise end
         if end is None:
@@ -282,12 +289,8 @@ class Once:
         """
         tenant = asked.name.tenant
         running.place = asked.prepare(stored.place)
-        if self._readers[tenant] >= _MAX_TENANT_READERS:
-            raise errors.TenantBusyError
-        if self._readers.total() >= _MAX_READERS:
-            raise errors.OverloadedError("too many answers are read again here; try again shortly")
+        self._readers.take(tenant)
         trail = Trail(self._bootstrap, f"{self._instance}-once", stored)
-        self._readers[tenant] += 1
         limit = asyncio.timeout(asked.deadline_s - time.monotonic())
         try:
             async with limit:
@@ -305,12 +308,11 @@ class Once:
         try:
             await trail.stop()
         finally:
-            self._readers[tenant] -= 1
-            self._readers += Counter()  # forgets the zeros
+            self._readers.free(tenant)
 
     async def _read(self, running: _Running, asked: Keyed, stored: Stored, trail: Trail) -> None:
         look_s = 0.0
-        while True:
+        while not asked.gone:
             for record, said in await trail.read():
                 if is_terminal(said.outcome):
                     end = _Answered(stored.place, said, record.offset)
@@ -331,6 +333,7 @@ class Once:
                     if not self._lives(stored):
                         await self._inherit(running, asked, stored, trail)
                         return
+        raise _LeftError
 
     def _lives(self, stored: Stored) -> bool:
         """Tell whether another process sees a request through and beats.

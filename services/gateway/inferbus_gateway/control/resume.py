@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,12 +21,12 @@ from aiokafka.structs import TopicPartition
 from google.protobuf.message import DecodeError
 
 from inferbus_gateway import errors
+from inferbus_gateway.control.readers import Readers
 from inferbus_gateway.hot import dialects, kinds
 from inferbus_gateway.hot.generations import PING_S, EventWriter, ended
 from inferbus_gateway.hot.replies import Replies
 from inferbus_gateway.hot.streams import OpenStream, Streams
 from inferbus_kit.consume import Record
-from inferbus_kit.errors import OverloadedError
 from inferbus_kit.health import Receive, Send
 from inferbus_kit.kafka import client_options
 from inferbus_kit.produce import Producer
@@ -38,8 +37,6 @@ from inferbus_schemas.terminal import is_terminal
 
 _log = structlog.get_logger("resume")
 
-_MAX_AT_ONCE = 64
-_MAX_OF_A_TENANT = 16
 _SLACK_MS = 10_000
 """A gateway's clock, which an id is minted by, may differ this much from the broker's."""
 _APPEARS_S = 30.0
@@ -72,7 +69,7 @@ class Resumer:
         self._fleet = fleet
         self._replies = replies
         self._streams = streams
-        self._open: Counter[str] = Counter()
+        self._open = Readers("streams")
 
     async def resume(self, name: str, last: str, tenant: str, receive: Receive, send: Send) -> None:
         """Send what follows the event `last` (`partition:offset`, or empty) of a tenant's stream.
@@ -82,9 +79,7 @@ class Resumer:
         """
         request_id = _request_id(name, time.time() * 1000)
         partition, after = _place(last)
-        if self._open.total() >= _MAX_AT_ONCE or self._open[tenant] >= _MAX_OF_A_TENANT:
-            raise OverloadedError("too many streams are read again here; try again shortly")
-        self._open[tenant] += 1
+        self._open.take(tenant)
         consumer = AIOKafkaConsumer(
             **client_options(self._bootstrap),
             client_id=f"{self._instance}-resume",
@@ -105,9 +100,7 @@ class Resumer:
             _log.warning("resume_failed", error=repr(error))
             raise errors.BusUnavailableError("the stream cannot be read now; try again") from error
         finally:
-            self._open[tenant] -= 1
-            if not self._open[tenant]:
-                del self._open[tenant]
+            self._open.free(tenant)
             if watching is not None:
                 watching.cancel()
             await _stop(consumer)

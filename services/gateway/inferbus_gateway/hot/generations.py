@@ -8,7 +8,6 @@ have read is in the log all the same.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from inferbus_gateway import errors
 from inferbus_gateway.hot import dialects
 from inferbus_gateway.hot.answer import Headers
 from inferbus_gateway.hot.dialects import Dialect
-from inferbus_gateway.hot.incoming import Head, timeout_s
+from inferbus_gateway.hot.incoming import Head, left, timeout_s
 from inferbus_gateway.hot.pending import Entry
 from inferbus_gateway.hot.prompts import Ask
 from inferbus_gateway.hot.publish import Publisher
@@ -139,15 +138,15 @@ class Generations:
                     told.set_result(prediction)
 
         entry = self.open(call, Waiter(then, time.monotonic()))
-        left = asyncio.create_task(_left(receive))
+        leaving = asyncio.create_task(left(receive))
         try:
-            either: set[asyncio.Future[Any]] = {told, left}
+            either: set[asyncio.Future[Any]] = {told, leaving}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if not told.done():
                 self._leave(call, entry)
                 return None
         finally:
-            left.cancel()
+            leaving.cancel()
             told.cancel()
         prediction = told.result()
         if (error := ended(prediction)) is not None:
@@ -170,18 +169,18 @@ class Generations:
             else:
                 stream.end(prediction, ended(prediction))
 
-        left = asyncio.create_task(_left(receive))
+        leaving = asyncio.create_task(left(receive))
         start_s = time.monotonic()
         try:
             entry = self.open(call, Waiter(then, start_s))
             stream.on_first = lambda: self._forwarding(entry, start_s)
-            left.add_done_callback(lambda _: stream.leave())
+            leaving.add_done_callback(lambda _: stream.leave())
             writer = EventWriter(send, call.headers(), call.dialect)
             await self._pump(call, stream, writer)
             if stream.gone:
                 self._leave(call, entry)
         finally:
-            left.cancel()
+            leaving.cancel()
             self._streams.close(call.request_id)
 
     def _forwarding(self, entry: Entry, start_s: float) -> None:
@@ -277,10 +276,3 @@ class EventWriter:
     def _error(self, error: InferbusError, prediction: m.Prediction | None) -> bytes:
         code = "" if prediction is None else prediction.error_code
         return dialects.event(self._dialect.error(error, code))
-
-
-async def _left(receive: Receive) -> None:
-    """Return when the client has left."""
-    with contextlib.suppress(asyncio.CancelledError):
-        while (await receive())["type"] != "http.disconnect":
-            pass

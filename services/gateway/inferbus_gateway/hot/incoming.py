@@ -6,6 +6,8 @@ size of what a connection sends are bounded before this, by the listener's guard
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import zlib
 from dataclasses import dataclass
 
@@ -108,6 +110,13 @@ class Bodies:
         if stream.unused_data:
             raise errors.InvalidRequestError("something follows the compressed body; leave it out")
         return out
+
+
+async def left(receive: Receive) -> None:
+    """Return when the client has left; the body must have been read."""
+    with contextlib.suppress(asyncio.CancelledError):
+        while (await receive())["type"] != "http.disconnect":
+            pass
 
 
 def read_head(headers: Headers) -> Head:  # noqa: C901 -- one look at each header costs least

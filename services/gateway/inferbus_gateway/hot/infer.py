@@ -10,20 +10,22 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 import structlog
 from google.protobuf.message import DecodeError
 
 from inferbus_gateway import errors
-from inferbus_gateway.hot import classify, keyed, oip
+from inferbus_gateway.hot import classify, oip
 from inferbus_gateway.hot.access import Access
 from inferbus_gateway.hot.answer import Answer, accepted, ok, reject, send
 from inferbus_gateway.hot.compress import compressing
 from inferbus_gateway.hot.hops import Hops
-from inferbus_gateway.hot.incoming import Bodies, Head, read_head, timeout_s
-from inferbus_gateway.hot.keyed import Name, Once, Place
+from inferbus_gateway.hot.incoming import Bodies, Head, left, read_head, timeout_s
+from inferbus_gateway.hot.keyed import Once, Place
+from inferbus_gateway.hot.keyed_infer import Done, Gone, KeyedInfer
 from inferbus_gateway.hot.pending import Entry
-from inferbus_gateway.hot.requests import Requests, Waiter, ended_before, failure
+from inferbus_gateway.hot.requests import Requests, Waiter, failure
 from inferbus_gateway.hot.route import Routes, Target
 from inferbus_kit.errors import InferbusError
 from inferbus_kit.guard import Exchange
@@ -35,9 +37,6 @@ from inferbus_schemas.access import INFER, Principal
 
 _log = structlog.get_logger("infer")
 
-Done = Callable[[Answer], None]
-"""Takes the answer of one request, once; must not raise."""
-
 Later = Callable[
     [Target, m.Row, Principal, bytes | None, str, str, Callable[[str | Exception], None]], None
 ]
@@ -46,6 +45,11 @@ its trace context, and tells where its answer will be, or why nowhere."""
 
 SPAN = "POST /v2/models/{model}/infer"
 _BROKEN = "something went wrong here; the request id names it in our log"
+
+
+def _stays() -> bool:
+    """Tell of a client that nobody looks after."""
+    return False
 
 
 class Infer:
@@ -82,6 +86,7 @@ class Infer:
         """Answer one request that comes by ASGI."""
         request_id = self._requests.new_id()
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        leaving: asyncio.Task[None] | None = None
 
         def done(answer: Answer) -> None:
             if not future.done():
@@ -101,9 +106,21 @@ class Infer:
             )
             self._requests.enter(caller)
             body = await self._bodies.read(receive, head)
-            self._start(request_id, head, body, (model, version), caller=caller, done=done)
+            address, gone = (model, version), _stays
+            if head.idempotency_key is not None:
+                leaving = asyncio.create_task(left(receive))
+                gone = leaving.done
+            self._start(request_id, head, body, address, caller=caller, done=done, gone=gone)
         except Exception as error:  # noqa: BLE001 -- each request is answered in our own words
             done(self.refused(error, request_id))
+        if leaving is not None:
+            either: set[asyncio.Future[Any]] = {future, leaving}
+            try:
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                leaving.cancel()
+            if not future.done():
+                return
         answer = await future
         if self.draining:
             answer.headers.append((b"connection", b"close"))
@@ -131,7 +148,9 @@ class Infer:
             body = exchange.body
             if head.encoding:
                 body = self._bodies.decompress(body, head.encoding)
-            self._start(request_id, head, body, (model, version), caller=caller, done=done)
+            address = (model, version)
+            gone = partial(getattr, exchange, "disconnected")
+            self._start(request_id, head, body, address, caller=caller, done=done, gone=gone)
         except Exception as error:  # noqa: BLE001 -- each request is answered in our own words
             done(self.refused(error, request_id))
 
@@ -144,13 +163,18 @@ class Infer:
         *,
         caller: Principal,
         done: Done,
+        gone: Gone,
     ) -> None:
         start_s = time.monotonic()
         if head.coding:
             done = compressing(head.coding, done)
         later = self._later if head.respond_async else None
         if head.idempotency_key is not None and later is None and self._once is not None:
-            self._once(_Keyed(self, request_id, head, body, address, caller=caller, done=done))
+            self._once(
+                KeyedInfer(
+                    self, request_id, head, body, address, caller=caller, done=done, gone=gone
+                )
+            )
             return
         target = self._routes.resolve(*address)
         parsed = self._parse(head, body, target)
@@ -288,91 +312,6 @@ class Infer:
             receipt=receipt,
             timing=self._hops.timing(entry, prediction, call.parsed_s) if call.parsed_s else "",
         )
-
-
-class _Keyed:
-    """A request with an `Idempotency-Key`; see `keyed.Keyed`."""
-
-    def __init__(
-        self,
-        infer: Infer,
-        request_id: bytes,
-        head: Head,
-        body: bytes,
-        address: tuple[str, str],
-        *,
-        caller: Principal,
-        done: Done,
-    ) -> None:
-        model, version = address
-        self.name = Name(
-            caller.tenant,
-            keyed.key_sha256(head.idempotency_key or b""),
-            keyed.body_sha256(
-                b"http", model.encode(), version.encode(), b"%r" % head.json_length, body
-            ),
-        )
-        timeout_s(head, None)  # What is refused must not be what others wait for.
-        self.mark = ""
-        self.size_bytes = len(body)
-        self._infer = infer
-        self._id = request_id
-        self._head = head
-        self._body = body
-        self._address = address
-        self._caller = caller
-        self._done = done
-        self._start_s = time.monotonic()
-        self._call: Call | None = None
-        self._place: Place | None = None
-
-    @property
-    def deadline_s(self) -> float:
-        timeout_us = None if self._call is None else self._call.parsed.timeout_us
-        return self._start_s + timeout_s(self._head, timeout_us)
-
-    def prepare(self, place: Place | None) -> Place:
-        if place is not None and self._place is not None and self._place.pinned_as(place):
-            self._place = place
-            return place
-        model, version = self._address
-        call = self._infer.parse(self._head, self._body, model, place or version, self._answer)
-        self._call = call
-        self._place = place or self._infer.place(call, self._id)
-        return self._place
-
-    def open(self, then: Callable[[Entry], None]) -> None:
-        call, place = self._prepared
-        waiter = Waiter(then, self._start_s)
-        self._infer.open(
-            call,
-            place.id,
-            waiter,
-            head=self._head,
-            caller=self._caller,
-            reply_partition=place.partition,
-        )
-
-    def ended(self, entry: Entry) -> None:
-        self._infer.ended(self._prepared[0], entry)
-
-    def recalled(self, prediction: m.Prediction, offset: int) -> None:
-        call, place = self._prepared
-        entry = ended_before(place, call.target, prediction, offset, self._start_s)
-        self._infer.recalled(call, entry)
-
-    def refuse(self, error: Exception, place: Place | None = None) -> None:
-        self._answer(self._infer.refused(error, self._id if place is None else place.id))
-
-    @property
-    def _prepared(self) -> tuple[Call, Place]:
-        assert self._call is not None and self._place is not None  # noqa: S101, PT018 -- `prepare` comes first
-        return self._call, self._place
-
-    def _answer(self, answer: Answer) -> None:
-        if self.mark:
-            answer.headers.append((keyed.MARK.encode(), self.mark.encode()))
-        self._done(answer)
 
 
 class Call:

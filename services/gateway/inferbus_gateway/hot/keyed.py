@@ -57,6 +57,11 @@ class Keyed(Protocol):
     size_bytes: int
 
     @property
+    def gone(self) -> bool:
+        """Whether its client has left, so that nobody waits for an answer of another's record."""
+        ...
+
+    @property
     def deadline_s(self) -> float:
         """When its client waits no longer, monotonic; known once it is prepared."""
         ...

@@ -1,7 +1,8 @@
 """Requests of the routes of text that name an `Idempotency-Key`; see `keyed.Keyed`.
 
 In: a body that passed its route's first look, and how that route reads it for a version. Out: one
-answer, of the one record that stands for the key. A client that leaves ends nothing: it comes back.
+answer, of the one record that stands for the key. A client that leaves ends no request, since it
+comes back, but who waited for another one's answer waits no longer.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from inferbus_gateway.errors import InvalidRequestError, ParameterError
 from inferbus_gateway.hot import embeddings, keyed, text_answers
@@ -23,11 +24,12 @@ from inferbus_gateway.hot.generations import (
     Generations,
     ended,
 )
-from inferbus_gateway.hot.incoming import Head, timeout_s
+from inferbus_gateway.hot.incoming import Head, left, timeout_s
 from inferbus_gateway.hot.keyed import Name, Once, Place
 from inferbus_gateway.hot.pending import Entry
 from inferbus_gateway.hot.requests import Requests, Waiter
 from inferbus_gateway.hot.route import Routes, Target
+from inferbus_kit.health import Receive
 from inferbus_schemas import messages as m
 from inferbus_schemas.access import Principal
 
@@ -90,8 +92,10 @@ class KeyedTexts:
         """Tell whether a request names a key."""
         return head.idempotency_key is not None and self._once is not None
 
-    async def answer(self, asked: Asked, read: Read, refused: Refused) -> Answer:
-        """Return the answer of a request that `takes` took.
+    async def answer(
+        self, asked: Asked, read: Read, refused: Refused, receive: Receive
+    ) -> Answer | None:
+        """Return the answer of a request that `takes` took; None where its client has left.
 
         Raises:
             InvalidRequestError: the key is none.
@@ -103,8 +107,16 @@ class KeyedTexts:
             if not told.done():
                 told.set_result(answer)
 
-        self._once(_Keyed(asked, read, refused, done, self._routes, self._requests))
-        return await told
+        leaving = asyncio.create_task(left(receive))
+        try:
+            self._once(
+                _Keyed(asked, read, refused, done, leaving.done, self._routes, self._requests)
+            )
+            either: set[asyncio.Future[Any]] = {told, leaving}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            return told.result() if told.done() else None
+        finally:
+            leaving.cancel()
 
 
 class _Keyed:
@@ -119,6 +131,7 @@ class _Keyed:
         read: Read,
         refused: Refused,
         done: Callable[[Answer], None],
+        gone: Callable[[], bool],
         routes: Routes,
         requests: Requests,
     ) -> None:
@@ -135,10 +148,15 @@ class _Keyed:
         self._read = read
         self._refused = refused
         self._done = done
+        self._gone = gone
         self._routes = routes
         self._requests = requests
         self._start_s = time.monotonic()
         self._prepared: tuple[Place, Prepared] | None = None
+
+    @property
+    def gone(self) -> bool:
+        return self._gone()
 
     @property
     def deadline_s(self) -> float:

@@ -300,6 +300,11 @@ class _Keyed:
         self._place: Place | None = None
 
     @property
+    def gone(self) -> bool:
+        # Who leaves cancels the call, and the call what it awaits.
+        return self._future.cancelled()
+
+    @property
     def deadline_s(self) -> float:
         timeout_us = None if self._question is None else self._question.parsed.timeout_us
         return self._start_s + _timeout_s(self._remaining_s, timeout_us)
