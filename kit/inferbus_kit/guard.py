@@ -62,7 +62,10 @@ class Refusal(NamedTuple):
 
 
 Refuse = Callable[[bytes, Refusal], tuple[Headers, bytes]]
-"""Return headers and body of a refusal, by its target as far as that was read."""
+"""Return headers and body of a refusal, by its target as far as that was read.
+
+It is asked of every refusal, also where the answer can no longer be written.
+"""
 
 
 def refuse_plainly(_target: bytes, why: Refusal) -> tuple[Headers, bytes]:
@@ -78,8 +81,10 @@ def refuse_plainly(_target: bytes, why: Refusal) -> tuple[Headers, bytes]:
 MALFORMED = Refusal(400, "bad_http", "this is not a well-formed HTTP/1.1 request")
 FRAMING = Refusal(400, "bad_framing", "chunk extensions or trailers are too large; send none")
 UPGRADE = Refusal(400, "upgrade_with_body", "send the body without asking for an upgrade")
+SLOW_HEAD = Refusal(408, "slow_headers", "the headers came too slowly; send it again, faster")
 SLOW_BODY = Refusal(408, "slow_body", "the body came too slowly; send it again, faster")
 BODY_TOO_LARGE = Refusal(413, "request_too_large", "the body is too large; send less at once")
+UNREAD = Refusal(408, "answer_not_read", "the answer was not read for too long")
 HEAD_TOO_LARGE = Refusal(431, "headers_too_large", "the headers are too large; send fewer")
 CROWDED = Refusal(503, "too_many_connections", "too many connections; try again shortly")
 
@@ -344,6 +349,7 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         cycle, in_body = self.cycle, self._phase == BODY
         self._phase, self._since_s = REFUSED, self.loop.time()
+        headers, body = self._refuse_as(self.url, refusal)
         if in_body and (cycle.response_started or self.pipeline):
             self.transport.close()
         elif not in_body and self._answering():
@@ -353,7 +359,6 @@ class GuardedProtocol(HttpToolsProtocol):
                 cycle.disconnected = True
                 cycle.message_event.set()
             self.flow.resume_reading()
-            headers, body = self._refuse_as(self.url, refusal)
             self.transport.write(_wire(refusal.status, headers, body, close=True))
             self.transport.write_eof()
 
@@ -361,6 +366,14 @@ class GuardedProtocol(HttpToolsProtocol):
         return self.cycle is not None and not (
             self.cycle.response_complete or self.cycle.disconnected
         )
+
+    def _cut_head(self) -> None:
+        if self._answering():
+            self._refuse(SLOW_HEAD)
+        else:
+            if self._room < self._limits.head_bytes:  # else nothing came that could be refused
+                self._refuse_as(self.url, SLOW_HEAD)
+            self.transport.close()
 
     def sweep(self, now_s: float) -> None:
         """Close what is too slow; called every `sweep_s`."""
@@ -371,10 +384,7 @@ class GuardedProtocol(HttpToolsProtocol):
             # Time in which we do not read, or have not yet said 100, is not the client's.
             self._since_s, self._window_bytes = now_s, self._body_bytes
         elif self._phase == HEAD and waited_s >= limits.head_s:
-            if self._answering():
-                self._refuse(MALFORMED)
-            else:
-                self.transport.close()
+            self._cut_head()
         elif self._phase == BODY and waited_s >= limits.body_window_s:
             if self._body_bytes - self._window_bytes < limits.body_bytes_per_s * waited_s:
                 self._refuse(SLOW_BODY)
@@ -387,5 +397,6 @@ class GuardedProtocol(HttpToolsProtocol):
         if unread_bytes == 0 or unread_bytes < self._unread_bytes:
             self._read_s = now_s
         elif now_s - self._read_s >= limits.unread_s:
+            self._refuse_as(self.url, UNREAD)
             self.transport.abort()
         self._unread_bytes = unread_bytes

@@ -83,7 +83,10 @@ def gateway_metrics(registry: CollectorRegistry) -> GatewayMetrics:
             registry=registry,
         ),
         rejected=Counter(
-            "inferbus_rejected", "Refused before acceptance, by code.", ("code",), registry=registry
+            "inferbus_rejected",
+            "Refused before acceptance, or cut off by the listener, by code.",
+            ("code",),
+            registry=registry,
         ),
         limits_shared=Gauge(
             "inferbus_limits_shared",

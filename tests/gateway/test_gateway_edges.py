@@ -137,6 +137,14 @@ async def test_what_the_listener_refuses_is_in_the_words_of_the_route(
             problem = "/jobs" in path
             assert (got.headers["content-type"] == "application/problem+json") == problem
             assert re.fullmatch(r"[0-9a-f-]{36}", got.headers["x-request-id"])
+    foreign = {"host": "elsewhere.example"}
+    for path in ("/v2/models/nobody", "/v1/jobs", "/v1/models", "/v2/models/nobody/ready"):
+        got = await http.get(gateway.url + path, headers=foreign)
+        assert got.headers["x-inferbus-error-code"] == "unauthorized", path
+    text = (await http.get(f"http://127.0.0.1:{gateway.metrics_port}/metrics")).text
+    counted = dict(re.findall(r'^inferbus_rejected_total{code="(\w+)"} (\S+)', text, re.MULTILINE))
+    assert (counted["request_too_large"], counted["headers_too_large"]) == ("4.0", "4.0")
+    assert float(counted["unauthorized"]) >= 3
 
 
 async def test_the_description_of_the_topics_is_the_stored_one(

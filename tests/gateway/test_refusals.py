@@ -19,7 +19,9 @@ PLAIN = (b"", b"/", b"/v2/models/m/infer", b"/v1x", b"/openai", b"/\xff\x00%ff",
 
 
 def refused(target: bytes, why: guard.Refusal) -> tuple[dict[str, str], Any]:
-    headers, body = refusals.of_listener(lambda: ID)(target, why)
+    counted: list[str] = []
+    headers, body = refusals.of_listener(lambda: ID, counted.append)(target, why)
+    assert counted == [why.code]
     said = {name.decode(): value.decode() for name, value in headers}
     assert len(said) == len(headers)
     assert int(said["content-length"]) == len(body)

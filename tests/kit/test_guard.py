@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from inferbus_kit.guard import Headers, Refusal
+from inferbus_kit.guard import Headers, Refusal, refuse_plainly
 from tests.support.listener import (
     CHUNKED,
     FAST,
@@ -249,3 +249,39 @@ async def test_who_serves_writes_the_refusal_by_its_target() -> None:
             assert status == int(want[:3])
             assert b"x-mine: 1\r\nconnection: close\r\n\r\n" in head
             assert await ends(reader) == b""
+
+
+async def test_every_refusal_is_told_once_also_where_no_answer_can_be_written() -> None:
+    told: list[str] = []
+
+    def refuse(target: bytes, why: Refusal) -> tuple[Headers, bytes]:
+        told.append(why.code)
+        return refuse_plainly(target, why)
+
+    slow = POST + b"content-length: 5\r\n\r\n1"
+    cases: list[tuple[bytes, list[str]]] = [
+        (b"\x00", ["bad_http"]),
+        (slow, ["slow_body"]),
+        (b"GET / HTTP/1.1\r\nx: ", ["slow_headers"]),
+        # Behind an answer that is not given yet nothing can be written.
+        (b"GET /slow HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\nx: ", ["slow_headers"]),
+        (b"GET /slow HTTP/1.1\r\n\r\n\x00", ["bad_http"]),
+        # Nothing came: a connection that was only held open is no refusal.
+        (b"", []),
+        (b"GET / HTTP/1.1\r\n\r\n", []),
+    ]
+    async with serving(replace(FAST, unread_s=5), refuse=refuse) as (_app, _server, dial):
+        for sent, want in cases:
+            reader, writer = await dial()
+            writer.write(sent)
+            await ends(reader)
+            assert (sent, told) == (sent, want)
+            told.clear()
+    async with serving(refuse=refuse) as (_app, server, dial):
+        _reader, writer = await dial()
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        writer.write(b"GET /big HTTP/1.1\r\n\r\n")
+        while not server._connections:  # noqa: ASYNC110 -- nothing tells of it
+            await asyncio.sleep(0)
+        await ended(server)
+        assert told == ["answer_not_read"]

@@ -195,6 +195,9 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
         key_uses=lambda: key_uses.due(time.time()),
     )
 
+    def count(code: str) -> None:
+        metrics.rejected.labels(code).inc()
+
     def reader(topic: str, apply: Callable[[Record], None]) -> StateReader:
         return StateReader(
             bootstrap,
@@ -215,7 +218,15 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
                 infer,
                 before(
                     openai,
-                    make_app(views, repository, health, access, requests.new_id, *jobs.routers),
+                    make_app(
+                        views,
+                        repository,
+                        health,
+                        access,
+                        requests.new_id,
+                        *jobs.routers,
+                        count=count,
+                    ),
                 ),
             ),
             settings.http_host,
@@ -225,7 +236,7 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
             max_body_bytes=settings.max_body_bytes,
             limits=guard.Limits(streamed=STREAMED),
             direct=side_door(infer),
-            refuse=refusals.of_listener(requests.new_id),
+            refuse=refusals.of_listener(requests.new_id, count),
         ),
         rpc_server=RpcServer(
             settings.http_host,
@@ -241,6 +252,7 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
             max_body_bytes=settings.max_body_bytes,
             max_connections=settings.max_connections,
             drain_s=settings.drain_timeout_s,
+            count=count,
         ),
         tracing=tracing,
         producer=producer,

@@ -19,10 +19,12 @@ from inferbus_kit.errors import InferbusError
 from inferbus_kit.guard import Headers, Refusal, Refuse
 from inferbus_schemas import ids
 
+CODE = b"x-inferbus-error-code"
+
 
 def head(error: InferbusError | type[InferbusError], status: int) -> dict[str, str]:
     """Return the headers that an error has beside its body."""
-    said = {"x-inferbus-error-code": error.code}
+    said = {CODE.decode(): error.code}
     if status == 401:  # noqa: PLR2004 -- RFC 9110 asks to say how
         said["www-authenticate"] = "Bearer"
     if (wait_s := retry_after_s(error)) is not None:
@@ -45,10 +47,11 @@ def by_path(path: str, error: InferbusError) -> Response:
     return plain(error)
 
 
-def of_listener(new_id: Callable[[], bytes]) -> Refuse:
-    """Return what writes the refusals of the listener."""
+def of_listener(new_id: Callable[[], bytes], count: Callable[[str], object]) -> Refuse:
+    """Return what writes the refusals of the listener; `count` hears their codes."""
 
     def refuse(target: bytes, why: Refusal) -> tuple[Headers, bytes]:
+        count(why.code)
         path = unquote(target.partition(b"?")[0].decode("latin-1"))
         answer = by_path(path, errors.of_connection(why))
         answer.headers["x-request-id"] = ids.text(new_id())

@@ -70,7 +70,9 @@ class RpcServer:
         max_body_bytes: int,
         max_connections: int,
         drain_s: float,
+        count: Callable[[str], object] = str,
     ) -> None:
+        self._count = count
         self._health = health
         self._drain_s = drain_s
         self._new_id = new_id
@@ -166,6 +168,7 @@ class RpcServer:
                 self._access.check_call(context, policy, _model(question))
             return await answer(question, _presented(context))
         except InferbusError as error:
+            self._count(error.code)
             return bare(error)
         except Exception:  # noqa: BLE001 -- each call is answered in our own words
             _log.exception("rpc_failed", request_id=request_id)

@@ -100,8 +100,12 @@ def make_app(
     access: Access,
     new_id: Callable[[], bytes],
     *more: APIRouter,
+    count: Callable[[str], object] = str,
 ) -> Asgi:
-    """Return the app of the control routes behind its door; each answer names a request id."""
+    """Return the app of the control routes behind its door; each answer names a request id.
+
+    `count` hears the code of each refusal; that a model is not ready is none.
+    """
     inner = Door(control_routes(views, repository, health, *more), access, _refuse)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -111,7 +115,11 @@ def make_app(
 
         async def send_with_id(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *extra]
+                headers = message["headers"]
+                for name, value in () if scope["path"].endswith("/ready") else headers:
+                    if name == refusals.CODE:
+                        count(value.decode())
+                message["headers"] = [*headers, *extra]
             await send(message)
 
         await inner(scope, receive, send_with_id)

@@ -25,10 +25,28 @@ class UpgradeWithBodyError(InvalidRequestError):
     code = "upgrade_with_body"
 
 
+class SlowHeadersError(InferbusError):
+    """The headers came too slowly."""
+
+    code = "slow_headers"
+    http_status = 408
+    grpc_status = "DEADLINE_EXCEEDED"
+    retryable = True
+
+
 class SlowBodyError(InferbusError):
     """The body came too slowly."""
 
     code = "slow_body"
+    http_status = 408
+    grpc_status = "DEADLINE_EXCEEDED"
+    retryable = True
+
+
+class AnswerNotReadError(InferbusError):
+    """The client did not read its answer; nobody sees this, it is counted."""
+
+    code = "answer_not_read"
     http_status = 408
     grpc_status = "DEADLINE_EXCEEDED"
     retryable = True
@@ -54,10 +72,12 @@ class TooManyConnectionsError(InferbusError):
 _BY_CODE = {
     kind.code: kind
     for kind in (
+        AnswerNotReadError,
         BadFramingError,
         BadHttpError,
         HeadersTooLargeError,
         SlowBodyError,
+        SlowHeadersError,
         TooLargeError,
         TooManyConnectionsError,
         UpgradeWithBodyError,
