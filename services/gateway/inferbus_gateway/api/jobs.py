@@ -264,7 +264,7 @@ class _Routes:
             table = parquet.file(share, results, signature, limits.max_parquet_bytes)
             # Its process runs, or was refused, before the answer has a status.
             pieces = _behind(await anext(table), table)
-            return Streamed(pieces, MEDIA_TYPE, parquet.PATIENCE_S)
+            return Streamed(pieces, MEDIA_TYPE, share.pace.patience_s)
         written = _written(first, rows, Turns(parts.busy))
         return Streamed(written, JSON_LINES)
 

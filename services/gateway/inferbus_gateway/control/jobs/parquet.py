@@ -31,9 +31,6 @@ MEDIA_TYPE = "application/vnd.apache.parquet"
 _PIECE_BYTES = 64 << 10
 _ROWS_A_PART = 64
 _MAX_PART_BYTES = 64 << 20
-PATIENCE_S = 60.0
-"""How long a client that takes less than it must is waited for."""
-_LEAST_BYTES_PER_S = 64 << 10
 _ENVIRONMENT = {
     # One thread, and the allocator that gives memory back.
     "ARROW_DEFAULT_MEMORY_POOL": "system",
@@ -41,6 +38,21 @@ _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "PATH": os.defpath,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast a client must take a file, on the whole, once it was waited for so long."""
+
+    least_bytes_per_s: int = 64 << 10
+    patience_s: float = 60.0
+
+    def holds(self, n_bytes: int, taken_s: float) -> bool:
+        """Tell whether so many bytes in so long are enough."""
+        return n_bytes >= self.least_bytes_per_s * (taken_s - self.patience_s)
+
+
+_PACE = Pace()
 
 
 class Slots:
@@ -58,22 +70,25 @@ class Slots:
         *,
         n_tenant: int = 1,
         n_tenant_fetched: int = 4,
+        pace: Pace = _PACE,
     ) -> None:
+        self._pace = pace
         self._processes = _Places("being read or written", n, n_tenant, wait_s)
         self._fetched = _Places("being fetched", n_fetched, n_tenant_fetched, wait_s)
 
     def of(self, tenant: str) -> Share:
         """Return what a tenant may hold of them."""
-        return Share(self._processes, self._fetched, tenant)
+        return Share(self._processes, self._fetched, tenant, self._pace)
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """The places as one tenant finds them."""
+    """The places as one tenant finds them, and how fast it must be with them."""
 
     _processes: _Places
     _fetched: _Places
     _tenant: str
+    pace: Pace
 
     def process(self) -> contextlib.AbstractAsyncContextManager[None]:
         """Hold a place of a process.
@@ -200,7 +215,7 @@ async def file(
                 since_s = time.monotonic()
                 yield piece
                 at, taken_s = at + len(piece), taken_s + time.monotonic() - since_s
-                if at < _LEAST_BYTES_PER_S * (taken_s - PATIENCE_S):
+                if not share.pace.holds(at, taken_s):
                     raise errors.FailedError("the file is fetched too slowly to be kept any longer")
         finally:
             await cancel(writing)
