@@ -67,6 +67,17 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     inputs: Annotated[tuple[TensorSpec, ...], msgspec.Meta(min_length=1, max_length=64)]
     outputs: Annotated[tuple[TensorSpec, ...], msgspec.Meta(min_length=1, max_length=64)]
 
+    @property
+    def splits(self) -> bool:
+        """Whether an answer is the same in pieces of its rows.
+
+        Where an output has an open dimension beside its rows, a row may depend on those beside it:
+        on the longest text that it is padded to.
+        """
+        return all(spec.shape[:1] == (-1,) for spec in self.inputs) and all(
+            spec.shape[:1] == (-1,) and -1 not in spec.shape[1:] for spec in self.outputs
+        )
+
 
 class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One file of the version, flat in its folder; `sha256` is lower-case hex."""

@@ -40,11 +40,7 @@ class Runner:
         self._task = task
         self._engine = engine
         self._specs = manifest.signature.outputs
-        # Else a row may depend on those beside it: on the longest text that it is padded to.
-        splits = all(spec.shape[:1] == (-1,) for spec in manifest.signature.inputs) and all(
-            spec.shape[:1] == (-1,) and -1 not in spec.shape[1:] for spec in self._specs
-        )
-        self._max_rows = manifest.batching.max_rows if splits else 0
+        self._max_rows = manifest.batching.max_rows if manifest.signature.splits else 0
 
     def run(self, batch: wire.Run, body: bytes) -> tuple[wire.Done, list[bytes]]:
         """Run one batch; never raises for what the batch holds."""

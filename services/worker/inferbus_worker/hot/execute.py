@@ -22,7 +22,8 @@ from inferbus_schemas.manifest import Manifest
 from inferbus_worker.engines import wire
 from inferbus_worker.engines.process import Death
 from inferbus_worker.hot.batcher import Batcher, Limits
-from inferbus_worker.hot.emit import MAX_OUTPUT_BYTES, Emitter, OkAnswer, Served
+from inferbus_worker.hot.emit import MAX_OUTPUT_BYTES, Emitter, OkAnswer, Served, Used
+from inferbus_worker.hot.pieces import Pieces
 from inferbus_worker.hot.rows import Answer
 from inferbus_worker.hot.signature import InvalidInputError, RowSizes, SignatureCheck
 from inferbus_worker.hot.spans import Spans
@@ -73,7 +74,9 @@ class Executor:
 
     Invariants: each request that was added leaves with exactly one call of the emitter; batches
     that must run again go before new ones; a request that has killed the engine twice while it
-    ran alone is POISON, becomes a dead letter and runs no more.
+    ran alone is POISON, becomes a dead letter and runs no more; a request of more than `max_rows`
+    rows runs in pieces where its answer is the same, and between two of them its deadline is looked
+    at and others have a turn.
     """
 
     def __init__(
@@ -98,6 +101,9 @@ class Executor:
         max_rows = 1 if fixed_rows else batching.max_rows
         self._batcher: Batcher[Work] = Batcher(Limits(max_rows, batching.max_wait_ms / 1000))
         self._again: deque[list[Work]] = deque()
+        self._max_rows = max_rows if manifest.signature.splits else 0
+        self._large: deque[Batch] = deque()
+        self._turn_of_large = False
         self._timer: asyncio.TimerHandle | None = None
         self._engine: Engine | None = None
         self.served = served
@@ -113,6 +119,7 @@ class Executor:
     def oldest_s(self) -> float | None:
         """Arrival of the request that waits longest."""
         waiting = [works[0].arrived_s for works in self._again]
+        waiting += [batch.works[0].arrived_s for batch in self._large]
         if (oldest := self._batcher.oldest_s) is not None:
             waiting.append(oldest)
         return min(waiting, default=None)
@@ -121,7 +128,7 @@ class Executor:
     def idle(self) -> bool:
         """Whether nothing waits and nothing runs."""
         running = self._engine.n_in_flight if self._engine is not None else 0
-        return not self._batcher and not self._again and not running
+        return not (self._batcher or self._again or self._large or running)
 
     def add(self, work: Work) -> bool:
         """Take a request; tell whether it waits for its engine now. `pump` must follow."""
@@ -151,14 +158,24 @@ class Executor:
         if engine is None or not engine.up:
             return
         while (n_in_flight := engine.n_in_flight) < DEPTH:
-            if self._again:
-                self._submit(engine, self._again.popleft(), "again", now_s)
-                continue
-            released = self._batcher.take(now_s, idle=n_in_flight == 0)
-            if released is None:
+            if not self._submit_next(engine, now_s, idle=n_in_flight == 0):
                 break
-            self._submit(engine, released.items, released.released_by, now_s)
         self._arm(now_s)
+
+    def _submit_next(self, engine: Engine, now_s: float, *, idle: bool) -> bool:
+        """Give the engine a batch, or a piece in its turn; tell whether there may be more."""
+        if self._large and self._turn_of_large:
+            self._turn_of_large = False
+            self._submit_piece(engine, self._large.popleft(), now_s)
+            return True
+        self._turn_of_large = True
+        if self._again:
+            self._submit(engine, self._again.popleft(), "again", now_s)
+            return True
+        if (released := self._batcher.take(now_s, idle=idle)) is not None:
+            self._submit(engine, released.items, released.released_by, now_s)
+            return True
+        return bool(self._large)
 
     def _arm(self, now_s: float) -> None:
         """Come back when the oldest request has waited for as long as it may."""
@@ -180,6 +197,7 @@ class Executor:
         self.pump(now_s)
 
     def _sweep_again(self, now_s: float) -> None:
+        self._large = deque(batch for batch in self._large if self._wanted(batch, now_s))
         for _ in range(len(self._again)):
             works = self._live(self._again.popleft(), now_s)
             if works:
@@ -213,7 +231,23 @@ class Executor:
             buffers.append(data)
         self._metrics.batches[reason].inc()
         self._metrics.batch_rows.observe(rows)
-        engine.submit(batch, heads, buffers)
+        if len(works) == 1 and 0 < self._max_rows < rows:
+            batch.pieces = Pieces(heads, buffers, self._max_rows)
+            self._submit_piece(engine, batch, now_s)
+        else:
+            engine.submit(batch, heads, buffers)
+
+    def _submit_piece(self, engine: Engine, batch: Batch, now_s: float) -> None:
+        if batch.pieces is not None and self._wanted(batch, now_s):
+            engine.submit(batch, *batch.pieces.next())
+
+    def _wanted(self, batch: Batch, now_s: float) -> bool:
+        """Tell whether there is time left for a large request; answer it where there is none."""
+        (work,) = batch.works
+        if work.deadline_s > now_s or batch.pieces is None:
+            return True
+        self._emitter.expired(work, self.served, Used(n_tokens=batch.pieces.n_tokens))
+        return False
 
     # What the engine says.
 
@@ -222,6 +256,13 @@ class Executor:
 
     def on_done(self, batch: Batch, done: wire.Done, body: memoryview) -> None:
         now_s = time.monotonic()
+        if batch.pieces is not None:
+            whole = batch.pieces.answered(done, body)
+            if whole is None:
+                self._large.append(batch)
+                self.pump(now_s)
+                return
+            done, body = whole
         batch.engine_us = done.engine_us
         if done.bad_rows:
             self._without_bad_rows(batch, done.bad_rows)
@@ -313,7 +354,9 @@ class Executor:
         """End all attempts that are open here, and those that come."""
         self.failed_reason = reason
         waiting = [work for works in self._again for work in works] + self._batcher.drain()
+        waiting += [work for batch in self._large for work in batch.works]
         self._again.clear()
+        self._large.clear()
         for work in waiting:
             self._emitter.attempt_failed(work, "engine_lost", reason, self.served)
 

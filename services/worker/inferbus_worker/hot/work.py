@@ -7,6 +7,7 @@ from typing import Protocol
 
 from inferbus_kit.consume import Record
 from inferbus_schemas import messages as m
+from inferbus_worker.hot.pieces import Pieces
 
 MAX_FRAME_AGE_MS = 15 * 60 * 1000
 """Nothing is written for an older frame: its readers have forgotten the ids."""
@@ -80,7 +81,10 @@ class Work:
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """Requests that run together; `batch_id` names it in the records of its requests."""
+    """Requests that run together; `batch_id` names it in the records of its requests.
+
+    With `pieces` it is one request, which runs piece by piece.
+    """
 
     works: list[Work]
     rows: int
@@ -88,3 +92,4 @@ class Batch:
     started_s: float = 0.0
     started_ns: int = 0
     engine_us: int = field(default=0)
+    pieces: Pieces | None = None
