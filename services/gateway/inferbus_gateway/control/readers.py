@@ -5,9 +5,7 @@ In: tenants that want one. Out: a place, or the refusal that names whose limit i
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
-from collections.abc import Iterator
 
 from inferbus_gateway.errors import TenantBusyError
 from inferbus_kit.errors import OverloadedError
@@ -45,15 +43,3 @@ class Readers:
         """Hold it no longer."""
         self._held[tenant] -= 1
         self._held += Counter()  # forgets the zeros
-
-    @contextlib.contextmanager
-    def held(self, tenant: str) -> Iterator[None]:
-        """Hold a place; raises as `take` does."""
-        self.take(tenant)
-        try:
-            yield
-        finally:
-            self.free(tenant)
-
-    def __getitem__(self, tenant: str) -> int:
-        return self._held[tenant]
