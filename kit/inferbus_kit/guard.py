@@ -367,14 +367,6 @@ class GuardedProtocol(HttpToolsProtocol):
             self.cycle.response_complete or self.cycle.disconnected
         )
 
-    def _cut_head(self) -> None:
-        if self._answering():
-            self._refuse(SLOW_HEAD)
-        else:
-            if self._room < self._limits.head_bytes:  # else nothing came that could be refused
-                self._refuse_as(self.url, SLOW_HEAD)
-            self.transport.close()
-
     def sweep(self, now_s: float) -> None:
         """Close what is too slow; called every `sweep_s`."""
         limits, waited_s = self._limits, now_s - self._since_s
@@ -384,7 +376,10 @@ class GuardedProtocol(HttpToolsProtocol):
             # Time in which we do not read, or have not yet said 100, is not the client's.
             self._since_s, self._window_bytes = now_s, self._body_bytes
         elif self._phase == HEAD and waited_s >= limits.head_s:
-            self._cut_head()
+            if self._answering() or self._room < limits.head_bytes:
+                self._refuse(SLOW_HEAD)
+            else:  # nothing came that could be answered
+                self.transport.close()
         elif self._phase == BODY and waited_s >= limits.body_window_s:
             if self._body_bytes - self._window_bytes < limits.body_bytes_per_s * waited_s:
                 self._refuse(SLOW_BODY)
