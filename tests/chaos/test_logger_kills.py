@@ -24,7 +24,6 @@ OWNERS = ("0,1,2", "1,2,3")
 FAIL_POINTS = tuple(
     f"{name}:{n}" for name in ("after_update", "after_copy", "after_commit") for n in (1, 2, 4)
 )
-PRELOAD = ("inferbus_logger.app", "inferbus_logger.wiring", "inferbus_logger.settings")
 CHUNK = 600
 
 
@@ -106,7 +105,7 @@ async def test_rows_are_exact_whatever_dies(
     async with fresh_log(kafka_bootstrap, postgres_url, PARTITIONS) as log:
         stop = asyncio.Event()
         producing = asyncio.create_task(_produce(log, rng, stop))
-        with ForkServer("inferbus_logger", *PRELOAD) as server:
+        with ForkServer("inferbus_logger") as server:
             first_s = await _first_rows_s(log, server, output)
             owners = [
                 asyncio.create_task(

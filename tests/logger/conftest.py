@@ -12,5 +12,5 @@ from tests.support.forkserver import ForkServer
 @pytest.fixture(scope="package")
 def loggers() -> Iterator[ForkServer]:
     """Processes of `inferbus_logger`."""
-    with ForkServer("inferbus_logger", "inferbus_logger.app", "inferbus_logger.settings") as one:
+    with ForkServer("inferbus_logger") as one:
         yield one

@@ -1,12 +1,14 @@
-"""Starts many processes of one service without paying its imports each time.
+"""Starts many processes of one program without paying its imports each time.
 
-In: lines of JSON on stdin: {"start": {environment}, "log": path} or {"kill": pid} or
-{"poll": pid}. Out: one line of JSON for each: {"pid": n}, {"status": n or null}. Each process is
-a fork that has imported the service and has run none of it; all die with the server.
+In: lines of JSON on stdin, `{"start": ...}`, `{"kill": pid}` or `{"poll": pid}`. Out: one line of
+JSON for each: `{"pid": n}`, `{"status": n or null}`. Each process is a fork that has imported the
+program and has run none of it; all die with the server. Whole stacks start as they do for users.
 """
 
 from __future__ import annotations
 
+import atexit
+import functools
 import importlib
 import json
 import os
@@ -14,44 +16,76 @@ import runpy
 import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 ROOT = Path(__file__).resolve().parents[2]
 
+PRELOAD = {
+    "inferbus_gateway": ("inferbus_gateway.wiring",),
+    "inferbus_worker": ("inferbus_worker.wiring",),
+    "inferbus_registry": ("inferbus_registry.wiring", "inferbus_registry.migrate"),
+    "inferbus_logger": ("inferbus_logger.app", "inferbus_logger.wiring"),
+}
+"""Programs, and what importing of theirs takes long."""
+
 
 class ForkServer:
-    """A server for one package, such as `inferbus_logger`.
+    """A server for one program, such as `inferbus_logger`.
 
     Invariants: a process that ended keeps its pid until it is asked for, so that no other is ever
     killed in its place; after the block no process is left.
     """
 
-    def __init__(self, package: str, *preload: str) -> None:
+    def __init__(self, package: str) -> None:
         self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.forkserver", package, *preload],
+            [sys.executable, "-m", "tests.support.forkserver", package],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
+        self._asking = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kill what still runs, and the server."""
         self._server.communicate(timeout=30)
 
     def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
         assert self._server.stdin is not None
         assert self._server.stdout is not None
-        self._server.stdin.write(json.dumps(question).encode() + b"\n")
-        self._server.stdin.flush()
-        answer: dict[str, Any] = json.loads(self._server.stdout.readline())
+        with self._asking:
+            self._server.stdin.write(json.dumps(question).encode() + b"\n")
+            self._server.stdin.flush()
+            answer: dict[str, Any] = json.loads(self._server.stdout.readline())
         return answer
 
-    def start(self, environment: dict[str, str], log: Path) -> int:
-        """Start a process and return its pid."""
-        pid: int = self._ask({"start": environment, "log": str(log)})["pid"]
+    def start(
+        self,
+        environment: Mapping[str, str],
+        log: Path,
+        *,
+        arguments: Sequence[str] = (),
+        errors: Path | None = None,
+        cwd: Path | None = None,
+    ) -> int:
+        """Start a process and return its pid; where `errors` is given, stderr goes there."""
+        start = {
+            "environment": dict(environment),
+            "arguments": list(arguments),
+            "out": str(log),
+            "errors": str(errors or log),
+            "cwd": str(cwd or ROOT),
+        }
+        pid: int = self._ask({"start": start})["pid"]
         return pid
 
     def kill(self, pid: int) -> int:
@@ -65,8 +99,69 @@ class ForkServer:
         return status
 
 
-def _serve(package: str, preload: list[str]) -> None:
-    for name in preload:
+class Forked:
+    """A process of a fork server, with what tests use of `subprocess.Popen`."""
+
+    def __init__(self, server: ForkServer, pid: int) -> None:
+        self.pid = pid
+        self._server = server
+
+    def poll(self) -> int | None:
+        """Return the exit status, None while it lives."""
+        return self._server.ended(self.pid)
+
+    def wait(self, timeout_s: float = 60.0) -> int:
+        """Wait for the end and return the exit status.
+
+        Raises:
+            subprocess.TimeoutExpired: it still lives.
+        """
+        until_s = time.monotonic() + timeout_s
+        while (status := self.poll()) is None:
+            if time.monotonic() > until_s:
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout_s)
+            time.sleep(0.01)
+        return status
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Kill it with SIGKILL."""
+        self._server.kill(self.pid)
+
+
+@functools.cache
+def server(package: str) -> ForkServer:
+    """Return the server of one of `PRELOAD`, which lives as long as this process."""
+    made = ForkServer(package)
+    atexit.register(made.close)
+    return made
+
+
+def run(
+    package: str,
+    environment: Mapping[str, str],
+    log: Path,
+    *,
+    arguments: Sequence[str] = (),
+    errors: Path | None = None,
+    cwd: Path | None = None,
+) -> Forked:
+    """Start `python -m package` as a fork; see `ForkServer.start`."""
+    one = server(package)
+    pid = one.start(environment, log, arguments=arguments, errors=errors, cwd=cwd)
+    return Forked(one, pid)
+
+
+def _serve(package: str) -> None:
+    for name in PRELOAD[package]:
         importlib.import_module(name)
     ends: dict[int, int | None] = {}
     try:
@@ -82,7 +177,7 @@ def _answer(
     package: str, question: dict[str, Any], ends: dict[int, int | None]
 ) -> dict[str, int | None]:
     if "start" in question:
-        pid = _fork(package, question["start"], question["log"])
+        pid = _fork(package, question["start"])
         ends[pid] = None
         return {"pid": pid}
     pid = question.get("kill") or question["poll"]
@@ -100,21 +195,30 @@ def _end(ends: dict[int, int | None], pid: int, *, kill: bool) -> int | None:
     return ends[pid]
 
 
-def _fork(package: str, environment: dict[str, str], log: str) -> int:
+def _fork(package: str, start: dict[str, Any]) -> int:
     pid = os.fork()
     if pid:
         return pid
-    with Path(log).open("ab") as out:
-        os.dup2(out.fileno(), 1)
-        os.dup2(out.fileno(), 2)
+    for number, path in ((1, start["out"]), (2, start["errors"])):
+        with Path(path).open("ab") as out:
+            os.dup2(out.fileno(), number)
     with Path(os.devnull).open("rb") as nothing:
         os.dup2(nothing.fileno(), 0)
+    os.chdir(start["cwd"])
     os.environ.clear()
-    os.environ.update(environment)
-    sys.argv = [package]
-    runpy.run_module(package, run_name="__main__", alter_sys=True)
-    os._exit(1)
+    os.environ.update(start["environment"])
+    sys.argv = [package, *start["arguments"]]
+    code = 1
+    try:
+        runpy.run_module(package, run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1], sys.argv[2:])
+    _serve(sys.argv[1])

@@ -8,20 +8,19 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.support import forkserver
 
 
 @dataclass(slots=True)
 class GatewayProcess:
     """A gateway in a process of its own."""
 
-    process: subprocess.Popen[bytes]
+    process: forkserver.Forked
     instance: str
     port: int
     metrics_port: int
@@ -34,14 +33,11 @@ class GatewayProcess:
 
     def stop(self, timeout_s: float = 40.0) -> int:
         """End it as a supervisor does; return its exit code."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+        self.process.terminate()
         return self.process.wait(timeout_s)
 
     def kill(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait(10)
+        self.process.kill()
 
 
 def spawn(bootstrap: str, folder: Path, **env: str) -> GatewayProcess:
@@ -61,10 +57,7 @@ def spawn(bootstrap: str, folder: Path, **env: str) -> GatewayProcess:
         "INFERBUS_GRPC_PORT": str(grpc_port),
         **env,
     }
-    with log.open("ab") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "inferbus_gateway"], env=told, stdout=out, stderr=out
-        )
+    process = forkserver.run("inferbus_gateway", told, log)
     return GatewayProcess(process, name, port, metrics_port, grpc_port, log)
 
 

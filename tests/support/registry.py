@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -34,6 +33,7 @@ from inferbus_registry.outbox.relay import Bus
 from inferbus_registry.outbox.repository import MESSAGES
 from inferbus_registry.placement.fleet import Fleet
 from inferbus_schemas import access, topics
+from tests.support import forkserver
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
@@ -92,7 +92,7 @@ def authorization(key: str | None) -> dict[str, str]:
 class RegistryProcess:
     """A running `python -m inferbus_registry`."""
 
-    process: subprocess.Popen[bytes]
+    process: forkserver.Forked
     url: str
     metrics_url: str
     objects: Path
@@ -150,8 +150,8 @@ def registry_process(
             "INFERBUS_METRICS_PORT": str(metrics_port),
             **(env or {}),
         }
-        command = [sys.executable, "-m", "inferbus_registry"]
-        process = subprocess.Popen(command, env=told)
+        log = Path(folder) / "registry.log"
+        process = forkserver.run("inferbus_registry", told, log)
         running = RegistryProcess(
             process, f"http://127.0.0.1:{http_port}", f"http://127.0.0.1:{metrics_port}", objects
         )
@@ -162,21 +162,21 @@ def registry_process(
             process.send_signal(signal.SIGCONT)
             process.terminate()
             process.wait(20)
+            sys.stdout.write(log.read_text())
 
 
 def migrate_process(postgres: str) -> None:
     """Run `python -m inferbus_registry migrate admin-key`."""
     told = {"INFERBUS_POSTGRES_URL": postgres, "INFERBUS_ADMIN_KEY": ADMIN_KEY}
-    subprocess.run(
-        [sys.executable, "-m", "inferbus_registry", "migrate", "admin-key"],
-        env={**os.environ, **told},
-        stdout=subprocess.DEVNULL,
-        check=True,
-        timeout=60,
-    )
+    with tempfile.NamedTemporaryFile() as log:
+        words = ("migrate", "admin-key")
+        process = forkserver.run(
+            "inferbus_registry", {**os.environ, **told}, Path(log.name), arguments=words
+        )
+        assert process.wait() == 0, log.read()
 
 
-def wait_ok(url: str, process: subprocess.Popen[bytes] | None = None) -> None:
+def wait_ok(url: str, process: forkserver.Forked | None = None) -> None:
     """Wait until an address answers 200."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
@@ -184,7 +184,7 @@ def wait_ok(url: str, process: subprocess.Popen[bytes] | None = None) -> None:
             if httpx.get(url, timeout=2.0, trust_env=False).status_code == 200:
                 return
         if process is not None and process.poll() is not None:
-            raise AssertionError(f"the registry ended with {process.returncode}")
+            raise AssertionError(f"the registry ended with {process.poll()}")
         time.sleep(0.1)
     raise AssertionError(f"{url} did not become ready")
 

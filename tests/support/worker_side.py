@@ -11,9 +11,7 @@ import contextlib
 import os
 import secrets
 import shutil
-import signal
 import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +23,7 @@ from inferbus_kit.produce import Producer
 from inferbus_schemas import envelope, ids, membership, tensors, topics
 from inferbus_schemas import manifest as manifests
 from inferbus_schemas import messages as m
+from tests.support import forkserver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -82,20 +81,17 @@ def request(model: str, version: int, raw: bytes, **fields: Any) -> m.Request:
 class WorkerProcess:
     """A worker in a process of its own."""
 
-    process: subprocess.Popen[bytes]
+    process: forkserver.Forked
     instance: str
     log: Path
 
     def stop(self, timeout_s: float = 30.0) -> int:
         """End it as a supervisor does; return its exit code."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+        self.process.terminate()
         return self.process.wait(timeout_s)
 
     def kill(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait(10)
+        self.process.kill()
 
     def engines(self) -> list[int]:
         """Return the process ids of its engines."""
@@ -214,10 +210,7 @@ class Side:
             "INFERBUS_POOL": self.pool,
             **env,
         }
-        with log.open("ab") as out:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "inferbus_worker"], env=told, stdout=out, stderr=out
-            )
+        process = forkserver.run("inferbus_worker", told, log)
         worker = WorkerProcess(process, name, log)
         self._workers.append(worker)
         return worker
