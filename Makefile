@@ -11,10 +11,8 @@ setup: ## create .venv from the locks
 up: setup ## bring everything up and serve the sample models
 	@$(BIN)/python -m inferbus_dev up $(ARGS)
 
-test: setup ## run the tests on real servers, two at a time; those that kill processes come last
-	@if [ -n "$(ARGS)" ]; then $(BIN)/python -m pytest $(ARGS); else \
-	  $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/chaos && \
-	  $(BIN)/python -m pytest -n 2 --dist loadfile tests/chaos; fi
+test: setup ## run the tests on real servers, two at a time
+	@$(BIN)/python -m pytest $(or $(ARGS),-n 2 --dist loadfile --no-loadscope-reorder)
 
 lint: setup ## style, import rules, contracts
 	@$(BIN)/ruff check .

@@ -75,7 +75,7 @@ class Program:
             said = {one.client_request_id: one for _, one in self.side.all_predictions}
             return {name: said[name] for name in names if name in said}
 
-        await self.side.until(lambda: len(found()) == len(names), 30.0)
+        await self.side.until(lambda: len(found()) == len(names), 60.0)
         return found()
 
     def committed(self) -> int:

@@ -16,6 +16,8 @@ _SHARING = ("tests/conformance",)
 LONGEST = (
     "tests/conformance",
     "tests/system/test_streams.py",
+    "tests/chaos/test_kill_each_service.py",
+    "tests/chaos/test_logger_kills.py",
     "tests/system/test_serving.py",
     "tests/gateway/test_submissions.py",
     "tests/fleet/test_whole_fleet.py",

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from inferbus_dev.stack import Stack
+    from tests.support.provider import Provider
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -123,91 +124,97 @@ async def provoke(stack: Stack, key: str, token: str) -> list[str]:
     return said
 
 
-async def test_no_secret_is_told() -> None:
+async def test_keys_and_secrets() -> None:
+    """One stack for all of it, since starting it is what costs."""
     with provider() as idp:
-        async with stacks.running(env=idp.environment) as stack:
+        async with stacks.running(n_gateways=2, env=idp.environment) as stack:
             await stacks.push(stack, MODEL)
-            made = await stacks.cli(
-                "keys", "create", "canary", "--scope", "infer:*", "--rate", "5",
-                "--registry", stack.registry, api_key=stack.api_key,
-            )  # fmt: skip
-            key = made.strip().splitlines()[-1]
-            assert access.key_id(key), made
-            token = idp.token(idp.add(), sub=f"sub-{secrets.token_hex(8)}")
-            await asyncio.sleep(1.0)  # the gateway has read the key, and asked for keys of tokens
-            said = await provoke(stack, key, token)
-            stack.kill("gateway", 0, signal.SIGKILL)
-            await stack.wait_ready("gateway", 0)
-            said += await provoke(stack, key, token)
-            await stacks.at_rest(stack)
-
-            canaries = {
-                "admin key": stack.api_key.rpartition("_")[2],
-                "key": key.rpartition("_")[2],
-                "signature of a token": token.rpartition(".")[2],
-                "password of Postgres": str(urlsplit(stack.postgres).password),
-                "password of Valkey": str(urlsplit(stack.valkey).password),
-            }
-            logs = "\n".join(p.read_text(errors="replace") for p in stack.logs.glob("*.log*"))
-            places = {
-                "logs": logs,
-                "answers": "\n".join(said),
-                "topics": (await every_record(stack.kafka)).decode("latin-1"),
-                "tables": await every_row(stack.postgres),
-                "command lines": command_lines(stack),
-            }
-            told = [
-                f"{secret} in the {place}"
-                for secret, canary in canaries.items()
-                for place, text in places.items()
-                if canary in text
-            ]
-            assert not told
-            assert "started" in logs, "there were logs"
-            files = [p for p in stack.logs.parent.rglob("*") if p.is_file() and _holds(p, canaries)]
-            names = {p.name for p in files}
-            assert names == {"stack.json", "admin-key", "password", "valkey.conf"}
-            assert all(p.stat().st_mode & 0o077 == 0 for p in files)
+            await _a_rotated_or_revoked_key_is_refused_by_every_gateway_within_seconds(stack)
+            await _no_secret_is_told(stack, idp)
 
 
-async def test_a_rotated_or_revoked_key_is_refused_by_every_gateway_within_seconds() -> None:
-    async with stacks.running(n_gateways=2) as stack:
-        await stacks.push(stack, MODEL)
-        argv = ("--scope", "infer:*", "--registry", stack.registry)
-        made = await stacks.cli("keys", "create", "short", *argv, api_key=stack.api_key)
-        key = made.strip().splitlines()[-1]
-        async with httpx.AsyncClient(trust_env=False, timeout=30) as http:
+async def _no_secret_is_told(stack: Stack, idp: Provider) -> None:
+    made = await stacks.cli(
+        "keys", "create", "canary", "--scope", "infer:*", "--rate", "5",
+        "--registry", stack.registry, api_key=stack.api_key,
+    )  # fmt: skip
+    key = made.strip().splitlines()[-1]
+    assert access.key_id(key), made
+    token = idp.token(idp.add(), sub=f"sub-{secrets.token_hex(8)}")
+    await asyncio.sleep(1.0)  # the gateway has read the key, and asked for keys of tokens
+    said = await provoke(stack, key, token)
+    stack.kill("gateway", 0, signal.SIGKILL)
+    await stack.wait_ready("gateway", 0)
+    said += await provoke(stack, key, token)
+    await stacks.at_rest(stack)
 
-            async def opens(url: str, key: str) -> int:
-                head = {"authorization": f"Bearer {key}"}
-                return (await http.get(f"{url}/v2/models/{MODEL}", headers=head)).status_code
+    canaries = {
+        "admin key": stack.api_key.rpartition("_")[2],
+        "key": key.rpartition("_")[2],
+        "signature of a token": token.rpartition(".")[2],
+        "password of Postgres": str(urlsplit(stack.postgres).password),
+        "password of Valkey": str(urlsplit(stack.valkey).password),
+    }
+    logs = "\n".join(p.read_text(errors="replace") for p in stack.logs.glob("*.log*"))
+    places = {
+        "logs": logs,
+        "answers": "\n".join(said),
+        "topics": (await every_record(stack.kafka)).decode("latin-1"),
+        "tables": await every_row(stack.postgres),
+        "command lines": command_lines(stack),
+    }
+    told = [
+        f"{secret} in the {place}"
+        for secret, canary in canaries.items()
+        for place, text in places.items()
+        if canary in text
+    ]
+    assert not told
+    assert "started" in logs, "there were logs"
+    files = [p for p in stack.logs.parent.rglob("*") if p.is_file() and _holds(p, canaries)]
+    names = {p.name for p in files}
+    assert names == {"stack.json", "admin-key", "password", "valkey.conf"}
+    assert all(p.stat().st_mode & 0o077 == 0 for p in files)
 
-            async def becomes(status: int, key: str) -> float:
-                started_s = time.monotonic()
-                for url in stack.gateways:
-                    while await opens(url, key) != status:
-                        assert time.monotonic() - started_s < 20
-                        await asyncio.sleep(0.02)
-                return time.monotonic() - started_s
 
-            await becomes(200, key)
-            where = ("--registry", stack.registry)
-            async with asyncio.timeout(30):
-                while "used 20" not in await _line_of(stack, "short"):  # noqa: ASYNC110 -- a poll
-                    await asyncio.sleep(0.2)
-            rotated = await http.post(
-                f"{stack.registry}/v1/registry/keys/{access.key_id(key)}/rotate",
-                json={"overlap_s": OVERLAP_S},
-                headers={"authorization": f"Bearer {stack.api_key}"},
-            )
-            old, key = key, rotated.json()["key"]
-            # Who knows the new one has heard that the old one is to end.
-            await becomes(200, key)
-            assert [await opens(url, old) for url in stack.gateways] == [200, 200]
-            await becomes(401, old)
-            assert [await opens(url, key) for url in stack.gateways] == [200, 200]
-            await stacks.cli("keys", "revoke", key, *where, api_key=stack.api_key)
-            assert await becomes(401, key) < 5
+async def _a_rotated_or_revoked_key_is_refused_by_every_gateway_within_seconds(
+    stack: Stack,
+) -> None:
+    argv = ("--scope", "infer:*", "--registry", stack.registry)
+    made = await stacks.cli("keys", "create", "short", *argv, api_key=stack.api_key)
+    key = made.strip().splitlines()[-1]
+    async with httpx.AsyncClient(trust_env=False, timeout=30) as http:
+
+        async def opens(url: str, key: str) -> int:
+            head = {"authorization": f"Bearer {key}"}
+            return (await http.get(f"{url}/v2/models/{MODEL}", headers=head)).status_code
+
+        async def becomes(status: int, key: str) -> float:
+            started_s = time.monotonic()
+            for url in stack.gateways:
+                while await opens(url, key) != status:
+                    assert time.monotonic() - started_s < 20
+                    await asyncio.sleep(0.02)
+            return time.monotonic() - started_s
+
+        await becomes(200, key)
+        where = ("--registry", stack.registry)
+        async with asyncio.timeout(30):
+            while "used 20" not in await _line_of(stack, "short"):  # noqa: ASYNC110 -- a poll
+                await asyncio.sleep(0.2)
+        rotated = await http.post(
+            f"{stack.registry}/v1/registry/keys/{access.key_id(key)}/rotate",
+            json={"overlap_s": OVERLAP_S},
+            headers={"authorization": f"Bearer {stack.api_key}"},
+        )
+        old, key = key, rotated.json()["key"]
+        # Who knows the new one has heard that the old one is to end.
+        await becomes(200, key)
+        assert [await opens(url, old) for url in stack.gateways] == [200, 200]
+        await becomes(401, old)
+        assert [await opens(url, key) for url in stack.gateways] == [200, 200]
+        await stacks.cli("keys", "revoke", key, *where, api_key=stack.api_key)
+        assert await becomes(401, key) < 5
 
 
 async def _line_of(stack: Stack, name: str) -> str:

@@ -126,7 +126,7 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             max_partition_fetch_bytes=2 << 20,
             fetch_max_bytes=16 << 20,
             request_timeout_ms=10_000,
-            metadata_max_age_ms=30_000,
+            metadata_max_age_ms=10_000,  # a topic that is made anew is found again
         )
 
     async def start(self, spawn: Spawn) -> None:

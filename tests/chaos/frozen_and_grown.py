@@ -1,6 +1,7 @@
-"""Kafka and a gateway stopped for seconds, and topics that grow, all under load.
+"""Kafka and a gateway stopped for seconds, and topics that grow; parts of a test under load.
 
-As with kills, the ledger of the clients and the log must agree afterwards (promises A to D).
+In: a stack with two workers and two gateways, and the ledger of its clients. Out: an assertion
+where one was told what it should not be; whether ledger and log agree is asked after each step.
 """
 
 from __future__ import annotations
@@ -8,20 +9,15 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
-from pathlib import Path
 
-import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 
 from inferbus_dev.stack import Stack
 from inferbus_schemas import topics
 from tests.support import stacks
 from tests.support.balancer import Balancer
-from tests.support.ledger import Ledger, check_ledger
+from tests.support.ledger import Ledger
 from tests.support.traffic import Traffic
-
-pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(420)]
 
 MODEL = "breast-cancer"
 KAFKA_FROZEN_S = 8.0
@@ -30,25 +26,6 @@ GATEWAY_FROZEN_S = 5.0
 TIMEOUT_MS = 3_000
 """Shorter than either, so that deadlines pass meanwhile."""
 GROWN = {topics.REQUESTS: 20, topics.PREDICTIONS: 128}
-
-
-@pytest.fixture
-async def stack() -> AsyncIterator[Stack]:
-    # A load balancer that looks ten times a second must see it go, however busy the machine is.
-    async with stacks.running(n_workers=2, n_gateways=2, env={"INFERBUS_GRACE_S": "2"}) as running:
-        await stacks.push(running, MODEL)
-        yield running
-
-
-async def test_what_stands_still_or_grows_loses_nothing(stack: Stack, tmp_path: Path) -> None:
-    """One stack for all of it, since starting it is what costs."""
-    path = tmp_path / "ledger"
-    with Ledger(path) as ledger:
-        for step in (_kafka_stands_still, _a_gateway_stands_still, _topics_grow):
-            await step(stack, ledger)
-            await stacks.at_rest(stack)
-            violations = await check_ledger(path, stack.postgres, stack.kafka)
-            assert not violations, (step.__name__, violations[:5])
 
 
 async def _frozen(stack: Stack, role: str, seconds: float) -> None:
@@ -73,29 +50,29 @@ def _traffic(stack: Stack, ledger: Ledger, seed: int, *, timeout_ms: int = TIMEO
     )
 
 
-async def _kafka_stands_still(stack: Stack, ledger: Ledger) -> None:
+async def kafka_stands_still(stack: Stack, ledger: Ledger) -> None:
     """Refused before acceptance, or ended once by a record; no process needs a restart."""
     before = _pids(stack)
-    async with _traffic(stack, ledger, 1) as traffic:
+    async with _traffic(stack, ledger, 101) as traffic:
         await asyncio.sleep(1.0)
         await _frozen(stack, "kafka", KAFKA_FROZEN_S)
         await asyncio.sleep(4.0)
     assert set(traffic.seen.statuses) <= {200, 503, 504}, traffic.seen.failures[:3]
     assert set(traffic.seen.unknown) <= {"outcome_unknown"}
     assert traffic.seen.statuses[503]
-    await _serves(stack, ledger, 2)
+    await _serves(stack, ledger, 102)
     assert _pids(stack) == before
 
 
-async def _a_gateway_stands_still(stack: Stack, ledger: Ledger) -> None:
+async def a_gateway_stands_still(stack: Stack, ledger: Ledger) -> None:
     """Its requests end once, late; those of the other one do not notice."""
-    async with _traffic(stack, ledger, 3) as traffic:
+    async with _traffic(stack, ledger, 103) as traffic:
         await asyncio.sleep(1.0)
         await _frozen(stack, "gateway", GATEWAY_FROZEN_S)
         await asyncio.sleep(2.0)
     assert set(traffic.seen.statuses) <= {200, 503, 504}, traffic.seen.failures[:3]
     assert traffic.seen.statuses[200] > traffic.seen.n_sent / 2
-    await _serves(stack, ledger, 4)
+    await _serves(stack, ledger, 104)
 
 
 async def _serves(stack: Stack, ledger: Ledger, seed: int) -> None:
@@ -107,12 +84,12 @@ async def _serves(stack: Stack, ledger: Ledger, seed: int) -> None:
     assert traffic.seen.statuses == {200: traffic.seen.n_sent}, traffic.seen.failures[:3]
 
 
-async def _topics_grow(stack: Stack, ledger: Ledger) -> None:
+async def topics_grow(stack: Stack, ledger: Ledger) -> None:
     """More inboxes and more reply partitions; gateways that restart then take the new ones."""
     async with (
         Balancer(lambda: stack.gateways) as balancer,
         Traffic(
-            balancer.ready, ledger, MODEL, stacks.sample_inputs(MODEL), rate_per_s=40, seed=5
+            balancer.ready, ledger, MODEL, stacks.sample_inputs(MODEL), rate_per_s=40, seed=105
         ) as traffic,
     ):
         await asyncio.sleep(1.0)
@@ -161,3 +138,6 @@ def _pids(stack: Stack) -> dict[str, int]:
         for role in roles
         for index in range(counts.get(role, 1))
     }
+
+
+STEPS = (kafka_stands_still, a_gateway_stands_still, topics_grow)
