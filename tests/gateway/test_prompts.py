@@ -102,6 +102,10 @@ def test_messages_become_plain() -> None:
         ({"stream": "yes"}, "stream"),
         ({"chat_template": "{{x}}"}, "chat_template"),
         ({"tool_choice": {"function": {"name": "f"}}}, "tool_choice"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f"}}], "parallel_tool_calls": 2},
+            "parallel_tool_calls",
+        ),
         ({"response_format": {"type": "regex"}}, "response_format"),
         ({"messages": "hi"}, "messages"),
         ({"messages": [{"role": "user", "content": "\udc00"}]}, "messages[0]"),
@@ -126,6 +130,8 @@ def test_a_model_without_template_or_tools_says_so() -> None:
     named = {"type": "function", "function": {"name": "f"}}
     said = chat(tools=[tool], tool_choice=named).generation
     assert (json.loads(said.tools), json.loads(said.tool_choice)) == ([tool], named)
+    assert not said.one_call
+    assert chat(tools=[tool], parallel_tool_calls=False).generation.one_call
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,10 @@ _SCHEMA = {
     "additionalProperties": False,
     "$defs": {"c": {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "null"}]}},
 }
-_TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": _SCHEMA}}
+_TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "f", "description": "d", "parameters": _SCHEMA},
+}
 _SHORT = {"model": "smollm2", "max_tokens": 1, "temperature": 0}
 _ROWS = b"".join(
     json.dumps(row).encode() + b"\n"
@@ -150,7 +153,14 @@ def shapes(file: str) -> tuple[Shape, ...]:
             "/v1/responses",
             {
                 "model": "smollm2",
-                "input": [{"role": "user", "content": [{"type": "input_text", "text": "Hi"}]}],
+                "input": [
+                    {"role": "user", "content": [{"type": "input_text", "text": "Hi"}]},
+                    {"type": "function_call", "call_id": "t", "name": "f", "arguments": "{}"},
+                    {"type": "function_call_output", "call_id": "t", "output": "1"},
+                ],
+                "tools": [{"type": "function", **_TOOL["function"]}],
+                "tool_choice": "auto",
+                "parallel_tool_calls": True,
                 "instructions": "Be short.",
                 "max_output_tokens": 1,
                 "stream": True,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from inferbus_schemas import messages as m
 from inferbus_worker.engines import calls
 
-TOOLS = [
+TOOLS: list[dict[str, Any]] = [
     {"type": "function", "function": {"name": name, "parameters": {"$ref": "#/$defs/a"}}}
     for name in ("one", "two")
 ]
@@ -69,22 +69,16 @@ def test_what_a_request_demands(choice: Any, names: list[str]) -> None:
         said.tool_choice = json.dumps(choice)
     assert [one["name"] for one in calls.demanded(said)] == names
     assert calls.demanded(m.Generation(tool_choice='"required"')) == []
+    free = choice in {None, "auto"} if not isinstance(choice, dict) else False
+    assert calls.offered(said) == (["one", "two"] if free else [])
+    assert calls.offered(m.Generation(tools=said.tools, json_schema="{}")) == []
+    assert calls.offered(m.Generation()) == []
 
 
 def test_references_of_a_function_hold_in_the_schema_of_its_call() -> None:
-    made = calls.schema([tool["function"] for tool in TOOLS])  # type: ignore[misc]
+    made = calls.schema([tool["function"] for tool in TOOLS])
     assert [one["properties"]["name"]["const"] for one in made["anyOf"]] == ["one", "two"]
     assert made["$defs"]["f1"] == {"type": "object", "$ref": "#/$defs/f1/$defs/a"}
     alone = calls.schema([{"name": "three"}])
     assert alone["properties"]["arguments"] == {"$ref": "#/$defs/f0"}
     assert alone["$defs"] == {"f0": {"type": "object"}}
-
-
-def test_the_model_is_told_once() -> None:
-    user = {"role": "user", "content": "hi"}
-    told = calls.told([user], [{"name": "one"}])
-    assert [one["role"] for one in told] == ["system", "user"]
-    with_system = calls.told([{"role": "system", "content": "Be brief."}, user], [{"name": "one"}])
-    assert [one["role"] for one in with_system] == ["system", "user"]
-    assert with_system[0]["content"].startswith("Be brief.")
-    assert '{"name":"one"}' in with_system[0]["content"]

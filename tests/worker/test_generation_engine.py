@@ -138,6 +138,44 @@ async def test_what_a_request_says_is_done(tmp_path: Path) -> None:
     assert isinstance(json.loads(heard.texts("json")[0])["age"], int)
 
 
+async def test_a_model_calls_of_itself_as_it_did_before(tmp_path: Path) -> None:
+    functions = [{"name": name, "parameters": {"type": "object"}} for name in ("time", "sum")]
+    tools = [{"type": "function", "function": one} for one in functions]
+
+    def called(number: int, city: str) -> list[dict[str, Any]]:
+        function = {"name": "time", "arguments": json.dumps({"city": city})}
+        call = {"id": str(number), "type": "function", "function": function}
+        ask = {"role": "user", "content": f"What time is it in {city}?"}
+        return [ask, {"role": "assistant", "content": "", "tool_calls": [call]}]
+
+    messages = [*called(1, "Rome"), *called(2, "Oslo"), *called(3, "Paris")[:1]]
+    said: dict[str, Any] = {
+        "tools": json.dumps(tools),
+        "prompt_kind": m.PROMPT_KIND_CHAT,
+        "temperature": 0.0,
+        "stream": True,
+    }
+    async with engine(model_folder("smollm2"), tmp_path) as (host, heard):
+        for name, max_tokens in (("auto", 60), ("none", 4)):
+            asked = m.Generation(tool_choice=json.dumps(name), max_tokens=max_tokens, **said)
+            submit(host, name, json.dumps(messages), asked)
+        await answered(heard, 2)
+    (choice,) = heard.generated("auto").choices
+    (call,) = json.loads(choice.tool_calls)
+    assert (heard.texts("auto"), choice.finish_reason) == ([""], "tool_calls")
+    function = call["function"]
+    assert (function["name"], json.loads(function["arguments"])) == ("time", {"city": "Paris"})
+    # All of it was held back, and then it is one piece and the end.
+    first, last = heard.streamed("auto")
+    (delta,) = json.loads(first.tool_calls)
+    assert delta == {"index": 0, **call}
+    assert last.finish_reason == "tool_calls"
+    assert first.n_tokens == heard.generated("auto").completion_tokens
+    assert heard.generated("auto").prompt_tokens > heard.generated("none").prompt_tokens > 0
+    assert not heard.generated("none").choices[0].tool_calls
+    assert len(heard.streamed("none")) == 5
+
+
 async def test_a_seed_says_the_same_to_the_last_bit(tmp_path: Path) -> None:
     prompt = smollm2.prompt("What is the capital of France?")
     seeded = {"max_tokens": 3, "temperature": 1.0, "top_logprobs": 1}

@@ -167,14 +167,46 @@ def tools(client: openai.OpenAI) -> None:
         with client.chat.completions.stream(tool_choice=choice, **asked) as events:
             final = events.get_final_completion().choices[0].message.tool_calls[0]
         assert json.loads(final.function.arguments) == arguments
-    # What was called goes on as a chat, and where nothing is demanded there is text.
+    # What was called goes on as a chat, in which a model calls again as it has learned there.
     message = said.message.model_dump(exclude_none=True)
     answer = {"role": "tool", "tool_call_id": call.id, "content": "12:30"}
-    more = {**asked, "messages": [*asked["messages"], message, answer], "max_tokens": 8}
-    assert client.chat.completions.create(**more).choices[0].message.content
-    none = client.chat.completions.create(tool_choice="none", **more).choices[0]
-    assert none.message.content
-    assert not none.message.tool_calls
+    more = {**asked, "messages": [*asked["messages"], message, answer]}
+    none = client.chat.completions.create(tool_choice="none", **{**more, "max_tokens": 8})
+    assert none.choices[0].message.content
+    assert not none.choices[0].message.tool_calls
+    _, end = chosen(client, {**asked, "max_tokens": 12, "seed": 1})
+    assert end in {"stop", "length", "tool_calls"}
+    before = [message for city in ("Rome", "Oslo") for message in asked_for_time(city)]
+    calls = {**asked, "messages": [*before, asked_for_time("Paris")[0]]}
+    assert chosen(client, calls) == ([("get_time", {"city": "Paris"})], "tool_calls")
+    with client.chat.completions.stream(**calls) as events:
+        final = events.get_final_completion().choices[0].message.tool_calls[0]
+    assert json.loads(final.function.arguments) == {"city": "Paris"}
+
+
+def asked_for_time(city: str) -> list[dict[str, Any]]:
+    """Return a question and the call that answered it."""
+    function = {"name": "get_time", "arguments": json.dumps({"city": city})}
+    call = {"id": f"call_{city}", "type": "function", "function": function}
+    question = {"role": "user", "content": f"What time is it in {city}?"}
+    return [question, {"role": "assistant", "content": None, "tool_calls": [call]}]
+
+
+def chosen(client: openai.OpenAI, asked: dict[str, Any]) -> tuple[list[tuple[str, Any]], str]:
+    """Return the calls that a model makes of itself, the same whole and streamed, and its end."""
+    said = client.chat.completions.create(**asked).choices[0]
+    chunks = list(client.chat.completions.create(stream=True, **asked))
+    deltas = [one.choices[0].delta for one in chunks]
+    assert chunks[-1].choices[0].finish_reason == said.finish_reason, said
+    assert "".join(delta.content or "" for delta in deltas) == (said.message.content or "")
+    calls = said.message.tool_calls or ()
+    functions = [(one.function.name, one.function.arguments) for one in calls]
+    told = [each for delta in deltas for each in delta.tool_calls or ()]
+    assert functions == [(one.function.name, one.function.arguments) for one in told]
+    assert [each.index for each in told] == list(range(len(calls)))
+    assert all(each.id for each in told)
+    assert bool(calls) == (said.finish_reason == "tool_calls") == (said.message.content is None)
+    return [(name, json.loads(arguments)) for name, arguments in functions], said.finish_reason
 
 
 def responses(client: openai.OpenAI) -> None:

@@ -132,6 +132,7 @@ def chat(body: Body, settings: limits.GenerationSettings) -> Ask:
         said.tools = raw_tools.decode()
         if (choice := schemas.tool_choice(body.get("tool_choice"), tools)) is not None:
             said.tool_choice = msgspec.json.encode(choice).decode()
+        said.one_call = not _boolean(body, "parallel_tool_calls", default=True)
     elif body.get("tool_choice") not in (None, "none", "auto"):
         raise ParameterError("tool_choice", "tool_choice needs tools")
     return Ask(prompt, said)
@@ -265,11 +266,11 @@ def _number(body: Body, name: str, least: float, most: float) -> float | None:
     return float(value)
 
 
-def _boolean(body: Body, name: str) -> bool:
+def _boolean(body: Body, name: str, *, default: bool = False) -> bool:
     value = body.get(name)
     if value is not None and not isinstance(value, bool):
         raise ParameterError(name, f"{name} must be true or false")
-    return bool(value)
+    return default if value is None else value
 
 
 def _stops(said: Any) -> list[str]:

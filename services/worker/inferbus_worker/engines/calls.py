@@ -1,9 +1,9 @@
 """Calls of tools that a request demands, by a grammar; pure.
 
 In: tools and `tool_choice` as the gateway passed them, then the answer's text as it grows. Out: a
-JSON schema that an answer must follow, a message that tells the model of the tools, and the call in
-the deltas of the OpenAI API. llama.cpp's own way lets a model talk before it calls, which a small
-one does for ever; this one leaves it no other word, whatever its template knows.
+JSON schema that an answer must follow, and the call in the deltas of the OpenAI API. llama.cpp's
+own way lets a model talk before it calls, which a small one does for ever; this one leaves it no
+other word, whatever its template knows. Calls that are the model's own choice: `call_text`.
 """
 
 from __future__ import annotations
@@ -16,23 +16,39 @@ import msgspec
 from inferbus_schemas import messages as m
 
 _HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*')
-_ABOUT = (
-    "Answer with one call of a function, as a JSON object with the keys name and arguments. "
-    "The functions, one a line:"
-)
 _ANY = {"type": "object"}
 
 
 def demanded(said: m.Generation) -> list[dict[str, Any]]:
     """Return the functions of which a request demands one; empty where it demands none."""
-    choice = msgspec.json.decode(said.tool_choice) if said.tool_choice else None
-    if not said.tools or choice in (None, "none", "auto"):
+    choice = _choice(said)
+    if choice in ("none", "auto"):
         return []
-    functions = [tool["function"] for tool in msgspec.json.decode(said.tools)]
+    functions = _functions(said)
     if isinstance(choice, dict):
         wanted = choice["function"]["name"]
         functions = [one for one in functions if one["name"] == wanted]
     return functions
+
+
+def offered(said: m.Generation) -> list[str]:
+    """Return the names of the functions that a model may call or not; empty where it may none.
+
+    With a schema for its answer there is nothing that it may say but that.
+    """
+    if _choice(said) != "auto" or said.json_schema:
+        return []
+    return [one["name"] for one in _functions(said)]
+
+
+def _choice(said: m.Generation) -> Any:
+    if not said.tools:
+        return "none"
+    return (msgspec.json.decode(said.tool_choice) if said.tool_choice else None) or "auto"
+
+
+def _functions(said: m.Generation) -> list[dict[str, Any]]:
+    return [tool["function"] for tool in msgspec.json.decode(said.tools)]
 
 
 def schema(functions: list[dict[str, Any]]) -> dict[str, Any]:
@@ -66,16 +82,6 @@ def _moved(node: Any, to: str) -> Any:
         key: f"{to}{value[1:]}" if key == "$ref" and isinstance(value, str) else _moved(value, to)
         for key, value in node.items()
     }
-
-
-def told(messages: list[dict[str, Any]], functions: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the messages of a chat with what the model must know of the functions."""
-    lines = [msgspec.json.encode(one).decode() for one in functions]
-    about = "\n".join([_ABOUT, *lines])
-    first, *rest = messages
-    if first.get("role") != "system":
-        return [{"role": "system", "content": about}, *messages]
-    return [{**first, "content": f"{first['content']}\n\n{about}"}, *rest]
 
 
 class CallReader:

@@ -21,7 +21,8 @@ from inferbus_schemas import generation, tensors
 from inferbus_schemas import manifest as manifests
 from inferbus_schemas import messages as m
 from inferbus_worker.engines import wire
-from inferbus_worker.engines.llamacpp import LlamaEngine, Piece, PromptError
+from inferbus_worker.engines.llamacpp import LlamaEngine, PromptError
+from inferbus_worker.engines.pieces import Piece
 
 _AT_WORK_S = 0.5
 """Between two frames that say only that work goes on."""
@@ -141,7 +142,7 @@ class Generations:
             if asked.abort.is_set():
                 return False
             now_s = time.monotonic()
-            speaks = stream and (piece.n_tokens or piece.finish_reason)
+            speaks = stream and (piece.n_tokens or piece.tool_calls or piece.finish_reason)
             if speaks or now_s - told_s >= _AT_WORK_S:
                 told_s = now_s
                 number = asked.number

@@ -10,7 +10,6 @@ from __future__ import annotations
 import secrets
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ import msgspec
 from inferbus_schemas import generation
 from inferbus_schemas import messages as m
 from inferbus_schemas.manifest import Manifest
-from inferbus_worker.engines import calls
+from inferbus_worker.engines import calls, telling
+from inferbus_worker.engines.pieces import DemandedCall, OfferedCalls, Piece, Reader, Text
 from inferbus_worker.engines.refusals import LoadError
 
 _BATCH_TOKENS = 128
@@ -35,20 +35,6 @@ class PromptError(ValueError):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
-
-
-@dataclass(slots=True)
-class Piece:
-    """What one call back brought; all of it may be empty: then it only says that work goes on."""
-
-    text: str = ""
-    token_ids: tuple[int, ...] = ()
-    logprobs: list[Any] = field(default_factory=list)
-    tool_calls: list[Any] = field(default_factory=list)
-    finish_reason: str = ""
-    n_tokens: int = 0
-    n_prompt_tokens: int = 0
-    usage: dict[str, Any] | None = None
 
 
 class LlamaEngine:
@@ -105,8 +91,7 @@ class LlamaEngine:
         """
         refusal: list[Exception] = []
         chat = said is not None and said.prompt_kind == m.PROMPT_KIND_CHAT
-        functions = calls.demanded(said) if said is not None and self._forces_calls else []
-        call = calls.CallReader(f"call_{secrets.token_hex(12)}") if functions else None
+        reader: Reader = Text()
         n_told = said.top_logprobs if said is not None else 0
 
         def heard(chunk: dict[str, Any]) -> bool:
@@ -115,27 +100,43 @@ class LlamaEngine:
                 if "error" in chunk:
                     refusal.append(_refusal(chunk["error"]))
                     return True
+                pieces = [one for each in _pieces(chunk, n_told) for one in reader.take(each)]
                 # Each is told, also after one that was answered with False.
-                answers = [tell(_called(piece, call)) for piece in _pieces(chunk, n_told)]
-                return not all(answers)
+                answers = [tell(piece) for piece in pieces]
+                return reader.over or not all(answers)
             except Exception as error:  # noqa: BLE001 -- the engine swallows what a call raises
                 refusal.append(error)
                 return True
 
         asked = self._asked(said, choice)
-        if chat:
-            asked["messages"] = msgspec.json.decode(prompt)
-            if functions:
-                asked["messages"] = calls.told(asked["messages"], functions)
-                asked["json_schema"] = calls.schema(functions)
-                asked.pop("tools", None)
-                asked.pop("tool_choice", None)
+        if said is not None and chat:
+            reader = self._chat(asked, msgspec.json.decode(prompt), said)
             self._server.handle_chat_completions(asked, heard)
         else:
             asked["prompt"] = prompt
             self._server.handle_completions(asked, heard)
         if refusal:
             raise refusal[0]
+        for piece in reader.end():
+            tell(piece)
+
+    def _chat(
+        self, asked: dict[str, Any], messages: list[dict[str, Any]], said: m.Generation
+    ) -> Reader:
+        """Put the messages of a chat into a request; return what reads the answer."""
+        asked["messages"] = messages if self._tells_tools else telling.plain(messages)
+        if not self._forces_calls:
+            return Text()
+        if functions := calls.demanded(said):
+            asked["messages"] = telling.of_demand(telling.plain(messages), functions)
+            asked["json_schema"] = calls.schema(functions)
+            asked.pop("tools", None)
+            asked.pop("tool_choice", None)
+            return DemandedCall(_new_id())
+        if self._tells_tools or not (names := calls.offered(said)):
+            return Text()
+        asked["messages"] = telling.of_offer(asked["messages"], said)
+        return OfferedCalls(names, _new_id, one_call=said.one_call)
 
     def _asked(self, said: m.Generation | None, choice: int) -> dict[str, Any]:
         """Return a request in the library's words."""
@@ -175,6 +176,10 @@ _SAMPLING = (
 )
 
 
+def _new_id() -> str:
+    return f"call_{secrets.token_hex(12)}"
+
+
 def _logprobs(said: m.Generation) -> dict[str, Any]:
     # The engine counts the chosen token among the alternatives and knows no zero.
     n_wanted = max(1, said.top_logprobs)
@@ -206,16 +211,6 @@ def _pieces(chunk: dict[str, Any], n_told: int) -> list[Piece]:
     if (progress := chunk.get("prompt_progress")) is not None:
         out.append(Piece(n_prompt_tokens=int(progress.get("total", 0))))
     return out
-
-
-def _called(piece: Piece, call: calls.CallReader | None) -> Piece:
-    """Return a piece whose text is part of a call as that part."""
-    if call is None:
-        return piece
-    piece.tool_calls, piece.text = call.feed(piece.text), ""
-    if piece.finish_reason == "stop":
-        piece.finish_reason = "tool_calls"
-    return piece
 
 
 def _as_asked(one: dict[str, Any], n_told: int) -> dict[str, Any]:

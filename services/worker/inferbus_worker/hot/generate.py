@@ -224,7 +224,7 @@ class Generator:
 
     def on_tokens(self, run: _Run, piece: wire.Tokens) -> None:
         """Send a piece on."""
-        if not run.stream or not (piece.n_tokens or piece.finish_reason):
+        if not run.stream or not (piece.n_tokens or piece.tool_calls or piece.finish_reason):
             return
         request = run.work.request
         run.prompt_tokens = max(run.prompt_tokens, piece.prompt_tokens)

@@ -30,7 +30,7 @@ FORM_RESPONSES: Form
 FORM_GENERATE: Form
 
 class Generation(_message.Message):
-    __slots__ = ("prompt_kind", "max_tokens", "n", "temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "seed", "stop", "top_logprobs", "logit_bias", "json_schema", "tools", "tool_choice", "stream", "include_usage", "form")
+    __slots__ = ("prompt_kind", "max_tokens", "n", "temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "seed", "stop", "top_logprobs", "logit_bias", "json_schema", "tools", "tool_choice", "stream", "include_usage", "form", "one_call")
     class LogitBiasEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -57,6 +57,7 @@ class Generation(_message.Message):
     STREAM_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_USAGE_FIELD_NUMBER: _ClassVar[int]
     FORM_FIELD_NUMBER: _ClassVar[int]
+    ONE_CALL_FIELD_NUMBER: _ClassVar[int]
     prompt_kind: PromptKind
     max_tokens: int
     n: int
@@ -76,7 +77,8 @@ class Generation(_message.Message):
     stream: bool
     include_usage: bool
     form: Form
-    def __init__(self, prompt_kind: _Optional[_Union[PromptKind, str]] = ..., max_tokens: _Optional[int] = ..., n: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., top_logprobs: _Optional[int] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., json_schema: _Optional[str] = ..., tools: _Optional[str] = ..., tool_choice: _Optional[str] = ..., stream: _Optional[bool] = ..., include_usage: _Optional[bool] = ..., form: _Optional[_Union[Form, str]] = ...) -> None: ...
+    one_call: bool
+    def __init__(self, prompt_kind: _Optional[_Union[PromptKind, str]] = ..., max_tokens: _Optional[int] = ..., n: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., top_logprobs: _Optional[int] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., json_schema: _Optional[str] = ..., tools: _Optional[str] = ..., tool_choice: _Optional[str] = ..., stream: _Optional[bool] = ..., include_usage: _Optional[bool] = ..., form: _Optional[_Union[Form, str]] = ..., one_call: _Optional[bool] = ...) -> None: ...
 
 class Choice(_message.Message):
     __slots__ = ("finish_reason", "logprobs", "tool_calls")
