@@ -130,6 +130,33 @@ async def test_each_form_goes_on_as_it_began(form: m.Form, end: str) -> None:
     assert everything.count('"id":"mine"') == (4 if form == m.FORM_GENERATE else 0)
 
 
+@pytest.mark.parametrize("form", [m.FORM_CHAT, m.FORM_RESPONSES])
+async def test_calls_go_on_where_they_were_left(form: m.Form) -> None:
+    function = {"name": "f", "arguments": "{}"}
+    deltas: list[dict[str, Any]] = [
+        {"index": at, "id": f"call_{at}", "type": "function", "function": function}
+        for at in range(2)
+    ]
+    said = whole(3)
+    said.generated.form = form
+    fields: dict[str, Any] = {"tenant": "acme", "form": form, "text": ""}
+    chunks = [chunk(at, tool_calls=json.dumps([one]), **fields) for at, one in enumerate(deltas)]
+    chunks.append(chunk(2, finish_reason="tool_calls", **fields | {"n_tokens": 0}))
+
+    async def read(after: int) -> str:
+        again = resume._Again(REQUEST_ID, "acme", after)
+        for one in chunks:
+            again.apply(on(TOKENS, 40 + one.seq, one))
+        again.apply(on(PREDICTIONS, 7, said))
+        again.settle(caught_up=True)
+        return await written(again)
+
+    everything = await read(-1)
+    for after in (40, 41):
+        place = everything.index("\n\n", everything.index(f"id: 3:{after}\n")) + 2
+        assert await read(after) == everything[place:]
+
+
 async def test_one_that_ended_before_its_first_piece_goes_on_in_its_form() -> None:
     how = m.Generation(form=m.FORM_GENERATE, stream=True)
     request = m.Request(id=REQUEST_ID, tenant="acme", client_request_id="mine", generation=how)

@@ -232,6 +232,39 @@ def responses(client: openai.OpenAI) -> None:
     assert error.param == "previous_response_id"
 
 
+def called(client: openai.OpenAI) -> None:
+    """Calls as items of a response: in it, in its events, and taken back."""
+    clock = {"type": "function", **TIME["function"], "strict": True}
+    asked = {"model": "smollm2", "temperature": 0, "max_output_tokens": 60, "tools": [clock]}
+    question = {"role": "user", "content": "What time is it in Paris?"}
+    demand = {"tool_choice": {"type": "function", "name": "get_time"}, "input": [question]}
+    said = client.responses.create(**asked, **demand)
+    (call,) = said.output
+    assert (call.type, call.name, call.status) == ("function_call", "get_time", "completed"), said
+    assert isinstance(json.loads(call.arguments)["city"], str)
+    events = list(client.responses.create(stream=True, **asked, **demand))
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    kinds = [event.type.removeprefix("response.") for event in events]
+    begun = ["created", "in_progress", "output_item.added"]
+    whole = ["function_call_arguments.done", "output_item.done", "completed"]
+    assert (kinds[:3], kinds[-3:]) == (begun, whole), kinds
+    assert set(kinds[3:-3]) == {"function_call_arguments.delta"}
+    assert "".join(event.delta for event in events[3:-3]) == call.arguments
+    assert (events[-3].name, events[-3].arguments) == ("get_time", call.arguments)
+    assert events[-1].response.output == [events[-2].item]
+    with client.responses.stream(**asked, **demand) as stream:
+        (final,) = stream.get_final_response().output
+    assert (final.name, final.arguments) == (call.name, call.arguments)
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "12:30"}
+    more = client.responses.create(input=[question, call, result], **{**asked, "tools": []})
+    assert more.output_text, more
+    error = refused(
+        lambda: client.responses.create(input="hi", **{**asked, "tools": [{"type": "web_search"}]}),
+        openai.BadRequestError,
+    )
+    assert error.param == "tools"
+
+
 def others(client: openai.OpenAI) -> None:
     assert "smollm2" in [model.id for model in client.models.list()]
     assert client.models.retrieve("smollm2").object == "model"
@@ -310,6 +343,7 @@ def main() -> None:
         whole(client)
         streamed(client)
         responses(client)
+        called(client)
         others(client)
         if prefix == "/v1":
             asyncio.run(

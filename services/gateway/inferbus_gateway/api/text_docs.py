@@ -169,6 +169,7 @@ def _schemas() -> Body:
                 "response_format": {"type": "object"},
                 "tools": {"type": "array"},
                 "tool_choice": {},
+                "parallel_tool_calls": {"type": "boolean"},
             },
         },
         "TextRequest": {
@@ -203,6 +204,9 @@ def _schemas() -> Body:
                 "top_p": _number(0, 1),
                 "text": {"type": "object"},
                 "stream": {"type": "boolean"},
+                "tools": {"type": "array"},
+                "tool_choice": {},
+                "parallel_tool_calls": {"type": "boolean"},
             },
         },
         "RerankRequest": {

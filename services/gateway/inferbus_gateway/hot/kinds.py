@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from inferbus_gateway.errors import WrongTaskError
-from inferbus_gateway.hot import dialects, prompts, responses
+from inferbus_gateway.hot import dialects, prompts, response_input, responses
 from inferbus_gateway.hot.route import Target
 from inferbus_schemas import generation
 from inferbus_schemas import messages as m
@@ -29,7 +29,7 @@ class Kind(NamedTuple):
 KINDS = {
     CHAT: Kind(prompts.chat, dialects.Chat),
     TEXT: Kind(prompts.text, dialects.Text),
-    RESPONSES: Kind(responses.read, responses.Responses),
+    RESPONSES: Kind(response_input.read, responses.Responses),
 }
 
 

@@ -1,115 +1,97 @@
-"""`/v1/responses`: OpenAI's newer shape of the same answers, without state on our side; pure.
+"""How `/v1/responses` writes: items of an output, and the named events that make them; pure.
 
-In: a decoded body, then chunks and a prediction. Out: an `Ask` as `/v1/chat/completions` makes one,
-and named events or the body of the answer. Nothing of a response is kept for a later one: a client
-sends what was said before, as it does for chats.
+In: chunks and a prediction. Out: named events, or the body of the answer. What a client asked for
+is not said again: whoever goes on with a stream knows of it only what its chunks say.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from inferbus_gateway.errors import ParameterError
-from inferbus_gateway.hot import dialects, prompts
+from inferbus_gateway.hot import dialects
 from inferbus_kit.errors import InferbusError
 from inferbus_schemas import ids
 from inferbus_schemas import messages as m
-from inferbus_schemas.generation import GenerationSettings
 
 Body = dict[str, Any]
-
-_SAME = ("model", "temperature", "top_p", "stream", "user", "metadata", "store")
-_KNOWN = frozenset(
-    {
-        *_SAME,
-        *("input", "instructions", "max_output_tokens", "text", "truncation", "tool_choice"),
-        *("parallel_tool_calls", "tools", "previous_response_id", "conversation", "background"),
-    }
-)
-_STATEFUL = ("previous_response_id", "conversation", "background", "tools")
-_PARTS = frozenset({"input_text", "output_text", "text"})
+_Said = list[tuple[str, Body]]
 
 
-def read(body: Body, settings: GenerationSettings) -> prompts.Ask:
-    """Read a body.
+@dataclass(slots=True)
+class _Item:
+    """An item of an output while it grows: a message, or the call of which `call` is the head."""
 
-    Raises:
-        ParameterError, ContextExceededError: it is refused.
-    """
-    for name in body:
-        if name not in _KNOWN:
-            raise ParameterError(name[:64], f"unknown parameter: {name[:64]}")
-    for name in _STATEFUL:
-        if body.get(name):
-            raise ParameterError(name, f"{name} is not supported here; send what was said before")
-    if body.get("truncation") not in (None, "disabled"):
-        raise ParameterError("truncation", "truncation is disabled")
-    chat: Body = {name: body[name] for name in _SAME if name in body}
-    chat["messages"] = _messages(body)
-    chat["max_tokens"] = body.get("max_output_tokens")
-    if (form := _format(body.get("text"))) is not None:
-        chat["response_format"] = form
-    ask = prompts.chat(chat, settings)
-    ask.generation.form = m.FORM_RESPONSES
-    return ask
+    id: str
+    index: int
+    call: Body | None
+    text: str = ""
 
+    def body(self, status: str) -> Body:
+        """Return the item; one that has only begun holds nothing yet."""
+        head = {"id": self.id, "status": status}
+        if self.call is not None:
+            return {**head, "type": "function_call", **self.call, "arguments": self.text}
+        content = [] if status == "in_progress" else [_part(self.text)]
+        return {**head, "type": "message", "role": "assistant", "content": content}
 
-def _messages(body: Body) -> list[Any]:
-    said = body.get("input")
-    items = [{"role": "user", "content": said}] if isinstance(said, str) else said
-    if not isinstance(items, list) or not items:
-        raise ParameterError("input", "input is a text or a list of messages")
-    instructions = body.get("instructions")
-    out: list[Any] = []
-    if instructions is not None:
-        out.append({"role": "system", "content": instructions})
-    for index, item in enumerate(items):
-        if not isinstance(item, dict) or item.get("type", "message") != "message":
-            raise ParameterError(f"input[{index}]", "each item of input is a message")
-        out.append({"role": item.get("role"), "content": _content(item.get("content"), index)})
-    return out
-
-
-def _content(said: Any, index: int) -> Any:
-    if not isinstance(said, list):
+    def begun(self) -> _Said:
+        """Return what says that it begins."""
+        added = {"output_index": self.index, "item": self.body("in_progress")}
+        said = [("response.output_item.added", added)]
+        if self.call is None:
+            said.append(("response.content_part.added", {**self._place, "part": _part("")}))
         return said
-    parts = []
-    for part in said:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if not isinstance(kind, str) or kind not in _PARTS:
-            raise ParameterError(f"input[{index}]", "a message holds text; this model sees no more")
-        parts.append({"type": "text", "text": part.get("text")})
-    return parts
 
+    def grown(self, text: str) -> _Said:
+        """Return what says that it grows."""
+        self.text += text
+        if self.call is None:
+            delta = {**self._place, "delta": text, "logprobs": []}
+            return [("response.output_text.delta", delta)]
+        return [("response.function_call_arguments.delta", {**self._place, "delta": text})]
 
-def _format(said: Any) -> Body | None:
-    form = said.get("format") if isinstance(said, dict) else said
-    if form is None:
-        return None
-    if not isinstance(form, dict):
-        raise ParameterError("text", "text.format is an object")
-    if form.get("type") == "json_schema":
-        return {"type": "json_schema", "json_schema": {"schema": form.get("schema")}}
-    return form
+    def done(self, status: str) -> _Said:
+        """Return what says that it is whole."""
+        item = self.body(status)
+        ended = ("response.output_item.done", {"output_index": self.index, "item": item})
+        if self.call is not None:
+            whole = {**self._place, "name": self.call["name"], "arguments": self.text}
+            return [("response.function_call_arguments.done", whole), ended]
+        whole = {**self._place, "text": self.text, "logprobs": []}
+        part = {**self._place, "part": _part(self.text)}
+        return [
+            ("response.output_text.done", whole),
+            ("response.content_part.done", part),
+            ended,
+        ]
+
+    @property
+    def _place(self) -> Body:
+        place: Body = {"item_id": self.id, "output_index": self.index}
+        return place if self.call is not None else {**place, "content_index": 0}
 
 
 class Responses:
     """How this route writes.
 
-    Invariants: `sequence_number` counts the events of a stream from 0; a delta's place is that of
-    its chunk; the last event is `response.completed`, or `response.incomplete` where it was cut at
-    its length.
+    Invariants: `sequence_number` counts the events of a stream from 0; a chunk's place stands on
+    the last event that it brings; an item is done before the next one begins; the last event is
+    `response.completed`, or `response.incomplete` where it was cut at its length.
     """
 
     prefix = "resp_"
 
     def __init__(self, request_id: bytes) -> None:
-        text = ids.text(request_id)
-        self._id, self._item_id = f"{self.prefix}{text}", f"msg_{text}"
+        self._text_id = ids.text(request_id)
+        self._id = f"{self.prefix}{self._text_id}"
         self._created = ids.unix_ms(request_id) // 1000
         self._n_events = 0
+        self._items: list[_Item] = []
+        self._call_index = -1
+        """Of the item that grows; -1 where that is a message."""
 
     def _response(self, model: str, status: str, output: list[Body], usage: Body | None) -> Body:
         incomplete = {"reason": "max_output_tokens"} if status == "incomplete" else None
@@ -124,28 +106,30 @@ class Responses:
             "metadata": {},
             "model": model,
             "output": output,
-            "parallel_tool_calls": False,
+            "parallel_tool_calls": True,
             "previous_response_id": None,
             "store": False,
             "temperature": None,
             "text": {"format": {"type": "text"}},
-            "tool_choice": "none",
+            "tool_choice": "auto",
             "tools": [],
             "top_p": None,
             "truncation": "disabled",
             "usage": usage,
         }
 
-    def _item(self, status: str, text: str | None) -> Body:
-        return {
-            "id": self._item_id,
-            "type": "message",
-            "role": "assistant",
-            "status": status,
-            "content": [] if text is None else [_part(text)],
-        }
+    def _message(self) -> _Item:
+        """Return a message that begins."""
+        at = len(self._items)
+        return _Item(f"msg_{self._text_id}{f'_{at}' if at else ''}", at, None)
 
-    def _event(self, kind: str, place: str = "", **said: Any) -> bytes:
+    def _call(self, delta: Body) -> _Item:
+        """Return a call that begins with a delta."""
+        at = len(self._items)
+        head = {"call_id": delta.get("id", ""), "name": delta["function"].get("name", "")}
+        return _Item(f"fc_{self._text_id}_{at}", at, head)
+
+    def _event(self, kind: str, said: Body, place: str = "") -> bytes:
         body = {"type": kind, "sequence_number": self._n_events, **said}
         self._n_events += 1
         head = f"id: {place}\n" if place else ""
@@ -159,26 +143,55 @@ class Responses:
         """Return the body of a whole answer."""
         (text,) = dialects.texts(prediction)
         (choice,) = prediction.generated.choices
+        calls = msgspec.json.decode(choice.tool_calls) if choice.tool_calls else []
+        self._items, self._call_index = [], -1
+        if text or not calls:
+            self._grow_text(text)
+        for index, call in enumerate(calls):
+            self._grow_call({"index": index, **call})
+        return self._whole(prediction)
+
+    def _whole(self, prediction: m.Prediction) -> Body:
+        """Return the body of the answer whose items are there."""
+        (choice,) = prediction.generated.choices
         status = "incomplete" if choice.finish_reason == "length" else "completed"
-        usage = _usage(prediction.generated)
-        return self._response(prediction.model, status, [self._item(status, text)], usage)
+        last = self._items[-1]
+        output = [one.body(status if one is last else "completed") for one in self._items]
+        return self._response(prediction.model, status, output, _usage(prediction.generated))
+
+    def _grow_text(self, text: str) -> _Said:
+        said: _Said = []
+        if not self._items or self._call_index >= 0:
+            said += self._begin(self._message(), -1)
+        return said + (self._items[-1].grown(text) if text else [])
+
+    def _grow_call(self, delta: Body) -> _Said:
+        said: _Said = []
+        if delta["index"] != self._call_index:
+            said += self._begin(self._call(delta), delta["index"])
+        text = delta["function"].get("arguments")
+        return said + (self._items[-1].grown(text) if text else [])
+
+    def _begin(self, item: _Item, call_index: int) -> _Said:
+        said = self._items[-1].done("completed") if self._items else []
+        self._items.append(item)
+        self._call_index = call_index
+        return said + item.begun()
 
     def events(self, chunk: m.TokenChunk, place: str) -> bytes:
         """Return the events of a chunk; before the first one, that the answer begins."""
-        where: Body = {"item_id": self._item_id, "output_index": 0, "content_index": 0}
         out = []
         if not self._n_events:
-            begun = self._response(chunk.model, "in_progress", [], None)
-            item = self._item("in_progress", None)
-            out += [
-                self._event("response.created", response=begun),
-                self._event("response.in_progress", response=begun),
-                self._event("response.output_item.added", output_index=0, item=item),
-                self._event("response.content_part.added", **where, part=_part("")),
-            ]
-        if chunk.text:
-            kind = "response.output_text.delta"
-            out.append(self._event(kind, place, **where, delta=chunk.text, logprobs=[]))
+            begun = {"response": self._response(chunk.model, "in_progress", [], None)}
+            out += [self._event(f"response.{kind}", begun) for kind in ("created", "in_progress")]
+        said = self._grow_text(chunk.text) if chunk.text else []
+        for delta in msgspec.json.decode(chunk.tool_calls) if chunk.tool_calls else ():
+            said += self._grow_call(delta)
+        last = len(said) - 1
+        out += [
+            self._event(kind, body, place if at == last else "")
+            for at, (kind, body) in enumerate(said)
+        ]
         return b"".join(out)
 
     def rest(self, chunk: m.TokenChunk) -> bytes:
@@ -188,18 +201,11 @@ class Responses:
     def end(self, prediction: m.Prediction, *, include_usage: bool) -> bytes:
         """Return what follows the last chunk; usage is always told."""
         del include_usage
-        where: Body = {"item_id": self._item_id, "output_index": 0, "content_index": 0}
-        whole = self.answer(prediction)
-        (item,) = whole["output"]
-        text = item["content"][0]["text"]
-        return b"".join(
-            [
-                self._event("response.output_text.done", **where, text=text, logprobs=[]),
-                self._event("response.content_part.done", **where, part=_part(text)),
-                self._event("response.output_item.done", output_index=0, item=item),
-                self._event(f"response.{whole['status']}", response=whole),
-            ]
-        )
+        said = [] if self._items else self._begin(self._message(), -1)
+        whole = self._whole(prediction)
+        said += self._items[-1].done(whole["status"])
+        said.append((f"response.{whole['status']}", {"response": whole}))
+        return b"".join(self._event(kind, body) for kind, body in said)
 
     def error(self, error: InferbusError, code: str = "") -> Body:
         """Return an error, as a body and as an event's data."""
