@@ -30,6 +30,8 @@ GATEWAY, WORKER, LOGGER = (f"inferbus-{role}" for role in ("gateway", "worker", 
 IN_INBOX = (WORKER, f"process {topics.topic(topics.REQUESTS, 'default').name}")
 IN_JOBS = (WORKER, f"process {topics.topic(topics.JOB_CHUNKS, 'default').name}")
 IN_LOG = (LOGGER, f"process {topics.topic(topics.PREDICTIONS).name}")
+SUBMISSIONS = topics.topic(topics.SUBMISSIONS, tenant="local").name
+SUBMITTED = (GATEWAY, f"process {SUBMISSIONS}")
 MODEL = "breast-cancer"
 N_ROWS = 40
 
@@ -77,7 +79,7 @@ async def of_each_way_to_ask(stack: Stack, collector: Collector, ledger: Ledger)
     ways: tuple[tuple[Callable[[Stack, Ledger, str], Awaitable[None]], Any], ...] = (
         (_by_http, ((GATEWAY, "POST /v2/models/{model}/infer"), IN_INBOX)),
         (_by_grpc, ((GATEWAY, "inference.GRPCInferenceService/ModelInfer"), IN_INBOX)),
-        (_by_kafka, (IN_INBOX,)),
+        (_by_kafka, (SUBMITTED, IN_INBOX)),
         (_as_a_job, ((GATEWAY, "POST /v1/jobs"), IN_JOBS)),
         (_as_a_job_of_one_row, ((GATEWAY, "POST /v2/models/{model}/infer"), IN_JOBS)),
         (_as_a_batch, ((GATEWAY, "POST /v1/batches"), IN_JOBS)),
@@ -140,7 +142,7 @@ async def _by_kafka(stack: Stack, ledger: Ledger, traceparent: str) -> None:
     }
     producer = Producer({"bootstrap.servers": stack.kafka})
     producer.produce(
-        topics.topic(topics.SUBMISSIONS, tenant="local").name,
+        SUBMISSIONS,
         json.dumps({"requests": [request]}),
         headers={"content-type": "application/json", "traceparent": traceparent},
     )

@@ -174,6 +174,7 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
             max_rows=settings.max_rows,
             enter=requests.enter,
             owes=owed.waits,
+            tracing=tracing,
         )
         if settings.submission_tenants
         else None

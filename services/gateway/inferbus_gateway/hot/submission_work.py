@@ -1,11 +1,12 @@
-"""What is open of submissions: records until they are done, and frames that are being filled; pure.
+"""What is open of submissions: records until they are done, and frames that are being filled.
 
-In: records and their requests. Out: counts that bound memory, and offsets that may be committed.
+In: records and their requests. Out: counts that bound memory, offsets that may be committed, and a
+span for each record whose writer's is sampled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from aiokafka.structs import TopicPartition
 
@@ -13,6 +14,7 @@ from inferbus_gateway.hot.publish import MAX_FRAME_BYTES, MAX_FRAME_REQUESTS
 from inferbus_gateway.hot.submitted import Place, Submitted
 from inferbus_kit.consume import Record
 from inferbus_kit.offsets import ContiguousOffsets
+from inferbus_kit.telemetry import OpenSpan, Tracing
 from inferbus_schemas import messages as m
 from inferbus_schemas.membership import InboxLease
 
@@ -42,7 +44,7 @@ class Partition:
 class Work:
     """One record, until nothing of it is open; `n_bytes` is what it may hold in memory."""
 
-    __slots__ = ("n_bytes", "n_open", "offset", "part", "place")
+    __slots__ = ("n_bytes", "n_open", "offset", "part", "place", "span")
 
     def __init__(self, part: Partition, record: Record, place: Place) -> None:
         self.part = part
@@ -50,6 +52,16 @@ class Work:
         self.offset = record.offset
         self.n_bytes = len(record.value or b"")
         self.n_open = 1
+        self.span: OpenSpan | None = None
+
+    def trace(self, tracing: Tracing, topic: str, members: Sequence[Submitted]) -> None:
+        """Begin a span where the writer's is sampled; the requests of the record belong to it."""
+        context = members[0].request.traceparent
+        if not (tracing.on and context):
+            return
+        self.span = tracing.open(f"process {topic}", parent=context, kind="CONSUMER")
+        for one in members:
+            one.request.traceparent = self.span.traceparent
 
     def done_one(self) -> None:
         """Note that one of its requests needs nothing more of us."""
@@ -57,6 +69,8 @@ class Work:
         if self.n_open == 0:
             self.part.open_bytes -= self.n_bytes
             self.part.offsets.done(self.offset)
+            if self.span is not None:
+                self.span.end()
 
 
 def committable(

@@ -44,6 +44,7 @@ from inferbus_kit.health import Health
 from inferbus_kit.kafka import client_options
 from inferbus_kit.lifecycle import Fail, cancel, watched
 from inferbus_kit.produce import Delivery, Producer
+from inferbus_kit.telemetry import Tracing
 from inferbus_schemas import access, envelope, ids, topics
 from inferbus_schemas import messages as m
 from inferbus_schemas.access import Principal
@@ -91,8 +92,9 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         max_rows: int,
         enter: Callable[[Principal], None],
         owes: Callable[[str, float], bool],
+        tracing: Tracing,
     ) -> None:
-        self._fail = fail
+        self._fail, self._tracing = fail, tracing
         self._enter, self._owes = enter, owes
         self._callers = {tenant: access.principal(tenant, "submissions", ()) for tenant in tenants}
         entry = topics.topic(topics.SUBMISSIONS)
@@ -231,6 +233,7 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             self._spawn(self._bury(work, record, error))
             return
         members = submitted.requests(said, record, work.place)
+        work.trace(self._tracing, record.topic, members)
         work.n_open = len(members)
         work.n_bytes += len(members) * REQUEST_BYTES
         part.open_bytes += len(members) * REQUEST_BYTES
