@@ -29,14 +29,13 @@ FAST = 1 << 40
 
 @asynccontextmanager
 async def fetching(
-    slots: parquet.Slots,
-) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    slots: parquet.Slots, patience_s: float | None
+) -> AsyncIterator[asyncio.StreamReader]:
     """Serve a file and ask for it; both ends hold little that was not read."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        share = slots.of("acme")
-        pieces = parquet.file(share, packed(N_ROWS), SIGNATURE, 1 << 24)
-        await Streamed(pieces, parquet.MEDIA_TYPE, share.pace.patience_s)(scope, receive, send)
+        pieces = parquet.file(slots.of("acme"), packed(N_ROWS), SIGNATURE, 1 << 24)
+        await Streamed(pieces, parquet.MEDIA_TYPE, patience_s)(scope, receive, send)
 
     server = HttpServer(app, "127.0.0.1", 0)
     server._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 << 10)
@@ -48,7 +47,7 @@ async def fetching(
         await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", server.port))
         reader, writer = await asyncio.open_connection(sock=sock, limit=16 << 10)
         writer.write(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
-        yield reader, writer
+        yield reader
         writer.close()
     finally:
         await server.stop()
@@ -62,20 +61,20 @@ async def let_go(slots: parquet.Slots) -> None:
 
 async def test_who_takes_less_than_it_must_on_the_whole_is_cut_off() -> None:
     slots = parquet.Slots(n_tenant_fetched=1, pace=parquet.Pace(FAST, 0.2))
-    async with fetching(slots) as (reader, _writer):
+    async with fetching(slots, None) as reader:
         taken = b""
         while piece := await reader.read(8 << 10):
             taken += piece
             await asyncio.sleep(0.01)
         assert taken.startswith(b"HTTP/1.1 200")
-        assert len(taken) < N_ROWS * 3000, "each piece was taken in time, all of them were not"
+        assert len(taken) < N_ROWS * 3000
         assert not taken.endswith(b"0\r\n\r\n"), "the answer does not look whole"
         await let_go(slots)
 
 
 async def test_who_takes_nothing_for_too_long_is_cut_off() -> None:
-    slots = parquet.Slots(n_tenant_fetched=1, pace=parquet.Pace(0, 0.2))
-    async with fetching(slots) as (reader, _writer):
+    slots = parquet.Slots(n_tenant_fetched=1)
+    async with fetching(slots, 0.2) as reader:
         await reader.readuntil(b"\r\n\r\n")
         await let_go(slots)
         rest = await reader.read()
@@ -85,7 +84,7 @@ async def test_who_takes_nothing_for_too_long_is_cut_off() -> None:
 
 async def test_who_is_fast_enough_has_all_of_it() -> None:
     slots = parquet.Slots(n_tenant_fetched=1, pace=parquet.Pace(1, 0.2))
-    async with fetching(slots) as (reader, _writer):
+    async with fetching(slots, None) as reader:
         taken = b""
         while not taken.endswith(b"0\r\n\r\n"):
             taken += await reader.read(1 << 16)

@@ -119,6 +119,15 @@ async def test_requests_of_a_poll_share_batches(side: Side, tmp_path: Path) -> N
         assert said.batch_row < said.batch_size <= 16
         rows.add(said.batch_row)
     assert len(batches) < 10
+    # One that takes far longer than it has, in pieces: it ends between two, and others go between.
+    values = np.full(200, 1_000_000, np.int64)
+    raw = tensor_set(("n", "INT64", values.shape, values.tobytes()))
+    large, small = request(model, 1, raw, ttl_ms=3000), number(model, 7)
+    await side.send(inbox, large)
+    await side.send(inbox, small)
+    assert doubled(await side.answer(small.id)) == [14]
+    assert not side.answers(large.id)
+    assert (await side.answer(large.id)).outcome == m.OUTCOME_EXPIRED
 
 
 async def test_what_cannot_run_gets_its_own_record(side: Side) -> None:
