@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 import subprocess
-import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support import registry, servers
+from tests.support import forkserver, registry, servers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -48,15 +47,8 @@ def inferbus(
     *arguments: str, cwd: Path | None = None, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("INFERBUS_")}
-    return subprocess.run(
-        [sys.executable, "-m", "inferbus_cli", *arguments],
-        env={**clean, "INFERBUS_API_KEY": registry.ADMIN_KEY, **(env or {})},
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    environment = {**clean, "INFERBUS_API_KEY": registry.ADMIN_KEY, **(env or {})}
+    return forkserver.done("inferbus_cli", environment, arguments, cwd=cwd)
 
 
 def failed(run: subprocess.CompletedProcess[str], said: str, code: int = 1) -> bool:

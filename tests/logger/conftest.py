@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-from tests.support.forkserver import ForkServer
+from tests.support import forkserver
 
 
-@pytest.fixture(scope="package")
-def loggers() -> Iterator[ForkServer]:
+@pytest.fixture(scope="session")
+def loggers() -> forkserver.ForkServer:
     """Processes of `inferbus_logger`."""
-    with ForkServer("inferbus_logger") as one:
-        yield one
+    return forkserver.server("inferbus_logger")

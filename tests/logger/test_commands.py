@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 
 from inferbus_schemas import ids, tensors
 from inferbus_schemas import messages as m
-from tests.support import predictions
+from tests.support import forkserver, predictions
 from tests.support.forkserver import ForkServer
 from tests.support.logs import Log, forked, fresh_log
 
@@ -27,17 +26,9 @@ async def log(kafka_bootstrap: str, postgres_url: str) -> AsyncIterator[Log]:
 
 
 async def _run(log: Log, *arguments: str, **settings: str) -> tuple[int, str, str]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "inferbus_logger",
-        *arguments,
-        env=log.environment(**settings),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await process.communicate()
-    return process.returncode or 0, out.decode(), err.decode()
+    environment = log.environment(**settings)
+    said = await asyncio.to_thread(forkserver.done, "inferbus_logger", environment, arguments)
+    return said.returncode, said.stdout, said.stderr
 
 
 async def _json(log: Log, *arguments: str) -> tuple[int, Any]:

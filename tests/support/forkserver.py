@@ -16,6 +16,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -25,12 +26,13 @@ from typing import Any, Self
 ROOT = Path(__file__).resolve().parents[2]
 
 PRELOAD = {
-    "inferbus_gateway": ("inferbus_gateway.wiring",),
-    "inferbus_worker": ("inferbus_worker.wiring",),
-    "inferbus_registry": ("inferbus_registry.wiring", "inferbus_registry.migrate"),
-    "inferbus_logger": ("inferbus_logger.app", "inferbus_logger.wiring"),
+    "inferbus_gateway": ("wiring",),
+    "inferbus_worker": ("wiring",),
+    "inferbus_registry": ("wiring", "migrate"),
+    "inferbus_logger": ("app", "wiring", "commands"),
+    "inferbus_cli": ("models", "keys", "predict", "jobs", "predictions", "topics"),
 }
-"""Programs, and what importing of theirs takes long."""
+"""Packages, and the modules of theirs that take long to import."""
 
 
 class ForkServer:
@@ -160,9 +162,25 @@ def run(
     return Forked(one, pid)
 
 
+def done(
+    package: str,
+    environment: Mapping[str, str],
+    arguments: Sequence[str],
+    *,
+    cwd: Path | None = None,
+    timeout_s: float = 60.0,
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m package arguments` as a fork to its end and return what it said."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, errors = Path(folder) / "out", Path(folder) / "errors"
+        process = run(package, environment, out, arguments=arguments, errors=errors, cwd=cwd)
+        code = process.wait(timeout_s)
+        return subprocess.CompletedProcess(arguments, code, out.read_text(), errors.read_text())
+
+
 def _serve(package: str) -> None:
     for name in PRELOAD[package]:
-        importlib.import_module(name)
+        importlib.import_module(f"{package}.{name}")
     ends: dict[int, int | None] = {}
     try:
         for line in sys.stdin:
