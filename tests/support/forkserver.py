@@ -30,9 +30,11 @@ PRELOAD = {
     "inferbus_worker": ("wiring",),
     "inferbus_registry": ("wiring", "migrate"),
     "inferbus_logger": ("app", "wiring", "commands"),
-    "inferbus_cli": ("models", "keys", "predict", "jobs", "predictions", "topics"),
+    "inferbus_cli": ("http", "models", "keys", "predict", "jobs", "predictions", "topics"),
 }
 """Packages, and the modules of theirs that take long to import."""
+_LATE = {"inferbus_cli": ("httpcore", "certifi")}
+"""What they import only once they run."""
 
 
 class ForkServer:
@@ -179,8 +181,8 @@ def done(
 
 
 def _serve(package: str) -> None:
-    for name in PRELOAD[package]:
-        importlib.import_module(f"{package}.{name}")
+    for name in (*(f"{package}.{one}" for one in PRELOAD[package]), *_LATE.get(package, ())):
+        importlib.import_module(name)
     ends: dict[int, int | None] = {}
     try:
         for line in sys.stdin:
