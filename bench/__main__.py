@@ -9,6 +9,7 @@ NAMES = {
     "roundtrip": "HTTP to HTTP latency by hop at 1, 16, 64, 256 connections",
     "access": "a caller with a key and limits beside one without, on one stack",
     "jobs": "rows of a job beside a raw loop, through kills; requests beside a job",
+    "first_token": "smollm2's first tokens: the engine alone, the platform, beside a batch",
     "fuzz": "11,400 hostile requests: no 500, no silence, no leak, no growth",
     "startup": "make up in a fresh clone until it serves, four times, and Ctrl-C until it ended",
     "before": "this commit, with key and limits, beside an earlier one; both stacks take turns",
