@@ -17,13 +17,22 @@ if TYPE_CHECKING:
 
 TASK = "text-generation"
 PROMPT = "text_input"
-"""The one input, BYTES [1]: a text, or for chats a JSON array of messages."""
+"""The one input, BYTES [1]: a text, token ids, or for chats a JSON array of messages.
+
+A request that says how to generate may hold several, where they are no chats.
+"""
 TEXT = "text_output"
-"""The one output, BYTES [-1]: a text per choice. Both names are those of Triton's LLM backends."""
+"""The one output, BYTES [-1]: a text per choice, prompt by prompt.
+
+Both names are those of Triton's LLM backends.
+"""
 
 _TENSORS = [(PROMPT, "BYTES", (1,)), (TEXT, "BYTES", (-1,))]
 
 MAX_CHOICES = 8
+MAX_PROMPTS = 16
+MAX_LIST_CHOICES = 32
+"""Of all prompts of a request together."""
 MAX_STOPS = 4
 MAX_STOP_CHARS = 256
 MAX_LOGPROBS = 20

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inferbus_gateway import errors
-from inferbus_gateway.hot import prompt_lists, prompts, schemas
+from inferbus_gateway.hot import prompts, schemas
 from inferbus_schemas import messages as m
 from inferbus_schemas import tensors
 from inferbus_schemas.generation import GenerationSettings
@@ -84,7 +84,7 @@ def test_messages_become_plain() -> None:
             {"role": "tool", "tool_call_id": "1", "content": "4"},
         ]
     )
-    roles = [one["role"] for one in json.loads(ask.prompt)]
+    roles = [one["role"] for one in json.loads(ask.prompts[0])]
     assert roles == ["system", "assistant", "tool"]
 
 
@@ -247,38 +247,47 @@ def test_a_request_s_own_id_is_bounded() -> None:
         prompts.own_id({"id": "\ud800"})
 
 
-def test_a_list_of_prompts_is_a_body_for_each() -> None:
-    body = {"model": "m", "n": 2}
-    for one in ("x", ["x"], [1, 2], [], None, ["x", 5]):
-        assert prompt_lists.split({**body, "prompt": one}) == [{**body, "prompt": one}]
-    both = [{**body, "prompt": "x"}, {**body, "prompt": "y"}]
-    assert prompt_lists.split({**body, "prompt": ["x", "y"]}) == both
-    for wrong in ({"prompt": ["x"] * 17}, {"prompt": ["x", "y"], "stream": True}):
-        with pytest.raises(errors.ParameterError) as caught:
-            prompt_lists.split({**body, **wrong})
-        assert caught.value.param == "prompt"
+def text(prompt: Any, **said: Any) -> prompts.Ask:
+    return prompts.text({"model": "m", "prompt": prompt, **said}, SETTINGS)
 
 
-def test_choices_are_numbered_prompt_by_prompt() -> None:
-    usage: dict[str, Any] = {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
-    answers: list[dict[str, Any]] = [
-        {
-            "id": "cmpl-1",
-            "choices": [{"index": index, "text": f"{text}{index}"} for index in range(2)],
-            "usage": {**usage, "prompt_tokens_details": {"cached_tokens": 1}},
-        }
-        for text in "ab"
-    ]
-    said = prompt_lists.merged(answers)
-    assert [(one["index"], one["text"]) for one in said["choices"]] == [
-        (0, "a0"),
-        (1, "a1"),
-        (2, "b0"),
-        (3, "b1"),
-    ]
-    assert said["usage"] == {
-        "prompt_tokens": 4,
-        "completion_tokens": 6,
-        "total_tokens": 10,
-        "prompt_tokens_details": {"cached_tokens": 2},
-    }
+@pytest.mark.parametrize(
+    ("prompt", "kind", "elements"),
+    [
+        ("x", m.PROMPT_KIND_TEXT, (b"x",)),
+        (["x"], m.PROMPT_KIND_TEXT, (b"x",)),
+        (["x", "y"], m.PROMPT_KIND_TEXT, (b"x", b"y")),
+        ([1, 2], m.PROMPT_KIND_TOKENS, (b"[1,2]",)),
+        ([[1, 2], [3]], m.PROMPT_KIND_TOKENS, (b"[1,2]", b"[3]")),
+    ],
+)
+def test_prompts_are_texts_or_token_ids(
+    prompt: Any, kind: m.PromptKind, elements: tuple[bytes, ...]
+) -> None:
+    ask = text(prompt, n=2, stream=True)
+    assert (ask.prompts, ask.generation.prompt_kind) == (elements, kind)
+    assert ask.n_choices == 2 * len(elements)
+    (tensor,) = m.TensorSet.FromString(ask.tensors()).tensors
+    assert list(tensor.shape) == [len(elements)]
+    assert tuple(tensors.split_bytes(tensor.data)) == elements
+
+
+NO_PROMPTS: tuple[Any, ...] = (
+    *(None, 5, "", [], ["x", ""], ["x", 5], [5, "x"], [[]], [[5], "x"], [[5], []], {"a": 1}),
+    *([True], [-1], [1 << 31], [0.5], [[5, "x"]], [[[5]]], ["x"] * 17, [[5]] * 17),
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "param"),
+    [
+        *[({"prompt": prompt}, "prompt") for prompt in NO_PROMPTS],
+        ({"prompt": ["x"] * 16, "n": 3}, "n"),
+        ({"prompt": [5] * 2049}, "context_length_exceeded"),
+        ({"prompt": ["x", "y" * (2048 * 64 + 1)]}, "context_length_exceeded"),
+    ],
+)
+def test_prompts_that_are_none_are_refused(said: Any, param: str) -> None:
+    with pytest.raises(errors.InvalidRequestError) as caught:
+        text(**said)
+    assert getattr(caught.value, "param", caught.value.code) == param

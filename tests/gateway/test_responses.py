@@ -44,7 +44,7 @@ def test_a_body_becomes_a_chat() -> None:
         "text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "object"}}},
     }
     ask = response_input.read(body, SETTINGS)
-    roles = [(one["role"], one["content"]) for one in json.loads(ask.prompt)]
+    roles = [(one["role"], one["content"]) for one in json.loads(ask.prompts[0])]
     assert roles == [("system", "be brief"), ("user", "hi"), ("assistant", "yes")]
     assert ask.generation.max_tokens == 9
     assert json.loads(ask.generation.json_schema) == {"type": "object"}
@@ -108,7 +108,7 @@ def test_calls_and_their_results_are_those_of_a_chat() -> None:
         calls[0],
     ]
     ask = response_input.read({"model": "m", "input": items}, SETTINGS)
-    _, first, *results, last = json.loads(ask.prompt)
+    _, first, *results, last = json.loads(ask.prompts[0])
     function = {"name": "f", "arguments": "{}"}
     made = [{"id": at, "type": "function", "function": function} for at in "ab"]
     assert first == {"role": "assistant", "content": "", "tool_calls": made}

@@ -103,7 +103,7 @@ def shapes(file: str) -> tuple[Shape, ...]:
         ),
         Shape("/openai/v1/score", {"model": "minilm", "text_1": ["a"], "text_2": ["b", "c"]}),
         Shape(text, {**_SHORT, "prompt": ["Hi", "Ho"], "n": 1}),
-        Shape(text, {**_SHORT, "prompt": "Hi", "stream": True, "seed": 1}),
+        Shape(text, {**_SHORT, "prompt": [[504, 5], [6]], "stream": True, "seed": 1}),
         Shape(
             chat,
             {

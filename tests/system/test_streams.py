@@ -282,12 +282,14 @@ async def _a_lost_gateway_loses_and_doubles_no_token(stack: Stack) -> None:
     tell = "Tell me a long story about a fox."
     chat = {**said, "messages": [{"role": "user", "content": tell}], "max_tokens": 60}
     sampled = {"temperature": 0.8, "seed": 11, "max_tokens": 60}
-    for path, body in (
-        ("v1/completions", STORY),
-        ("v1/chat/completions", {**chat, "n": 2}),
-        ("v1/responses", {**said, "input": tell, "max_output_tokens": 60}),
+    prompts = [STORY["prompt"], "In a city"]
+    for path, n_choices, body in (
+        ("v1/completions", 4, {**STORY, "prompt": prompts, "n": 2}),
+        ("v1/chat/completions", 2, {**chat, "n": 2}),
+        ("v1/responses", 1, {**said, "input": tell, "max_output_tokens": 60}),
         (
             "v2/models/smollm2/generate_stream",
+            1,
             {"text_input": STORY["prompt"], "parameters": sampled},
         ),
     ):
@@ -314,7 +316,7 @@ async def _a_lost_gateway_loses_and_doubles_no_token(stack: Stack) -> None:
         told = texts_of(await row(stack, heard.request_id))
         for choice, text in enumerate(told):
             assert heard.texts.get(choice, "") + rest.texts.get(choice, "") == text
-        assert len(told) == body.get("n", 1)
+        assert len(told) == n_choices
         await stack.wait_ready("gateway", 0)
 
 

@@ -68,9 +68,11 @@ async def engine(folder: Path, scratch: Path) -> AsyncIterator[tuple[EngineHost,
         await host.stop()
 
 
-def submit(host: EngineHost, token: Any, prompt: str, said: m.Generation | None = None) -> None:
-    data = tensors.join_bytes([prompt.encode()])
-    head = wire.TensorHead(generation.PROMPT, "BYTES", (1,), len(data))
+def submit(
+    host: EngineHost, token: Any, prompt: str, said: m.Generation | None = None, *more: str
+) -> None:
+    data = tensors.join_bytes(one.encode() for one in (prompt, *more))
+    head = wire.TensorHead(generation.PROMPT, "BYTES", (1 + len(more),), len(data))
     host.submit(token, [head], [data], b"" if said is None else said.SerializeToString())
 
 
@@ -123,7 +125,26 @@ async def test_what_a_request_says_is_done(tmp_path: Path) -> None:
                 json_schema=json.dumps(schema),
             ),
         )
-        await answered(heard, 6)
+        several = text(max_tokens=3, temperature=0.0, n=5, stream=True)
+        submit(host, "several", "1, 2, 3, 4,", several, "a, b, c,")
+        ids = m.Generation(prompt_kind=m.PROMPT_KIND_TOKENS, max_tokens=2)
+        submit(host, "ids", "[504,3575]", ids, "[504]")
+        submit(host, "no ids", "[504]", ids, "[49152]")
+        await answered(heard, 9)
+    told = heard.texts("several")
+    assert told == [heard.texts("length")[0]] * 5 + told[5:]
+    assert len(set(told)) == 2
+    assert heard.generated("several").completion_tokens == 30
+    n_tokens = [heard.generated(one).prompt_tokens for one in ("length", "several")]
+    assert n_tokens[0] < n_tokens[1] < 2 * n_tokens[0]
+    for choice in range(10):
+        streamed = heard.streamed("several", choice)
+        assert "".join(piece.text for piece in streamed) == told[choice]
+        assert streamed[-1].finish_reason == "length"
+    assert heard.generated("ids").prompt_tokens == 3
+    (wrong,) = [done for one, done, _ in heard.done if one == "no ids"]
+    assert wrong.code == "invalid_input"
+    assert wrong.bad_rows[0].startswith("prompt 1: ")
     assert len(heard.texts("a")) == 2
     assert heard.texts("a")[0] == heard.texts("b")[0]
     assert heard.texts("a")[0] != heard.texts("a")[1]

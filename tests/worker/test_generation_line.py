@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -52,20 +53,28 @@ class Engine:
         self.aborted.append(token)
 
 
-def work(name: bytes, arrived_s: float, *, of_a_job: bool = False) -> Work:
-    data = tensors.join_bytes([b"hi"])
-    request = m.Request(id=name, tensors=tensor_set((generation.PROMPT, "BYTES", (1,), data)))
+def work(
+    name: bytes,
+    arrived_s: float,
+    *,
+    of_a_job: bool = False,
+    n_prompts: int = 1,
+    said: m.Generation | None = None,
+) -> Work:
+    data = tensors.join_bytes([b"hi"] * n_prompts)
+    raw = tensor_set((generation.PROMPT, "BYTES", (n_prompts,), data))
+    request = m.Request(id=name, tensors=raw, generation=said)
     keeper = cast("Any", object()) if of_a_job else None
     return Work(request, cast("Any", None), arrived_s, arrived_s + 3600, keeper=keeper)
 
 
-def waiting_for(emitter: Any, tokens: Any = None) -> tuple[Generator, Engine]:
+def waiting_for(emitter: Any, tokens: Any = None, parallel: int = 99) -> tuple[Generator, Engine]:
     """Return a line and the engine that it waits for."""
     metrics = GenerationMetrics(worker_metrics(CollectorRegistry()), "m", 1)
     line = Generator(
         MANIFEST,
         Served(b""),
-        parallel=99,
+        parallel=parallel,
         instance="w",
         emitter=emitter,
         tokens=tokens,
@@ -153,3 +162,58 @@ def test_what_left_of_a_stream_that_fails_has_cost_its_tokens(how: str) -> None:
     used = m.Generated(run=streamed.run, n_chunks=2, prompt_tokens=5, completion_tokens=3)
     assert told.ended_with == [(how, Used()), (how, Used(used))]
     assert line.idle
+
+
+def test_each_prompt_of_a_list_has_cost_its_tokens() -> None:
+    told = Told()
+    line, engine = waiting_for(told, told)
+    engine.up = True
+    said = m.Generation(n=2, stream=True)
+    line.add(work(b"list", 0.0, n_prompts=2, said=said))
+    line.pump(1.0)
+    (run,) = engine.runs
+    for choice, n_read in ((2, 7), (0, 5), (1, 5), (3, 7)):
+        line.on_tokens(run, wire.Tokens(1, choice, "a", 1, prompt_tokens=n_read))
+    assert [(one.choice, one.prompt_tokens) for one in told.chunks] == [
+        (2, 7),
+        (0, 5),
+        (1, 0),
+        (3, 0),
+    ]
+    line.on_down([run])
+    used = m.Generated(run=run.run, n_chunks=4, prompt_tokens=12, completion_tokens=4)
+    assert told.ended_with == [("engine_lost", Used(used))]
+
+
+def test_a_choice_that_ends_makes_room() -> None:
+    line, engine = waiting_for(emitter=None, parallel=4)
+    engine.up = True
+    now_s = time.monotonic()
+    line.add(work(b"list", now_s, n_prompts=3, said=m.Generation(n=2)))
+    line.add(work(b"pair", now_s, said=m.Generation(n=2)))
+    line.pump(now_s)
+    assert engine.taken == [b"list"]
+    (run,) = engine.runs
+    for choice in range(3):
+        line.on_tokens(run, wire.Tokens(0, choice, "x", 1))
+        line.on_tokens(run, wire.Tokens(0, choice, finish_reason="stop"))
+        assert engine.taken == [b"list"]
+    line.on_tokens(run, wire.Tokens(0, 3, finish_reason="length"))
+    assert engine.taken == [b"list", b"pair"]
+    assert line._n_choices == 4
+    line.on_down([run])
+    assert line._n_choices == 2
+
+
+def test_more_than_a_request_may_hold_is_refused() -> None:
+    refused: list[bytes] = []
+    told = SimpleNamespace(ended=lambda one, *_why: refused.append(one.request.id))
+    line, _ = waiting_for(told)
+    chat = m.PROMPT_KIND_CHAT
+    assert line.add(work(b"most", 0.0, n_prompts=16, said=m.Generation(n=2)))
+    assert line.add(work(b"none said", 0.0, n_prompts=16))
+    assert not line.add(work(b"prompts", 0.0, n_prompts=17))
+    assert not line.add(work(b"n", 0.0, said=m.Generation(n=9)))
+    assert not line.add(work(b"choices", 0.0, n_prompts=5, said=m.Generation(n=7)))
+    assert not line.add(work(b"chats", 0.0, n_prompts=2, said=m.Generation(prompt_kind=chat)))
+    assert refused == [b"prompts", b"n", b"choices", b"chats"]

@@ -177,9 +177,15 @@ def chats(client: openai.OpenAI, other: openai.OpenAI) -> None:
 def others(client: openai.OpenAI) -> None:
     prompts = {"model": "smollm2", "prompt": "1, 2, 3,", "temperature": 0, "max_tokens": 6}
     reply = {"model": "smollm2", "input": "Hi", "temperature": 0, "max_output_tokens": 6}
+    several = {**prompts, "prompt": ["1, 2, 3,", "a, b, c,"], "n": 2}
+    ids = {**prompts, "prompt": [504, 3575, 282]}
     vectors = [{"model": "minilm", "input": word} for word in WORDS]
     vectors.append({"model": "minilm", "input": list(WORDS), "encoding_format": "base64"})
-    for url, bodies in ((TEXT, [prompts]), (RESPONSES, [reply]), (EMBEDDINGS, vectors)):
+    for url, bodies in (
+        (TEXT, [prompts, several, ids]),
+        (RESPONSES, [reply]),
+        (EMBEDDINGS, vectors),
+    ):
         lines = [line(str(at), url, body) for at, body in enumerate(bodies)]
         batch = run(client, url, lines)
         assert (batch.status, batch.error_file_id) == ("completed", None), batch

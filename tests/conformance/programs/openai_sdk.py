@@ -76,11 +76,42 @@ def whole(client: openai.OpenAI) -> None:
     assert numbers.strip().startswith("5, 6"), both
     assert letters.strip().startswith("e, f"), both
     assert both.usage.completion_tokens == 4 * 16
-    error = refused(
-        lambda: client.completions.create(prompt=asked, stream=True, **GREEDY),
-        openai.BadRequestError,
+
+
+def lists(client: openai.OpenAI) -> None:
+    """Several prompts as a stream, and prompts that are token ids."""
+    greedy = {**GREEDY, "max_tokens": 4}
+    asked = ["1, 2, 3, 4,", "a, b, c, d,"]
+    whole = client.completions.create(prompt=asked, n=2, **greedy)
+    chunks = list(
+        client.completions.create(
+            prompt=asked, n=2, stream=True, stream_options={"include_usage": True}, **greedy
+        )
     )
-    assert error.param == "prompt"
+    told = [""] * 4
+    ends = {}
+    for choice in (chunk.choices[0] for chunk in chunks[:-1]):
+        told[choice.index] += choice.text
+        ends |= {choice.index: choice.finish_reason}
+    assert told == [choice.text for choice in whole.choices]
+    assert ends == dict.fromkeys(range(4), "length")
+    used = chunks[-1].usage
+    assert used.completion_tokens == 4 * 4
+    assert used.prompt_tokens == whole.usage.prompt_tokens
+    alone = [client.completions.create(prompt=one, **greedy).usage for one in asked]
+    assert used.prompt_tokens == sum(one.prompt_tokens for one in alone)
+    # Ids of this model's vocabulary, which ends before the last one.
+    ids = [[504, 3575, 282, 4649, 314], [504, 3575, 282, 4649]]
+    both = client.completions.create(prompt=ids, **greedy)
+    assert both.usage.prompt_tokens == 9
+    one = client.completions.create(prompt=ids[0], **greedy)
+    assert one.choices[0].text == both.choices[0].text
+    for wrong in ([504, 49_152], [[504], [1 << 30]]):
+        error = refused(
+            lambda wrong=wrong: client.completions.create(prompt=wrong, **greedy),
+            openai.BadRequestError,
+        )
+        assert error.code == "invalid_input", error
 
 
 def streamed(client: openai.OpenAI) -> None:
@@ -174,14 +205,6 @@ def tools(client: openai.OpenAI) -> None:
     none = client.chat.completions.create(tool_choice="none", **{**more, "max_tokens": 8})
     assert none.choices[0].message.content
     assert not none.choices[0].message.tool_calls
-    _, end = chosen(client, {**asked, "max_tokens": 12, "seed": 1})
-    assert end in {"stop", "length", "tool_calls"}
-    before = [message for city in ("Rome", "Oslo") for message in asked_for_time(city)]
-    calls = {**asked, "messages": [*before, asked_for_time("Paris")[0]]}
-    assert chosen(client, calls) == ([("get_time", {"city": "Paris"})], "tool_calls")
-    with client.chat.completions.stream(**calls) as events:
-        final = events.get_final_completion().choices[0].message.tool_calls[0]
-    assert json.loads(final.function.arguments) == {"city": "Paris"}
 
 
 def asked_for_time(city: str) -> list[dict[str, Any]]:
@@ -192,21 +215,23 @@ def asked_for_time(city: str) -> list[dict[str, Any]]:
     return [question, {"role": "assistant", "content": None, "tool_calls": [call]}]
 
 
-def chosen(client: openai.OpenAI, asked: dict[str, Any]) -> tuple[list[tuple[str, Any]], str]:
-    """Return the calls that a model makes of itself, the same whole and streamed, and its end."""
-    said = client.chat.completions.create(**asked).choices[0]
-    chunks = list(client.chat.completions.create(stream=True, **asked))
-    deltas = [one.choices[0].delta for one in chunks]
-    assert chunks[-1].choices[0].finish_reason == said.finish_reason, said
-    assert "".join(delta.content or "" for delta in deltas) == (said.message.content or "")
-    calls = said.message.tool_calls or ()
-    functions = [(one.function.name, one.function.arguments) for one in calls]
-    told = [each for delta in deltas for each in delta.tool_calls or ()]
-    assert functions == [(one.function.name, one.function.arguments) for one in told]
-    assert [each.index for each in told] == list(range(len(calls)))
-    assert all(each.id for each in told)
-    assert bool(calls) == (said.finish_reason == "tool_calls") == (said.message.content is None)
-    return [(name, json.loads(arguments)) for name, arguments in functions], said.finish_reason
+def choosing(client: openai.OpenAI) -> None:
+    """Text where a model may call, and calls that it makes of itself."""
+    asked = {"model": "smollm2", "temperature": 0, "tools": [TIME]}
+    question, _ = asked_for_time("Paris")
+    said = client.chat.completions.create(messages=[question], max_tokens=4, **asked).choices[0]
+    assert bool(said.message.tool_calls) == (said.finish_reason == "tool_calls"), said
+    assert bool(said.message.content) == (said.finish_reason != "tool_calls"), said
+    before = [message for city in ("Rome", "Oslo") for message in asked_for_time(city)]
+    chat = {**asked, "messages": [*before, question], "max_tokens": 60}
+    said = client.chat.completions.create(**chat).choices[0]
+    with client.chat.completions.stream(**chat) as events:
+        final = events.get_final_completion().choices[0]
+    for one in (said, final):
+        assert (one.finish_reason, one.message.content or "") == ("tool_calls", ""), one
+        (call,) = one.message.tool_calls
+        assert call.id
+        assert (call.function.name, call.function.arguments) == ("get_time", '{"city": "Paris"}')
 
 
 def responses(client: openai.OpenAI) -> None:
@@ -256,7 +281,8 @@ def called(client: openai.OpenAI) -> None:
         (final,) = stream.get_final_response().output
     assert (final.name, final.arguments) == (call.name, call.arguments)
     result = {"type": "function_call_output", "call_id": call.call_id, "output": "12:30"}
-    more = client.responses.create(input=[question, call, result], **{**asked, "tools": []})
+    less = {**asked, "tools": [], "max_output_tokens": 4}
+    more = client.responses.create(input=[question, call, result], **less)
     assert more.output_text, more
     error = refused(
         lambda: client.responses.create(input="hi", **{**asked, "tools": [{"type": "web_search"}]}),
@@ -339,13 +365,15 @@ async def together(client: openai.AsyncOpenAI) -> None:
 def main() -> None:
     for prefix in ("/v1", "/openai/v1"):
         client = openai.OpenAI(base_url=sys.argv[1] + prefix, api_key=sys.argv[2], max_retries=0)
-        tools(client)
         whole(client)
         streamed(client)
         responses(client)
-        called(client)
         others(client)
         if prefix == "/v1":
+            lists(client)
+            tools(client)
+            choosing(client)
+            called(client)
             asyncio.run(
                 together(
                     openai.AsyncOpenAI(

@@ -7,7 +7,6 @@ not known is refused, never passed on.
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -20,7 +19,7 @@ from inferbus_gateway.api import jobs
 from inferbus_gateway.api.openai_routes import PREFIXES, served_here, under
 from inferbus_gateway.control.resume import Resumer
 from inferbus_gateway.door import Door, peer_of
-from inferbus_gateway.hot import dialects, embeddings, prompt_lists, prompts, rerank
+from inferbus_gateway.hot import dialects, embeddings, prompts, rerank
 from inferbus_gateway.hot.access import Access
 from inferbus_gateway.hot.answer import Answer, Headers, send
 from inferbus_gateway.hot.generations import Call, EndedError, Generations
@@ -35,7 +34,7 @@ from inferbus_gateway.hot.keyed_text import (
     embedding,
     generating,
 )
-from inferbus_gateway.hot.kinds import EMBEDDINGS, KINDS, TEXT, Kind, settings_of
+from inferbus_gateway.hot.kinds import EMBEDDINGS, KINDS, Kind, settings_of
 from inferbus_gateway.hot.requests import Requests
 from inferbus_gateway.hot.route import Routes, Target
 from inferbus_gateway.hot.text_answers import as_json, generated, of_vectors, origin
@@ -190,28 +189,18 @@ class OpenAI:
         caller = self._caller(scope, sent.head, name)
         span, keep = f"POST {sent.path}", _keeps(scope)
 
-        def make(one: prompts.Body, target: Target, call_id: bytes) -> Call:
-            ask, dialect = kind.read(one, settings_of(target)), kind.dialect(call_id)
+        def make(target: Target, call_id: bytes) -> Call:
+            ask, dialect = kind.read(body, settings_of(target)), kind.dialect(call_id)
             return Call(call_id, caller, target, ask, dialect, sent.head, span, keep)
 
         if self._keyed.takes(sent.head):
             check_whole(body.get("stream"))
-            bodies = _several_of(kind, body)
-            if len(bodies) > 1:
-                raise errors.ParameterError("prompt", "with an Idempotency-Key send one prompt")
             asked = Asked(request_id, caller.tenant, name, version, sent)
-            read = generating(self._generations, partial(make, bodies[0]))
+            read = generating(self._generations, make)
             await self._once(scope, receive, send_, asked, read)
             return
         target = self._routes.resolve(name, version)
-        settings_of(target)
-        first, *more = _several_of(kind, body)
-        calls = [make(first, target, request_id)]
-        calls += [make(one, target, self._requests.new_id()) for one in more]
-        if more:
-            await self._several(calls, receive, send_)
-        else:
-            await self._run(calls[0], receive, send_)
+        await self._run(make(target, request_id), receive, send_)
 
     async def _generate(
         self, scope: Scope, receive: Receive, send_: Send, request_id: bytes
@@ -235,38 +224,6 @@ class OpenAI:
         else:
             target = self._routes.resolve(model, asked.version)
             await self._run(make(target, request_id), receive, send_)
-
-    async def _several(self, calls: list[Call], receive: Receive, send_: Send) -> None:
-        """Answer several prompts at once; a client that leaves ends all, and so does a failure."""
-        over = asyncio.Event()
-
-        async def until_over() -> Any:
-            await over.wait()
-            return {"type": "http.disconnect"}
-
-        async def watch() -> None:
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            over.set()
-
-        for call in calls[1:]:
-            # Each request on the bus counts; the first one did when the body was still unread.
-            self._requests.enter(call.caller)
-        watching = asyncio.create_task(watch())
-        try:
-            parts = await asyncio.gather(
-                *(self._generations.whole(call, until_over) for call in calls)
-            )
-        finally:
-            over.set()
-            watching.cancel()
-        done = [part for part in parts if part is not None]
-        if len(done) == len(calls):
-            dialect = calls[0].dialect
-            answer = prompt_lists.merged([dialect.answer(prediction) for prediction, _ in done])
-            receipts = ",".join(receipt for _, receipt in done).encode()
-            headers = [*calls[0].headers(), (b"x-inferbus-receipt", receipts)]
-            await send(send_, as_json(200, headers, answer))
 
     async def _run(self, call: Call, receive: Receive, send_: Send) -> None:
         if call.ask.generation.stream:
@@ -359,11 +316,6 @@ def before(openai: OpenAI, rest: Asgi) -> Asgi:
         await (openai if openai.serves(scope["path"]) else rest)(scope, receive, send_)
 
     return app
-
-
-def _several_of(kind: Kind, body: prompts.Body) -> list[prompts.Body]:
-    """Return a body for each prompt, where a route takes several."""
-    return prompt_lists.split(body) if kind is KINDS[TEXT] else [body]
 
 
 def _keeps(scope: Scope) -> bool:

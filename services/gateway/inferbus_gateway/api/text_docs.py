@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from inferbus_gateway.api import header_docs
-from inferbus_gateway.hot import embeddings, prompt_lists, prompts, rerank
+from inferbus_gateway.hot import embeddings, prompts, rerank
 from inferbus_schemas import generation as limits
 
 Body = dict[str, Any]
@@ -120,6 +120,13 @@ def _texts(most: int) -> Body:
     return {"oneOf": [one, {"type": "array", "items": one, "maxItems": most}]}
 
 
+def _prompts() -> Body:
+    texts = {"type": "string", "minLength": 1}
+    ids = {"type": "array", "items": _whole(0), "minItems": 1}
+    lists = [{"type": "array", "items": one, "minItems": 1} for one in (texts, ids)]
+    return {"anyOf": [texts, ids, *(one | {"maxItems": limits.MAX_PROMPTS} for one in lists)]}
+
+
 def _schemas() -> Body:
     sampling = {
         "max_tokens": _whole(1),
@@ -178,7 +185,7 @@ def _schemas() -> Body:
             "properties": {
                 **common,
                 **sampling,
-                "prompt": _texts(prompt_lists.MAX_PROMPTS),
+                "prompt": _prompts(),
                 "logprobs": _whole(0, limits.MAX_LOGPROBS),
             },
         },

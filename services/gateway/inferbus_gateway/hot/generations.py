@@ -107,7 +107,7 @@ class Generations:
             call.target,
             call.ask.tensors(),
             caller=call.caller,
-            n_rows=call.ask.generation.n,
+            n_rows=call.ask.n_choices,
             outputs=(),
             client_request_id=call.client_request_id,
             timeout_s=timeout_s(call.head, DEFAULT_TIMEOUT_US),

@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec
 
-from inferbus_gateway.errors import ContextExceededError, ParameterError
-from inferbus_gateway.hot import fit, schemas
+from inferbus_gateway.errors import ParameterError
+from inferbus_gateway.hot import fit, prompt_lists, schemas
 from inferbus_schemas import generation as limits
 from inferbus_schemas import messages as m
 from inferbus_schemas import tensors
@@ -21,8 +21,6 @@ from inferbus_schemas import tensors
 Body = dict[str, Any]
 
 MAX_MESSAGES = 1024
-_BYTES_PER_TOKEN = 64
-"""No token of any vocabulary that we know is longer: a longer prompt cannot fit."""
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 _MESSAGE_FIELDS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id", "refusal"})
 _IGNORED = frozenset(
@@ -51,15 +49,21 @@ _TRITON = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A prompt, ready for the bus. `top_logprobs` None: the client wants none."""
+    """Prompts, ready for the bus. `top_logprobs` None: the client wants none."""
 
-    prompt: bytes
+    prompts: tuple[bytes, ...]
     generation: m.Generation
+
+    @property
+    def n_choices(self) -> int:
+        """How many texts the answer has."""
+        return len(self.prompts) * self.generation.n
 
     def tensors(self) -> bytes:
         """Return the serialised TensorSet of the request."""
-        data = tensors.join_bytes([self.prompt])
-        tensor = m.Tensor(name=limits.PROMPT, datatype="BYTES", shape=[1], data=data)
+        data = tensors.join_bytes(self.prompts)
+        shape = [len(self.prompts)]
+        tensor = m.Tensor(name=limits.PROMPT, datatype="BYTES", shape=shape, data=data)
         return m.TensorSet(tensors=[tensor]).SerializeToString()
 
 
@@ -116,7 +120,7 @@ def chat(body: Body, settings: limits.GenerationSettings) -> Ask:
     said = _common(body, settings)
     said.prompt_kind, said.form = m.PROMPT_KIND_CHAT, m.FORM_CHAT
     prompt = msgspec.json.encode(_messages(body.get("messages")))
-    _fits(prompt, settings, "messages")
+    prompt_lists.check_fits(prompt, settings, "messages")
     if _boolean(body, "logprobs"):
         n_wanted = _whole(body, "top_logprobs", 0, limits.MAX_LOGPROBS)
         said.top_logprobs = 0 if n_wanted is None else n_wanted
@@ -128,14 +132,14 @@ def chat(body: Body, settings: limits.GenerationSettings) -> Ask:
         if not (settings.tools or settings.forced_calls):
             raise ParameterError("tools", "this model knows no tools")
         raw_tools = msgspec.json.encode(tools)
-        _fits(raw_tools, settings, "tools")
+        prompt_lists.check_fits(raw_tools, settings, "tools")
         said.tools = raw_tools.decode()
         if (choice := schemas.tool_choice(body.get("tool_choice"), tools)) is not None:
             said.tool_choice = msgspec.json.encode(choice).decode()
         said.one_call = not _boolean(body, "parallel_tool_calls", default=True)
     elif body.get("tool_choice") not in (None, "none", "auto"):
         raise ParameterError("tool_choice", "tool_choice needs tools")
-    return Ask(prompt, said)
+    return Ask((prompt,), said)
 
 
 def text(body: Body, settings: limits.GenerationSettings) -> Ask:
@@ -146,14 +150,7 @@ def text(body: Body, settings: limits.GenerationSettings) -> Ask:
     """
     _known(body, _TEXT)
     said = _common(body, settings)
-    said.prompt_kind, said.form = m.PROMPT_KIND_TEXT, m.FORM_TEXT
-    prompt = body.get("prompt", "")
-    if isinstance(prompt, list) and len(prompt) == 1:
-        (prompt,) = prompt
-    if not isinstance(prompt, str):
-        raise ParameterError(
-            "prompt", "prompt must be a text, or in a request of its own a list of texts"
-        )
+    said.form = m.FORM_TEXT
     for name in ("echo", "suffix"):
         if body.get(name):
             raise ParameterError(name, f"{name} is not supported")
@@ -162,7 +159,13 @@ def text(body: Body, settings: limits.GenerationSettings) -> Ask:
     n_wanted = _whole(body, "logprobs", 0, limits.MAX_LOGPROBS)
     if n_wanted is not None:
         said.top_logprobs = n_wanted
-    return _prompted(prompt, said, settings, "prompt")
+    said.prompt_kind, prompts = prompt_lists.read(body.get("prompt"), settings)
+    ask = Ask(prompts, said)
+    if len(prompts) > 1 and ask.n_choices > limits.MAX_LIST_CHOICES:
+        raise ParameterError(
+            "n", f"all prompts of a list have at most {limits.MAX_LIST_CHOICES} choices together"
+        )
+    return ask
 
 
 def triton(body: Body, settings: limits.GenerationSettings, *, stream: bool) -> Ask:
@@ -188,27 +191,7 @@ def triton(body: Body, settings: limits.GenerationSettings, *, stream: bool) -> 
     said = _common(merged, settings)
     said.prompt_kind, said.form = m.PROMPT_KIND_TEXT, m.FORM_GENERATE
     said.stream = stream
-    return _prompted(prompt, said, settings, limits.PROMPT)
-
-
-def _prompted(
-    prompt: str, said: m.Generation, settings: limits.GenerationSettings, param: str
-) -> Ask:
-    try:
-        raw = prompt.encode()
-    except UnicodeEncodeError:
-        raise ParameterError(param, f"{param} holds half of a surrogate pair") from None
-    if not raw:
-        raise ParameterError(param, f"{param} must not be empty")
-    _fits(raw, settings, param)
-    return Ask(raw, said)
-
-
-def _fits(prompt: bytes, settings: limits.GenerationSettings, param: str) -> None:
-    if len(prompt) > settings.context_tokens * _BYTES_PER_TOKEN:
-        raise ContextExceededError(
-            f"{param} cannot fit the model's context of {settings.context_tokens} tokens"
-        )
+    return Ask((prompt_lists.text(prompt, settings, limits.PROMPT),), said)
 
 
 def _known(body: Body, known: frozenset[str]) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,9 @@ _AT_WORK_S = 0.5
 
 
 class TextEngine(Protocol):
-    """What turns prompts into text; see `llamacpp`."""
+    """What turns prompts into text, so many at once; see `llamacpp`."""
+
+    parallel: int
 
     def generate(
         self, prompt: str, said: m.Generation | None, choice: int, tell: Callable[[Piece], bool]
@@ -63,10 +66,11 @@ class _Answer:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """What a `Run` asks; `abort` is set when it shall end."""
+    """What a `Run` asks, `n` answers to each prompt; `abort` is set when it shall end."""
 
     number: int
-    prompt: str
+    prompts: list[str]
+    n: int
     said: m.Generation | None
     abort: threading.Event
 
@@ -106,25 +110,35 @@ class Generations:
     def _run(self, run: wire.Run, body: bytes, abort: threading.Event) -> None:
         started_ns = time.perf_counter_ns()
         said = m.Generation.FromString(run.generation) if run.generation else None
-        n_choices = max(1, said.n if said is not None else 1)
-        answers = [_Answer(index) for index in range(n_choices)]
+        n = max(1, said.n if said is not None else 1)
         try:
-            (element,) = tensors.split_bytes(body)
-            asked = _Asked(run.number, element.decode(), said, abort)
+            prompts = [element.decode() for element in tensors.split_bytes(body)]
         except ValueError:
-            done = wire.Done(run.number, (), {0: "the prompt is not one UTF-8 text"}, "", 0, 0)
+            done = wire.Done(run.number, (), {0: "a prompt is not a UTF-8 text"}, "", 0, 0)
             self._end(done, [], started_ns)
             return
+        asked = _Asked(run.number, prompts, n, said, abort)
+        answers = [_Answer(index) for index in range(len(prompts) * n)]
+        waiting = deque(answers)
         threads = [
-            threading.Thread(target=self._choice, args=(asked, answer), daemon=True)
-            for answer in answers[1:]
+            threading.Thread(target=self._choices, args=(asked, waiting), daemon=True)
+            for _ in range(min(len(answers), self._engine.parallel) - 1)
         ]
         for thread in threads:
             thread.start()
-        self._choice(asked, answers[0])
+        self._choices(asked, waiting)
         for thread in threads:
             thread.join()
         self._end(*_done(asked, answers, started_ns), started_ns)
+
+    def _choices(self, asked: _Asked, waiting: deque[_Answer]) -> None:
+        """Make answers while there are some to make."""
+        while not asked.abort.is_set():
+            try:
+                answer = waiting.popleft()
+            except IndexError:
+                return
+            self._choice(asked, answer)
 
     def _end(self, done: wire.Done, buffers: list[bytes], started_ns: int) -> None:
         del self._aborted[done.number]
@@ -142,15 +156,19 @@ class Generations:
             if asked.abort.is_set():
                 return False
             now_s = time.monotonic()
-            speaks = stream and (piece.n_tokens or piece.tool_calls or piece.finish_reason)
-            if speaks or now_s - told_s >= _AT_WORK_S:
-                told_s = now_s
-                number = asked.number
-                self._send(_tokens(number, answer, piece) if speaks else wire.Tokens(number))
+            ends = piece.finish_reason
+            if stream and piece.is_said:
+                self._send(_tokens(asked.number, answer, piece))
+            elif ends or now_s - told_s >= _AT_WORK_S:
+                self._send(wire.Tokens(asked.number, answer.index, finish_reason=ends))
+            else:
+                return True
+            told_s = now_s
             return True
 
+        at, choice = divmod(answer.index, asked.n)
         try:
-            self._engine.generate(asked.prompt, asked.said, answer.index, tell)
+            self._engine.generate(asked.prompts[at], asked.said, choice, tell)
         except Exception as error:  # noqa: BLE001 -- each answer says how it ended
             answer.error = error
             asked.abort.set()
@@ -196,7 +214,8 @@ def _done(asked: _Asked, answers: list[_Answer], started_ns: int) -> tuple[wire.
     number = asked.number
     for answer in answers:
         if isinstance(answer.error, PromptError):
-            bad = {0: str(answer.error)}
+            where = f"prompt {answer.index // asked.n}: " if len(asked.prompts) > 1 else ""
+            bad = {0: f"{where}{answer.error}"}
             return wire.Done(number, (), bad, "", 0, 0, code=answer.error.code), []
         if answer.error is not None:
             return wire.Done(number, (), {}, str(answer.error) or "it failed", 0, 0), []
@@ -204,12 +223,16 @@ def _done(asked: _Asked, answers: list[_Answer], started_ns: int) -> tuple[wire.
     data = tensors.join_bytes("".join(answer.parts).encode() for answer in answers)
     head = wire.TensorHead(generation.TEXT, "BYTES", (len(answers),), len(data))
     generated = m.Generated(
-        prompt_tokens=max(
-            answer.usage.get("prompt_tokens", answer.n_prompt_tokens) for answer in answers
+        prompt_tokens=_of_prompts(
+            asked.n,
+            [answer.usage.get("prompt_tokens", answer.n_prompt_tokens) for answer in answers],
         ),
-        cached_tokens=max(
-            (answer.usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
-            for answer in answers
+        cached_tokens=_of_prompts(
+            asked.n,
+            [
+                (answer.usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
+                for answer in answers
+            ],
         ),
         completion_tokens=sum(
             answer.usage.get("completion_tokens", answer.n_tokens) for answer in answers
@@ -235,3 +258,8 @@ def _done(asked: _Asked, answers: list[_Answer], started_ns: int) -> tuple[wire.
         aborted=asked.abort.is_set() and not all(answer.finish_reason for answer in answers),
     )
     return done, [data]
+
+
+def _of_prompts(n: int, counts: list[int]) -> int:
+    """Return what prompts count together, from what each of their `n` answers says of its own."""
+    return sum(max(counts[at : at + n]) for at in range(0, len(counts), n))

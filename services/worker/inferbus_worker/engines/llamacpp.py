@@ -113,7 +113,8 @@ class LlamaEngine:
             reader = self._chat(asked, msgspec.json.decode(prompt), said)
             self._server.handle_chat_completions(asked, heard)
         else:
-            asked["prompt"] = prompt
+            of_tokens = said is not None and said.prompt_kind == m.PROMPT_KIND_TOKENS
+            asked["prompt"] = msgspec.json.decode(prompt) if of_tokens else prompt
             self._server.handle_completions(asked, heard)
         if refusal:
             raise refusal[0]

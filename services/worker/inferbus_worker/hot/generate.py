@@ -12,7 +12,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import structlog
@@ -20,7 +20,7 @@ import structlog
 from inferbus_kit.metrics import WorkerMetrics
 from inferbus_schemas import generation, tensors
 from inferbus_schemas import messages as m
-from inferbus_schemas.manifest import Manifest
+from inferbus_schemas.manifest import Manifest, Signature, TensorSpec
 from inferbus_worker.engines import wire
 from inferbus_worker.hot.emit import Emitter, OkAnswer, Served, Used
 from inferbus_worker.hot.signature import InvalidInputError, SignatureCheck
@@ -67,7 +67,8 @@ class _Run:
     """One execution of a request.
 
     `cancelled` and `expired`: why it was aborted; `prompt_tokens` and `sent_tokens`: what is known
-    of its prompt, and stands for the chunks that left.
+    of those prompts of which chunks left, and stands for the chunks; `n_running`: its choices that
+    the engine still makes.
     """
 
     work: Work
@@ -76,8 +77,9 @@ class _Run:
     batch: Batch
     n_chunks: int = 0
     n_unacknowledged: int = 0
-    prompt_tokens: int = 0
+    prompt_tokens: dict[int, int] = field(default_factory=dict)
     sent_tokens: int = 0
+    n_running: int = 0
     cancelled: bool = False
     expired: bool = False
     done: tuple[wire.Done, bytes] | None = None
@@ -109,7 +111,8 @@ class Generator:
         self._spans = spans
         self._instance = instance
         self._parallel = parallel
-        self._check = SignatureCheck(manifest.signature)
+        several = TensorSpec(generation.PROMPT, "BYTES", (-1,))
+        self._check = SignatureCheck(Signature((several,), manifest.signature.outputs))
         self._waiting: deque[Work] = deque()
         self._runs: dict[int, _Run] = {}
         self._n_choices = 0
@@ -140,14 +143,16 @@ class Generator:
             return False
         request = work.request
         try:
-            _, _, work.shapes, work.data = self._check.take(request.tensors, request.outputs)
+            n_prompts, _, work.shapes, work.data = self._check.take(
+                request.tensors, request.outputs
+            )
         except InvalidInputError as error:
             self._invalid(work, "invalid_input", str(error))
             return False
-        if request.generation.n > generation.MAX_CHOICES:
-            self._invalid(work, "invalid_input", f"n is at most {generation.MAX_CHOICES}")
+        if excess := _excess(request.generation, n_prompts):
+            self._invalid(work, "invalid_input", excess)
             return False
-        work.rows = max(1, request.generation.n)
+        work.rows = n_prompts * max(1, request.generation.n)
         work.n_bytes = len(request.tensors)
         self._waiting.insert(self._place_of(work), work)
         return True
@@ -182,6 +187,7 @@ class Generator:
         request = work.request
         batch = Batch([work], work.rows, os.urandom(16), now_s, time.time_ns())
         run = _Run(work, secrets.randbits(64), request.generation.stream, batch)
+        run.n_running = work.rows
         self._runs[run.run] = run
         self._n_choices += work.rows
         (data,) = work.data
@@ -223,11 +229,19 @@ class Generator:
         self.pump(time.monotonic())
 
     def on_tokens(self, run: _Run, piece: wire.Tokens) -> None:
-        """Send a piece on."""
-        if not run.stream or not (piece.n_tokens or piece.tool_calls or piece.finish_reason):
-            return
+        """Send a piece on; where a choice ends, its place in the engine is free."""
+        if run.stream and (piece.n_tokens or piece.tool_calls or piece.finish_reason):
+            self._send(run, piece)
+        if piece.finish_reason and run.n_running:
+            run.n_running -= 1
+            self._n_choices -= 1
+            self.pump(time.monotonic())
+
+    def _send(self, run: _Run, piece: wire.Tokens) -> None:
         request = run.work.request
-        run.prompt_tokens = max(run.prompt_tokens, piece.prompt_tokens)
+        prompt = piece.choice // max(1, request.generation.n)
+        known = run.prompt_tokens.get(prompt)
+        run.prompt_tokens[prompt] = max(known or 0, piece.prompt_tokens)
         run.sent_tokens += piece.n_tokens
         chunk = m.TokenChunk(
             id=request.id,
@@ -249,7 +263,7 @@ class Generator:
             include_usage=request.generation.include_usage,
             form=request.generation.form,
             client_request_id=request.client_request_id,
-            prompt_tokens=0 if run.n_chunks else run.prompt_tokens,
+            prompt_tokens=piece.prompt_tokens if known is None else 0,
         )
         run.n_chunks += 1
         run.n_unacknowledged += 1
@@ -269,7 +283,8 @@ class Generator:
         self.pump(time.monotonic())
 
     def _leave_engine(self, run: _Run) -> None:
-        self._n_choices -= run.work.rows
+        self._n_choices -= run.n_running
+        run.n_running = 0
 
     def _finish(self, run: _Run, done: wire.Done, body: bytes) -> None:
         """Write the record of a run whose chunks are all acknowledged."""
@@ -334,7 +349,7 @@ class Generator:
                 m.Generated(
                     run=run.run,
                     n_chunks=run.n_chunks,
-                    prompt_tokens=run.prompt_tokens,
+                    prompt_tokens=sum(run.prompt_tokens.values()),
                     completion_tokens=run.sent_tokens,
                     form=run.work.request.generation.form,
                 )
@@ -356,3 +371,14 @@ class Generator:
         waiting, self._waiting = list(self._waiting), deque()
         for work in waiting:
             self._emitter.attempt_failed(work, "engine_lost", reason, self.served)
+
+
+def _excess(said: m.Generation, n_prompts: int) -> str:
+    """Return which bound a request passes, or an empty string."""
+    if said.n > generation.MAX_CHOICES:
+        return f"n is at most {generation.MAX_CHOICES}"
+    if n_prompts > (1 if said.prompt_kind == m.PROMPT_KIND_CHAT else generation.MAX_PROMPTS):
+        return f"there are at most {generation.MAX_PROMPTS} prompts, of chats one"
+    if n_prompts > 1 and n_prompts * said.n > generation.MAX_LIST_CHOICES:
+        return f"several prompts have at most {generation.MAX_LIST_CHOICES} choices together"
+    return ""

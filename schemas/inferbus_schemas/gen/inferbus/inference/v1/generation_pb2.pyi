@@ -12,6 +12,7 @@ class PromptKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PROMPT_KIND_UNSPECIFIED: _ClassVar[PromptKind]
     PROMPT_KIND_TEXT: _ClassVar[PromptKind]
     PROMPT_KIND_CHAT: _ClassVar[PromptKind]
+    PROMPT_KIND_TOKENS: _ClassVar[PromptKind]
 
 class Form(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -23,6 +24,7 @@ class Form(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
 PROMPT_KIND_UNSPECIFIED: PromptKind
 PROMPT_KIND_TEXT: PromptKind
 PROMPT_KIND_CHAT: PromptKind
+PROMPT_KIND_TOKENS: PromptKind
 FORM_UNSPECIFIED: Form
 FORM_CHAT: Form
 FORM_TEXT: Form
