@@ -18,8 +18,6 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack
     """A running stack with the sample models and those of every datatype."""
     folder: Path = tmp_path_factory.mktemp("types")
     async with stacks.running() as running:
-        for name in ("breast-cancer", "digits", "minilm", "smollm2"):
-            await stacks.push(running, name)
-        await stacks.push_folder(running, every_type_folder(folder / "every"))
-        await stacks.push_folder(running, bf16_folder(folder / "bf16"))
+        types = (every_type_folder(folder / "every"), bf16_folder(folder / "bf16"))
+        await stacks.push_all(running, ("breast-cancer", "digits", "minilm", "smollm2"), *types)
         yield running

@@ -38,7 +38,7 @@ async def run(
     *more: str,
     checks: Sequence[str] = CHECKS,
     phases: str = "coverage,fuzzing",
-    n_examples: int = 20,
+    n_examples: int = 8,
 ) -> None:
     home = clients.environment("schemathesis")
     done = await clients.call(
@@ -116,7 +116,7 @@ async def test_the_protocols_own_document(stack: Stack, tmp_path: Path) -> None:
     for model in ("digits", "minilm", "breast-cancer"):
         document, config = _of_the_protocol(tmp_path, model)
         await run(document, stack.http, tmp_path, config, checks=accepted, phases="examples")
-    await run(document, stack.http, tmp_path, config, n_examples=10)
+    await run(document, stack.http, tmp_path, config, n_examples=5)
 
 
 def _of_the_protocol(folder: Path, model: str) -> tuple[Path, Path]:

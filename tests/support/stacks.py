@@ -15,7 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ import httpx
 from inferbus_dev.stack import Stack
 from inferbus_models import samples
 from inferbus_schemas import topics
-from tests.support import traffic
+from tests.support import forkserver, traffic
 from tests.support.ledger import Ledger, end_offsets
 from tests.support.sample_models import model_folder
 
@@ -63,24 +63,23 @@ async def running(
 
 async def cli(*argv: str, timeout_s: float = 120.0, api_key: str = "") -> str:
     """Run `inferbus ...` and return what it printed; a failure is an assertion."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "inferbus_cli",
-        *argv,
-        env={**os.environ, "INFERBUS_API_KEY": api_key},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+    environment = {**os.environ, "INFERBUS_API_KEY": api_key}
+    done = await asyncio.to_thread(
+        forkserver.done, "inferbus_cli", environment, argv, timeout_s=timeout_s
     )
-    async with asyncio.timeout(timeout_s):
-        out, err = await process.communicate()
-    assert process.returncode == 0, (out + err).decode()
-    return out.decode()
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 async def push(stack: Stack, name: str, *, variant: int = 1) -> None:
     """Push a sample model, move `champion` to it, wait until every gateway pins it."""
     await push_folder(stack, await asyncio.to_thread(model_folder, name, variant=variant))
+
+
+async def push_all(stack: Stack, names: Iterable[str], *more: Path) -> None:
+    """Push sample models and folders of others at once, as `push` does each."""
+    folders = [await asyncio.to_thread(model_folder, name) for name in names]
+    await asyncio.gather(*(push_folder(stack, folder) for folder in (*folders, *more)))
 
 
 async def push_folder(stack: Stack, folder: Path) -> None:

@@ -54,8 +54,7 @@ async def stack(collector: Collector) -> AsyncIterator[Stack]:
 
 async def test_models_swaps_and_the_log(stack: Stack, collector: Collector, tmp_path: Path) -> None:
     """One stack for all of it, since starting it is what costs."""
-    for name in MODELS:
-        await stacks.push(stack, name)
+    await stacks.push_all(stack, MODELS)
     path = tmp_path / "ledger"
     with Ledger(path) as ledger:
         await _answers_equal_the_libraries(stack, ledger)
