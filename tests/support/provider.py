@@ -114,7 +114,8 @@ def provider() -> Iterator[Provider]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     made.port = server.server_address[1]
-    Thread(target=server.serve_forever, daemon=True).start()
+    looks = {"poll_interval": 0.02}  # at whether it is to end
+    Thread(target=server.serve_forever, kwargs=looks, daemon=True).start()
     try:
         yield made
     finally:
