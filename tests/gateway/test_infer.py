@@ -1,7 +1,8 @@
-"""The hot route without a bus: what a refusal leaves behind."""
+"""The hot route without a bus: what a refusal leaves behind, and a list that enters whole."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from contextlib import suppress
 from types import SimpleNamespace
@@ -11,8 +12,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from inferbus_gateway import errors
+from inferbus_gateway.hot import embeddings
 from inferbus_gateway.hot.access import Access
-from inferbus_gateway.hot.incoming import Bodies
+from inferbus_gateway.hot.incoming import Bodies, Head
 from inferbus_gateway.hot.infer import Infer
 from inferbus_gateway.hot.limits import Limits
 from inferbus_gateway.hot.pending import Entry, Pending
@@ -60,6 +62,7 @@ def test_a_refused_timeout_opens_no_span() -> None:
         pool="default",
         manifest=SimpleNamespace(signature=signature),
         counts_tokens=False,
+        generates=False,
     )
     parts: Any = SimpleNamespace(
         partition=0, resolve=lambda _model, _version: target, place=lambda _entry: True
@@ -164,3 +167,36 @@ def test_a_generation_is_charged_to_its_caller_once_it_ended() -> None:
     with pytest.raises(errors.RateLimitedError):
         _open_one(requests, ada, m.Generation(max_tokens=5))
     assert _open_one(requests, ada, None) is not None, "what generates nothing needs no tokens"
+
+
+async def test_a_list_is_sent_whole_or_not_at_all() -> None:
+    requests, *_ = _charging()
+    bounds = m.Limits(requests_per_s=0.001, burst=4)
+    ada = access.principal("acme", "key:2", ["infer:*"], limits=bounds)
+    target: Any = SimpleNamespace(
+        model="m",
+        version=1,
+        pool="default",
+        counts_tokens=True,
+        manifest=SimpleNamespace(
+            batching=SimpleNamespace(max_rows=2),
+            signature=SimpleNamespace(inputs=(SimpleNamespace(name="text"),)),
+        ),
+    )
+
+    async def ask(n_texts: int) -> None:
+        requests.enter(ada)
+        told = {"caller": ada, "target": target, "head": Head()}
+        await embeddings.run(requests, requests.new_id(), texts=[b"a"] * n_texts, **told)
+
+    with pytest.raises(errors.InvalidRequestError, match=r"9 texts are 5 .* at most 8 texts"):
+        await ask(9)
+    with pytest.raises(errors.RateLimitedError):
+        await ask(7)
+    assert len(requests._pending) == 0
+    # Both refusals have spent the one that each began with, and left the other two.
+    asking = asyncio.create_task(ask(4))
+    await asyncio.sleep(0)
+    assert len(requests._pending) == 2
+    asking.cancel()
+    await asyncio.wait({asking})

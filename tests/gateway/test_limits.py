@@ -178,6 +178,33 @@ def test_key_and_tenant_are_counted_and_a_refusal_spends_nothing() -> None:
     assert owed["acme"] == 2
 
 
+def test_many_are_spent_together_or_not_at_all() -> None:
+    limits = Limits(tenant_rate_per_s=1.0, tenant_burst=6)
+    ada = caller(1.0, 10)
+    assert limits.at_once(ada, 100) == 6
+    assert limits.at_once(access.ANONYMOUS, 5) == 5
+    limits.take(ada, 0.0, 4)
+    with pytest.raises(errors.RateLimitedError) as refused:
+        limits.take(ada, 0.0, 4)
+    assert refused.value.retry_after_s == 2.0, "as long as it takes until all of them fit"
+    limits.take(ada, 0.0, 2)
+    limits.take(ada, 2.0, 2)
+    assert {name: quota.owed for name, quota in limits.due().items()} == {
+        "acme/key:1": 8,
+        "acme": 8,
+    }
+
+
+def test_leased_ones_count_where_many_are_spent() -> None:
+    quota = Quota(100.0, 50, ONE, 0.0)
+    count = Gcra(100.0, 50)
+    asked = quota.ask(0.0)
+    quota.answered(*count.spend(asked.owed, asked.want, 0.0), ONE, 0.0)
+    assert quota.take(ONE, 0.0, 51) == pytest.approx(0.01)
+    assert quota.take(ONE, 0.0, 50) == 0.0
+    assert quota.take(ONE, 0.0) == pytest.approx(0.01)
+
+
 def writer(tokens_per_min: int) -> access.Principal:
     limits = m.Limits(tokens_per_min=tokens_per_min)
     return access.principal("acme", "key:1", ["infer:*"], limits=limits)

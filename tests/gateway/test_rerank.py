@@ -66,6 +66,7 @@ def test_one_is_held_against_many_and_many_against_as_many() -> None:
         (rerank.read_score, {"text_1": ["a", "b"], "text_2": ["c"]}),
         (rerank.read_score, {"text_1": "a", "text_2": "b", "x": 1}),
         (embeddings.read, {"input": [1, 2]}),
+        (embeddings.read, {"input": [[1, 2], [3]]}),
         (embeddings.read, {"input": "a", "encoding_format": []}),
         (embeddings.read, {"input": "a", "dimensions": 3}),
     ],

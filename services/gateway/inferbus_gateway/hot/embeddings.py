@@ -12,7 +12,12 @@ import struct
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from inferbus_gateway.errors import FailedError, ParameterError, WrongTaskError
+from inferbus_gateway.errors import (
+    FailedError,
+    InvalidRequestError,
+    ParameterError,
+    WrongTaskError,
+)
 from inferbus_gateway.hot.incoming import Head, timeout_s
 from inferbus_gateway.hot.pending import Entry
 from inferbus_gateway.hot.requests import Requests, Waiter, failure
@@ -113,7 +118,7 @@ def encoded(text: Any, param: str) -> bytes:
         ParameterError: it is none, or empty.
     """
     if not isinstance(text, str) or not text:
-        raise ParameterError(param, f"each {param} is a text and not empty; tokens are not read")
+        raise ParameterError(param, f"each {param} is a text, not token ids, and not empty")
     try:
         return text.encode()
     except UnicodeEncodeError:
@@ -170,15 +175,23 @@ async def run(
     """Ask the model for the vectors of texts.
 
     Raises:
+        InvalidRequestError: they are more requests than the caller may ever send at once.
         InferbusError: a part was refused or ended otherwise than OK.
     """
     n_rows = target.manifest.batching.max_rows
+    n_parts = -(-len(texts) // n_rows)
+    if n_parts > 1:
+        if n_parts > (most := requests.at_once(caller)):
+            raise InvalidRequestError(
+                f"{len(texts)} texts are {n_parts} requests to this model, and your limits allow "
+                f"{most} at once; send at most {most * n_rows} texts"
+            )
+        # Each request on the bus counts; the first one did when the body was still unread. None
+        # is sent before all have entered: who is refused and comes back would repeat them.
+        requests.enter_parts(caller, n_parts - 1)
     parts: list[asyncio.Task[tuple[m.Prediction, str]]] = []
     for at in range(0, len(texts), n_rows):
         rows = texts[at : at + n_rows]
-        if at:
-            # Each request on the bus counts; the first one did when the body was still unread.
-            requests.enter(caller)
         waiter, future = requests.opener()
         part_id = request_id if at == 0 else requests.new_id()
         open_part(requests, Part(part_id, caller, target, rows, head), waiter)

@@ -82,22 +82,25 @@ class Quota:
         self._asked_s = now_s - ASK_AGAIN_S
         self._denied = False
 
-    def take(self, part: Part, now_s: float) -> float:
-        """Spend one request; return 0, or the seconds after which it may be tried again."""
+    def take(self, part: Part, now_s: float, n: int = 1) -> float:
+        """Spend `n` requests; return 0, or the seconds after which it may be tried again."""
         self.used_s = now_s
         if self._tokens:
-            if now_s - self._leased_s <= LEASE_S:
-                self._tokens -= 1
+            if now_s - self._leased_s > LEASE_S:
+                self._tokens = 0
+            elif self._tokens >= n:
+                self._tokens -= n
                 return 0.0
-            self._tokens = 0
+        more = n - self._tokens
         room = self._grown(part, now_s)
-        if room >= 1.0:
-            self._room = room - 1.0
-            self.owed += 1
+        if room >= more:
+            self._tokens = 0
+            self._room = room - more
+            self.owed += more
             return 0.0
         self._room = room
         self._denied = True
-        return (1.0 - room) / (self.rate_per_s * (1.0 if part.shared else part.share))
+        return (more - room) / (self.rate_per_s * (1.0 if part.shared else part.share))
 
     def wait_s(self, part: Part, now_s: float) -> float:
         """Return 0 while anything is left, or the seconds until there is again; spend nothing."""
@@ -114,13 +117,12 @@ class Quota:
         self._room = self._grown(part, now_s) - n
         self.owed += n
 
-    def give_back(self) -> None:
-        """Undo the last `take`: another limit refused the request."""
-        if self.owed:
-            self.owed -= 1
-            self._room += 1.0
-        else:
-            self._tokens += 1
+    def give_back(self, n: int = 1) -> None:
+        """Undo the last `take`, of `n`: another limit refused the request."""
+        owed = min(n, self.owed)
+        self.owed -= owed
+        self._room += owed
+        self._tokens += n - owed
 
     def _grown(self, part: Part, now_s: float) -> float:
         """Return the room that there is by now."""
@@ -200,32 +202,42 @@ class Limits:
         self._due: dict[str, Quota] = {}
         self.part = Part()
 
-    def take(self, caller: Principal, now_s: float) -> None:
-        """Spend one request of a caller's key and of its tenant, at a monotonic time.
+    def take(self, caller: Principal, now_s: float, n: int = 1) -> None:
+        """Spend `n` requests of a caller's key and of its tenant, at a monotonic time.
 
         Raises:
-            RateLimitedError: one of them has none left; nothing was spent.
+            RateLimitedError: one of them has not so many left; nothing was spent.
         """
         key: Quota | None = None
         if caller.requests_per_s > 0:
-            key = self._spend(caller.who, caller.requests_per_s, caller.burst, now_s)
+            key = self._spend(caller.who, caller.requests_per_s, caller.burst, now_s, n)
         if self._tenant_rate_per_s > 0:
             try:
-                self._spend(caller.tenant, self._tenant_rate_per_s, self._tenant_burst, now_s)
+                self._spend(caller.tenant, self._tenant_rate_per_s, self._tenant_burst, now_s, n)
             except RateLimitedError:
                 if key is not None:
-                    key.give_back()
+                    key.give_back(n)
                 raise
 
-    def _spend(self, name: str, rate_per_s: float, burst: int, now_s: float) -> Quota:
+    def _spend(self, name: str, rate_per_s: float, burst: int, now_s: float, n: int) -> Quota:
         quota = self._quotas.get(name)
         if quota is None or quota.rate_per_s != rate_per_s or quota.burst != burst:
             quota = self._quotas[name] = Quota(rate_per_s, burst, self.part, now_s)
-        wait_s = quota.take(self.part, now_s)
+        wait_s = quota.take(self.part, now_s, n)
         self._look(name, quota, now_s)
         if wait_s > 0:
             raise RateLimitedError(wait_s)
         return quota
+
+    def at_once(self, caller: Principal, most: int) -> int:
+        """Return how many requests a caller may ever spend at one time, up to `most`."""
+        for rate_per_s, burst in (
+            (caller.requests_per_s, caller.burst),
+            (self._tenant_rate_per_s, self._tenant_burst),
+        ):
+            if rate_per_s > 0:
+                most = min(most, max(1, int(burst * self.part.share)))
+        return most
 
     def check_tokens(self, caller: Principal, now_s: float) -> None:
         """Check that a caller may begin to generate; spend nothing.

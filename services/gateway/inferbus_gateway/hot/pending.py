@@ -142,6 +142,10 @@ class Pending:
     def __iter__(self) -> Iterator[Entry]:
         return iter(self._entries.values())
 
+    def find(self, request_id: bytes) -> Entry | None:
+        """Return a request that is unanswered."""
+        return self._entries.get(request_id)
+
     @property
     def full(self) -> bool:
         """Whether a new request must be refused."""

@@ -83,7 +83,8 @@ class Requests:
     """Opens requests and accounts for their ends.
 
     Invariants: every accepted request is registered before its frame leaves; while `refusing`
-    says why, nothing is accepted; `settle` is called once per entry that ended.
+    says why, nothing is accepted; `settle` is called once per entry that ended; while `stopping`,
+    no client is taken for one that left.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class Requests:
         self._counters: dict[tuple[str, int, str], tuple[Counter, Histogram, Figures]] = {}
         self.statistics = Statistics()
         self.refusing = ""
+        self.stopping = False
 
     def new_id(self) -> bytes:
         """Mint a request id."""
@@ -145,8 +147,22 @@ class Requests:
         self._check_pending(caller)
         self._limits.take(caller, time.monotonic())
 
-    def _check_pending(self, caller: Principal) -> None:
-        if self._pending.by_tenant.get(caller.tenant, 0) >= self._max_tenant_pending:
+    def at_once(self, caller: Principal) -> int:
+        """Return how many requests of a caller may ever enter at one time."""
+        return self._limits.at_once(caller, self._max_tenant_pending)
+
+    def enter_parts(self, caller: Principal, n_more: int) -> None:
+        """Spend all further requests that one which has entered becomes, or none of them.
+
+        Raises:
+            RateLimitedError, TenantBusyError: as `enter`.
+        """
+        self._check_pending(caller, n_more)
+        self._limits.take(caller, time.monotonic(), n_more)
+
+    def _check_pending(self, caller: Principal, n_more: int = 0) -> None:
+        n_pending = self._pending.by_tenant.get(caller.tenant, 0)
+        if n_pending + n_more >= self._max_tenant_pending:
             raise errors.TenantBusyError
 
     def open(
@@ -233,6 +249,12 @@ class Requests:
     def forwarding(self, entry: Entry) -> None:
         """Note that a part of its answer leaves: it is never placed again."""
         self._pending.forwarding(entry)
+
+    def abandon(self, request_id: bytes) -> None:
+        """The client of a generation has left: have it ended, unless it has."""
+        entry = self._pending.find(request_id)
+        if entry is not None and not self.stopping:
+            self._publisher.cancel(entry)
 
     def opener(self) -> tuple[Waiter, asyncio.Future[Entry]]:
         """Return a waiter for callers that await, and the future of its ended entry."""
