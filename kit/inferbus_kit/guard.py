@@ -137,18 +137,12 @@ class Answers:
         self._transport.close()
 
 
-class _Nobody:
-    """Stands where an ASGI task waits for messages; nobody does here."""
-
-    def set(self) -> None:
-        """Wake nobody."""
-
-
 class Exchange:
     """One request that is answered without ASGI: no task, no scope, one write.
 
-    Invariants: `respond` takes effect once, and not at all on a connection that is gone. What
-    uvicorn asks of a request's cycle stands here under its names.
+    Invariants: `respond` takes effect once, and not at all on a connection that is gone; `left` is
+    called when the connection is gone, also where all was answered. What uvicorn asks of a
+    request's cycle stands here under its names.
     """
 
     __slots__ = (
@@ -158,7 +152,7 @@ class Exchange:
         "disconnected",
         "headers",
         "keep_alive",
-        "message_event",
+        "left",
         "response_complete",
         "response_started",
         "waiting_for_100_continue",
@@ -168,9 +162,18 @@ class Exchange:
         self._protocol, self._handler, self.headers = protocol, handler, headers
         self.body = b""
         self.keep_alive = protocol.parser.should_keep_alive()
-        self.message_event = _NOBODY
+        self.left: Callable[[], object] = bool
         self.disconnected = self.response_started = self.response_complete = False
         self.waiting_for_100_continue = False
+
+    @property
+    def message_event(self) -> Exchange:
+        """Stands where an ASGI task waits for messages."""
+        return self
+
+    def set(self) -> None:
+        """Take what would wake such a task: here only that the connection is gone."""
+        self.left()
 
     @property
     def peer(self) -> str:
@@ -199,9 +202,6 @@ class Exchange:
         if close:
             transport.close()
         self._protocol.on_response_complete()
-
-
-_NOBODY = _Nobody()
 
 
 class GuardedProtocol(HttpToolsProtocol):

@@ -9,14 +9,16 @@ import re
 import struct
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from inferbus_schemas import messages as m
+from tests.gateway.test_idempotency_text import WRITES
 from tests.support.gateway_process import GatewayProcess
-from tests.support.gateway_side import GatewaySide
+from tests.support.gateway_side import GatewaySide, deployed
 from tests.support.scripted_worker import echo, prediction, rows, silence, told
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
@@ -343,3 +345,30 @@ async def test_the_output_digest_can_be_recomputed(
         + raw
     ).hexdigest()
     assert got.headers["x-inferbus-output-sha256"] == by_hand
+
+
+async def test_a_client_that_leaves_ends_what_a_model_generates_for_it(
+    kafka_bootstrap: str, gateway: GatewayProcess, tmp_path: Path, http: httpx.AsyncClient
+) -> None:
+    said = {"name": "text_input", "datatype": "BYTES", "shape": [1], "data": ["hi"]}
+    body = json.dumps({"inputs": [said]}).encode()
+    length, pieces = f"content-length: {len(body)}", "transfer-encoding: chunked"
+    in_pieces = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    keeping = f"{length}\r\nx-inferbus-on-disconnect: keep"
+    async with deployed(kafka_bootstrap, tmp_path, **WRITES) as side:
+        worker = await side.worker(silence)
+        await side.serves(gateway)
+        cancelled = await side.cancelled()
+        # By the listener itself, and by ASGI.
+        for head, sent in ((keeping, body), (length, body), (pieces, in_pieces)):
+            known = len(worker.requests)
+            _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+            line = f"POST {side.path} HTTP/1.1\r\nhost: 127.0.0.1\r\n{head}\r\n\r\n"
+            writer.write(line.encode() + sent)
+            await side.until(lambda known=known: len(worker.requests) > known)  # type: ignore[misc]
+            writer.close()
+        await side.until(lambda: len(cancelled) == 2)
+        assert cancelled == [one.id for one in worker.requests[1:]]
+        odd = {"x-inferbus-on-disconnect": "x"}
+        got = await http.post(gateway.url + side.path, content=body, headers=odd)
+        assert (got.status_code, len(worker.requests)) == (400, 3)

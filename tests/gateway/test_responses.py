@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from inferbus_gateway import errors
-from inferbus_gateway.hot import response_input, responses
+from inferbus_gateway.hot import dialects, response_input, responses
 from inferbus_schemas import messages as m
 from inferbus_schemas import tensors
 from inferbus_schemas.generation import GenerationSettings
@@ -76,11 +76,33 @@ def test_a_body_becomes_a_chat() -> None:
         {"input": "hi", "text": {"format": "json"}},
         {"input": "hi", "max_output_tokens": 1 << 30},
         {"input": "hi", "n": 2},
+        {"input": "hi", "include": ["message.output_text.logprobs"]},
+        {"input": "hi", "include": [{}]},
+        {"input": "hi", "include": "x"},
+        {"input": "hi", "reasoning": {"effort": "high"}},
+        {"input": "hi", "reasoning": {"summary": "auto"}},
+        {"input": "hi", "reasoning": "low"},
+        {"input": "hi", "stream_options": {}},
     ],
 )
 def test_what_we_do_not_keep_or_know_is_refused(said: dict[str, Any]) -> None:
     with pytest.raises(errors.ParameterError):
         read(**said)
+
+
+def test_what_changes_nothing_is_taken() -> None:
+    said = {
+        "user": "ada",
+        "metadata": {"a": "b"},
+        "store": True,
+        "service_tier": "auto",
+        "safety_identifier": "x",
+        "prompt_cache_key": "x",
+        "include": ["reasoning.encrypted_content"],
+        "reasoning": {"effort": "none", "summary": None},
+        "stream_options": {"include_obfuscation": False},
+    }
+    assert read(input="hi", stream=True, **said) == read(input="hi", stream=True)
 
 
 def test_functions_are_those_of_a_chat() -> None:
@@ -143,6 +165,31 @@ def test_events_are_named_and_counted() -> None:
     assert events[-1]["response"]["incomplete_details"] == {"reason": "max_output_tokens"}
     assert events[-1]["response"]["output"][0]["content"][0]["text"] == "0 "
     assert b"[DONE]" not in raw
+
+
+@pytest.mark.slow
+def test_an_error_amid_a_stream_is_one_to_the_sdk() -> None:
+    import httpx2  # noqa: PLC0415 -- what the SDK itself imports, a second of it
+    import openai  # noqa: PLC0415 -- as above
+    from openai.types import chat as chats  # noqa: PLC0415 -- as above
+    from openai.types import responses as events  # noqa: PLC0415 -- as above
+
+    client = openai.OpenAI(api_key="k", base_url="http://127.0.0.1:9")
+
+    def stream(dialect: Any, kind: Any) -> Any:
+        raw = dialect.events(chunk(0), "3:7") + dialect.error(errors.StreamBrokenError("gone"))
+        asked = httpx2.Request("POST", "http://127.0.0.1:9")
+        answer = httpx2.Response(200, content=raw, request=asked)
+        return openai.Stream(cast_to=kind, response=answer, client=client)
+
+    for made in (dialects.Chat(REQUEST_ID), dialects.Text(REQUEST_ID)):
+        with pytest.raises(openai.APIError, match="gone") as raised:
+            list(stream(made, chats.ChatCompletionChunk))
+        assert raised.value.code == "stream_broken"
+    *before, last = stream(responses.Responses(REQUEST_ID), events.ResponseStreamEvent)
+    assert isinstance(last, events.ResponseErrorEvent)
+    assert (last.code, last.message, last.param) == ("stream_broken", "gone", None)
+    assert last.sequence_number == len(before) == 5
 
 
 def test_calls_are_items_of_their_own() -> None:

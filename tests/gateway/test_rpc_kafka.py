@@ -6,6 +6,7 @@ import asyncio
 import json
 import struct
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from inferbus_gateway.gen import open_inference_pb2 as pb
 from inferbus_schemas import manifest as manifests
 from inferbus_schemas import messages as m
+from tests.gateway.test_idempotency_text import WRITES
 from tests.support.gateway_process import GatewayProcess, spawn
-from tests.support.gateway_side import GatewaySide
+from tests.support.gateway_side import GatewaySide, deployed
 from tests.support.scripted_worker import ScriptedWorker, prediction, silence, told
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
@@ -264,6 +266,33 @@ async def test_a_stream_whose_client_leaves_leaves_nothing_behind(
     assert record.outcome == m.OUTCOME_DEADLINE_EXCEEDED
     worker.script = echo
     assert [one async for one in client.stream([client.request()], timeout=20)]
+
+
+async def test_a_client_that_leaves_ends_what_a_model_generates_for_it(
+    kafka_bootstrap: str, gateway: GatewayProcess, tmp_path: Path
+) -> None:
+    said = pb.ModelInferRequest.InferInputTensor(name="text_input", datatype="BYTES", shape=[1])
+    said.contents.bytes_contents.append(b"hi")
+    keeps = (("x-inferbus-on-disconnect", "keep"),)
+    async with (
+        deployed(kafka_bootstrap, tmp_path, **WRITES) as side,
+        grpc.aio.insecure_channel(f"127.0.0.1:{gateway.grpc_port}") as channel,
+    ):
+        client = Client(channel, side, gateway)
+        worker = await client.worker(silence)
+        cancelled = await side.cancelled()
+        asked = pb.ModelInferRequest(model_name=side.model, inputs=[said])
+        for n_known, call in (
+            (1, partial(client.infer, asked, metadata=keeps)),
+            (2, partial(client.infer, asked)),
+            # One that is awaited, and one behind it.
+            (4, partial(client.stream, [asked, asked])),
+        ):
+            leaving = call()
+            await side.until(lambda n=n_known: len(worker.requests) == n)  # type: ignore[misc]
+            leaving.cancel()
+        await side.until(lambda: len(cancelled) == 3)
+        assert set(cancelled) == {one.id for one in worker.requests[1:]}
 
 
 async def test_metadata_configuration_and_statistics_are_those_of_rest(

@@ -114,9 +114,12 @@ async def test_a_client_that_left_is_not_answered() -> None:
         _, writer = await dial()
         writer.write(post(b"/later"))
         await arrived(app, 1)
+        left = asyncio.Event()
+        app.exchanges[0].left = left.set
         writer.transport.abort()
         await ended(server)
         assert app.exchanges[0].disconnected
+        assert left.is_set()
         answer_direct(app.exchanges[0])
 
 

@@ -58,6 +58,8 @@ class Heard:
         if kind := body.get("type"):
             self.numbers.append(body["sequence_number"])
             self.done = kind in {"response.completed", "response.incomplete"}
+            if kind == "error":
+                self.error = body
             if kind == "response.output_text.delta":
                 self._say(0, body["delta"])
 

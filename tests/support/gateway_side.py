@@ -53,6 +53,7 @@ class GatewaySide:
     fleet: membership.Membership = field(default_factory=membership.Membership)
     _producer: Producer | None = None
     _beats: PartitionReader | None = None
+    _cancellations: PartitionReader | None = None
     _stream: AIOKafkaConsumer | None = None
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
     _workers: list[ScriptedWorker] = field(default_factory=list)
@@ -88,6 +89,8 @@ class GatewaySide:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._beats is not None:
             await self._beats.stop()
+        if self._cancellations is not None:
+            await self._cancellations.stop()
         if self._stream is not None:
             await self._stream.stop()
         # What the session's later gateways need not see.
@@ -104,6 +107,22 @@ class GatewaySide:
         while True:
             for record in await reader.read(timeout_ms=100):
                 self._apply_beat(record)
+
+    async def cancelled(self) -> list[bytes]:
+        """Return a list to which the ids of cancelled requests are added as they are read."""
+        name, found = topics.topic(topics.CANCELLATIONS, self.pool).name, list[bytes]()
+        reader = self._cancellations = PartitionReader(
+            self.bootstrap, name, 0, client_id="gateway-test"
+        )
+        await reader.start()
+
+        async def read() -> None:
+            while True:
+                for record in await reader.read(timeout_ms=100):
+                    found.append(m.Cancellation.FromString(record.value or b"").id)
+
+        self._tasks.append(asyncio.create_task(read()))
+        return found
 
     async def _follow_predictions(self) -> None:
         """Read all reply partitions from their ends; one consumer does, nobody waits for it."""

@@ -209,6 +209,7 @@ class _Gateway:
     async def _send_streams_away(self) -> None:
         """Let streams end for most of the time, then let them go on at another gateway."""
         await asyncio.sleep(self._process.settings.drain_timeout_s * _STREAMS_SHARE)
+        self._process.requests.stopping = True
         self._process.streams.leaving.set()
 
     async def say_goodbye(self) -> None:

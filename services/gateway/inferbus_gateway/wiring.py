@@ -143,9 +143,7 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
         access=access,
         routes=routes,
         requests=requests,
-        generations=Generations(
-            requests=requests, streams=streams, publisher=publisher, metrics=metrics
-        ),
+        generations=Generations(requests=requests, streams=streams, metrics=metrics),
         resumer=Resumer(
             bootstrap,
             instance,

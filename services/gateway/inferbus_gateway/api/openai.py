@@ -23,7 +23,7 @@ from inferbus_gateway.hot import dialects, embeddings, prompts, rerank
 from inferbus_gateway.hot.access import Access
 from inferbus_gateway.hot.answer import Answer, Headers, send
 from inferbus_gateway.hot.generations import Call, EndedError, Generations
-from inferbus_gateway.hot.incoming import Bodies, Head, read_head
+from inferbus_gateway.hot.incoming import Bodies, Head, keeps, read_head
 from inferbus_gateway.hot.keyed import Once
 from inferbus_gateway.hot.keyed_text import (
     Asked,
@@ -187,7 +187,7 @@ class OpenAI:
         sent, body = await self._read(scope, receive)
         name, version = prompts.model_of(body)
         caller = self._caller(scope, sent.head, name)
-        span, keep = f"POST {sent.path}", _keeps(scope)
+        span, keep = f"POST {sent.path}", keeps(scope["headers"])
 
         def make(target: Target, call_id: bytes) -> Call:
             ask, dialect = kind.read(body, settings_of(target)), kind.dialect(call_id)
@@ -208,7 +208,8 @@ class OpenAI:
         found = _GENERATE.fullmatch(scope["path"])
         model, version, stream = found.groups() if found is not None else ("", "", "")
         sent, body = await self._read(scope, receive)
-        span, keep = f"POST /v2/models/{{model}}/generate{stream or ''}", _keeps(scope)
+        span = f"POST /v2/models/{{model}}/generate{stream or ''}"
+        keep = keeps(scope["headers"])
         caller: Principal = scope["state"]["principal"]
 
         def make(target: Target, call_id: bytes) -> Call:
@@ -316,13 +317,6 @@ def before(openai: OpenAI, rest: Asgi) -> Asgi:
         await (openai if openai.serves(scope["path"]) else rest)(scope, receive, send_)
 
     return app
-
-
-def _keeps(scope: Scope) -> bool:
-    said = dict(scope["headers"]).get(b"x-inferbus-on-disconnect", b"cancel")
-    if said not in {b"keep", b"cancel"}:
-        raise errors.InvalidRequestError("x-inferbus-on-disconnect is keep or cancel")
-    return bool(said == b"keep")
 
 
 def _triton_error(error: InferbusError, _code: str = "") -> dict[str, Any]:

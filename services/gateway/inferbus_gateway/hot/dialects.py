@@ -42,8 +42,8 @@ class Dialect(Protocol):
         """Return what follows the last chunk."""
         ...
 
-    def error(self, error: InferbusError, code: str = "") -> Body:
-        """Return an error, as a body and as an event's data; `code` tells more than its kind."""
+    def error(self, error: InferbusError, code: str = "") -> bytes:
+        """Return the event of an error; `code` tells more than its kind."""
         ...
 
 
@@ -169,8 +169,8 @@ class Chat:
         head = self._head("chat.completion.chunk", prediction.model)
         return event({**head, "choices": [], "usage": usage(prediction.generated)}) + DONE
 
-    def error(self, error: InferbusError, code: str = "") -> Body:
-        return openai_error(error, code)
+    def error(self, error: InferbusError, code: str = "") -> bytes:
+        return event(openai_error(error, code))
 
 
 class Text:
@@ -225,8 +225,8 @@ class Text:
         body = {**self._head(prediction.model), "choices": []}
         return event(body | {"usage": usage(prediction.generated)}) + DONE
 
-    def error(self, error: InferbusError, code: str = "") -> Body:
-        return openai_error(error, code)
+    def error(self, error: InferbusError, code: str = "") -> bytes:
+        return event(openai_error(error, code))
 
 
 class Triton:
@@ -259,9 +259,9 @@ class Triton:
         del prediction, include_usage
         return b""
 
-    def error(self, error: InferbusError, code: str = "") -> Body:
+    def error(self, error: InferbusError, code: str = "") -> bytes:
         del code
-        return {"error": str(error)}
+        return event({"error": str(error)})
 
 
 def _chat_logprobs(raw: str) -> Body | None:

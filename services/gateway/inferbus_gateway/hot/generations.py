@@ -20,7 +20,6 @@ from inferbus_gateway.hot.dialects import Dialect
 from inferbus_gateway.hot.incoming import Head, left, timeout_s
 from inferbus_gateway.hot.pending import Entry
 from inferbus_gateway.hot.prompts import Ask
-from inferbus_gateway.hot.publish import Publisher
 from inferbus_gateway.hot.requests import Requests, Waiter, failure
 from inferbus_gateway.hot.route import Target
 from inferbus_gateway.hot.streams import OpenStream, Streams
@@ -92,12 +91,10 @@ class Generations:
         *,
         requests: Requests,
         streams: Streams,
-        publisher: Publisher,
         metrics: GatewayMetrics,
     ) -> None:
         self._requests = requests
         self._streams = streams
-        self._publisher = publisher
         self._first_token_seconds = metrics.first_token_seconds
 
     def open(self, call: Call, waiter: Waiter, reply_partition: int | None = None) -> Entry:
@@ -143,7 +140,7 @@ class Generations:
             either: set[asyncio.Future[Any]] = {told, leaving}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if not told.done():
-                self._leave(call, entry)
+                self._leave(call)
                 return None
         finally:
             leaving.cancel()
@@ -178,7 +175,7 @@ class Generations:
             writer = EventWriter(send, call.headers(), call.dialect)
             await self._pump(call, stream, writer)
             if stream.gone:
-                self._leave(call, entry)
+                self._leave(call)
         finally:
             leaving.cancel()
             self._streams.close(call.request_id)
@@ -189,10 +186,9 @@ class Generations:
             time.monotonic() - start_s
         )
 
-    def _leave(self, call: Call, entry: Entry) -> None:
-        """The client has left; a gateway that stops cancels nothing."""
-        if not call.keep and not entry.waiter.ended and not self._streams.leaving.is_set():
-            self._publisher.cancel(entry)
+    def _leave(self, call: Call) -> None:
+        if not call.keep:
+            self._requests.abandon(call.request_id)
 
     async def _pump(self, call: Call, stream: OpenStream, writer: EventWriter) -> None:
         while True:
@@ -275,4 +271,4 @@ class EventWriter:
 
     def _error(self, error: InferbusError, prediction: m.Prediction | None) -> bytes:
         code = "" if prediction is None else prediction.error_code
-        return dialects.event(self._dialect.error(error, code))
+        return self._dialect.error(error, code)

@@ -112,6 +112,18 @@ class Bodies:
         return out
 
 
+def keeps(headers: Headers) -> bool:
+    """Tell whether a client wants its generation to go on when it has left.
+
+    Raises:
+        InvalidRequestError: it says something else of that.
+    """
+    said = dict(headers).get(b"x-inferbus-on-disconnect", b"cancel")
+    if said not in {b"keep", b"cancel"}:
+        raise errors.InvalidRequestError("x-inferbus-on-disconnect is keep or cancel")
+    return bool(said == b"keep")
+
+
 async def left(receive: Receive) -> None:
     """Return when the client has left; the body must have been read."""
     with contextlib.suppress(asyncio.CancelledError):

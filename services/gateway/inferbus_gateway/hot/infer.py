@@ -21,14 +21,14 @@ from inferbus_gateway.hot.access import Access
 from inferbus_gateway.hot.answer import Answer, accepted, ok, reject, send
 from inferbus_gateway.hot.compress import compressing
 from inferbus_gateway.hot.hops import Hops
-from inferbus_gateway.hot.incoming import Bodies, Head, left, read_head, timeout_s
+from inferbus_gateway.hot.incoming import Bodies, Head, keeps, left, read_head, timeout_s
 from inferbus_gateway.hot.keyed import Once, Place
 from inferbus_gateway.hot.keyed_infer import Done, Gone, KeyedInfer
 from inferbus_gateway.hot.pending import Entry
 from inferbus_gateway.hot.requests import Requests, Waiter, failure
 from inferbus_gateway.hot.route import Routes, Target
 from inferbus_kit.errors import InferbusError
-from inferbus_kit.guard import Exchange
+from inferbus_kit.guard import Exchange, Headers
 from inferbus_kit.health import Receive, Scope, Send
 from inferbus_kit.metrics import GatewayMetrics
 from inferbus_schemas import ids
@@ -56,7 +56,8 @@ class Infer:
     """The hot route.
 
     Invariants: every request is answered once; every answer but a refusal names the record that it
-    was made from, or says that none is known; while `draining`, each answer closes its connection.
+    was made from, or says that none is known; while `draining`, each answer closes its connection;
+    a client that leaves ends its request where the model generates, and nowhere else.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Infer:
         request_id = self._requests.new_id()
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         leaving: asyncio.Task[None] | None = None
+        ends = False
 
         def done(answer: Answer) -> None:
             if not future.done():
@@ -110,7 +112,12 @@ class Infer:
             if head.idempotency_key is not None:
                 leaving = asyncio.create_task(left(receive))
                 gone = leaving.done
-            self._start(request_id, head, body, address, caller=caller, done=done, gone=gone)
+            headers = scope["headers"]
+            ends = self._start(
+                request_id, head, body, address, headers, caller=caller, done=done, gone=gone
+            )
+            if ends:
+                leaving = asyncio.create_task(left(receive))
         except Exception as error:  # noqa: BLE001 -- each request is answered in our own words
             done(self.refused(error, request_id))
         if leaving is not None:
@@ -120,6 +127,8 @@ class Infer:
             finally:
                 leaving.cancel()
             if not future.done():
+                if ends:
+                    self._requests.abandon(request_id)
                 return
         answer = await future
         if self.draining:
@@ -150,7 +159,11 @@ class Infer:
                 body = self._bodies.decompress(body, head.encoding)
             address = (model, version)
             gone = partial(getattr, exchange, "disconnected")
-            self._start(request_id, head, body, address, caller=caller, done=done, gone=gone)
+            headers = exchange.headers
+            if self._start(
+                request_id, head, body, address, headers, caller=caller, done=done, gone=gone
+            ):
+                exchange.left = partial(self._requests.abandon, request_id)
         except Exception as error:  # noqa: BLE001 -- each request is answered in our own words
             done(self.refused(error, request_id))
 
@@ -160,11 +173,13 @@ class Infer:
         head: Head,
         body: bytes,
         address: tuple[str, str],
+        headers: Headers,
         *,
         caller: Principal,
         done: Done,
         gone: Gone,
-    ) -> None:
+    ) -> bool:
+        """Begin to answer a request; tell whether one who leaves ends it."""
         start_s = time.monotonic()
         if head.coding:
             done = compressing(head.coding, done)
@@ -175,7 +190,7 @@ class Infer:
                     self, request_id, head, body, address, caller=caller, done=done, gone=gone
                 )
             )
-            return
+            return False
         target = self._routes.resolve(*address)
         parsed = self._parse(head, body, target)
         if later is not None:
@@ -189,10 +204,12 @@ class Infer:
             tell = partial(self._taken, request_id, done)
             key, version = head.idempotency_key, address[1]
             later(target, row, caller, key, version, head.traceparent, tell)
-            return
+            return False
+        ends = target.generates and not keeps(headers)
         call = Call(target, parsed, done)
         waiter = Waiter(partial(self.ended, call), start_s)
         self.open(call, request_id, waiter, head=head, caller=caller)
+        return ends
 
     def parse(self, head: Head, body: bytes, model: str, place: Place | str, done: Done) -> Call:
         """Read a request for a version by name, or for the one of a place."""

@@ -23,7 +23,7 @@ Body = dict[str, Any]
 MAX_MESSAGES = 1024
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 _MESSAGE_FIELDS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id", "refusal"})
-_IGNORED = frozenset(
+IGNORED = frozenset(
     {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
 )
 """Fields of OpenAI's own accounts: they change nothing in an answer."""
@@ -196,7 +196,7 @@ def triton(body: Body, settings: limits.GenerationSettings, *, stream: bool) -> 
 
 def _known(body: Body, known: frozenset[str]) -> None:
     for name in body:
-        if name not in known and name not in _IGNORED:
+        if name not in known and name not in IGNORED:
             shown = name if name.isprintable() and len(name) < 64 else "a field"  # noqa: PLR2004 -- a name that is worth showing
             raise ParameterError(shown, f"unknown parameter: {shown}")
 

@@ -16,16 +16,25 @@ from inferbus_schemas.generation import GenerationSettings
 Body = dict[str, Any]
 
 _SAME = (
-    *("model", "temperature", "top_p", "stream", "user", "metadata", "store"),
-    "parallel_tool_calls",
+    *("model", "temperature", "top_p", "stream", "stream_options", "parallel_tool_calls"),
+    *sorted(prompts.IGNORED),
 )
 _KNOWN = frozenset(
     {
         *_SAME,
         *("input", "instructions", "max_output_tokens", "text", "truncation", "tool_choice"),
-        *("tools", "previous_response_id", "conversation", "background"),
+        *("tools", "previous_response_id", "conversation", "background", "include", "reasoning"),
     }
 )
+_NEVER_INCLUDED = frozenset(
+    {
+        *("reasoning.encrypted_content", "code_interpreter_call.outputs"),
+        *("file_search_call.results", "web_search_call.results"),
+        *("web_search_call.action.sources", "computer_call_output.output.image_url"),
+        "message.input_image.image_url",
+    }
+)
+"""What may be asked for with items that no answer of ours has: there it changes nothing."""
 _STATEFUL = ("previous_response_id", "conversation", "background")
 _PARTS = frozenset({"input_text", "output_text", "text"})
 _OF_A_FUNCTION = ("name", "description", "parameters", "strict")
@@ -45,6 +54,8 @@ def read(body: Body, settings: GenerationSettings) -> prompts.Ask:
             raise ParameterError(name, f"{name} is not supported here; send what was said before")
     if body.get("truncation") not in (None, "disabled"):
         raise ParameterError("truncation", "truncation is disabled")
+    _check_include(body.get("include"))
+    _check_reasoning(body.get("reasoning"))
     chat: Body = {name: body[name] for name in _SAME if name in body}
     chat["messages"] = _messages(body)
     chat["max_tokens"] = body.get("max_output_tokens")
@@ -55,6 +66,28 @@ def read(body: Body, settings: GenerationSettings) -> prompts.Ask:
     ask = prompts.chat(chat, settings)
     ask.generation.form = m.FORM_RESPONSES
     return ask
+
+
+def _check_include(said: Any) -> None:
+    """Check that no more is to be included than there is."""
+    wanted = [] if said is None else said
+    if not isinstance(wanted, list):
+        raise ParameterError("include", "include is a list")
+    for one in wanted:
+        if not isinstance(one, str) or one not in _NEVER_INCLUDED:
+            raise ParameterError("include", "include names something that no answer here has")
+
+
+def _check_reasoning(said: Any) -> None:
+    """Check that no reasoning is asked for: no model here reasons apart from its answer."""
+    given = {} if said is None else said
+    if not isinstance(given, dict):
+        raise ParameterError("reasoning", "reasoning is an object")
+    for name, value in given.items():
+        if value is not None and (name, value) != ("effort", "none"):
+            raise ParameterError(
+                "reasoning", "no model here reasons apart from its answer; leave reasoning out"
+            )
 
 
 def _tools(said: Any) -> Any:

@@ -79,7 +79,7 @@ class Responses:
 
     Invariants: `sequence_number` counts the events of a stream from 0; a chunk's place stands on
     the last event that it brings; an item is done before the next one begins; the last event is
-    `response.completed`, or `response.incomplete` where it was cut at its length.
+    `response.completed`, `response.incomplete` where it was cut at its length, or `error`.
     """
 
     prefix = "resp_"
@@ -207,9 +207,10 @@ class Responses:
         said.append((f"response.{whole['status']}", {"response": whole}))
         return b"".join(self._event(kind, body) for kind, body in said)
 
-    def error(self, error: InferbusError, code: str = "") -> Body:
-        """Return an error, as a body and as an event's data."""
-        return dialects.openai_error(error, code)
+    def error(self, error: InferbusError, code: str = "") -> bytes:
+        """Return the event of an error, which is the last one."""
+        said = dialects.openai_error(error, code)["error"]
+        return self._event("error", {name: said[name] for name in ("code", "message", "param")})
 
 
 def _part(text: str) -> Body:

@@ -48,6 +48,11 @@ class Target:
     version_header: bytes
 
     @property
+    def generates(self) -> bool:
+        """Whether its answers take so long that one who leaves should end them."""
+        return self.manifest.task == generation.TASK
+
+    @property
     def counts_tokens(self) -> bool:
         """Whether what it is asked is counted in tokens, which have limits of their own."""
         return self.manifest.task in _COUNTING_TASKS

@@ -35,6 +35,7 @@ from inferbus_gateway.hot.rpc_messages import (
     Said,
     Unreadable,
     bare,
+    keeps,
     readable,
     refusal_metadata,
     said_of,
@@ -73,7 +74,8 @@ class RpcInfer:
     """The two methods that infer.
 
     Invariants: every request is answered once, and counted whether or not its client is still
-    there; a stream's answers come in the order of its requests, at most `STREAM_WINDOW` at a time.
+    there; a stream's answers come in the order of its requests, at most `STREAM_WINDOW` at a time;
+    a client that leaves ends what a model generates for it, and nothing else.
     """
 
     def __init__(
@@ -115,7 +117,12 @@ class RpcInfer:
             try:
                 async for one in asked:
                     name = "" if isinstance(one, Unreadable) else one.id
-                    await window.put((name, self._ask(one, context, context.time_remaining())))
+                    ended = self._ask(one, context, context.time_remaining())
+                    try:
+                        await window.put((name, ended))
+                    except asyncio.CancelledError:
+                        ended.cancel()
+                        raise
             except Exception:  # noqa: BLE001 -- whatever ends the reading, what was read is answered
                 _log.exception("rpc_stream_failed")
             await window.put(None)
@@ -126,6 +133,9 @@ class RpcInfer:
                 yield wrapped(waiting[0], await waiting[1])
         finally:
             await cancel(reading)
+            while not window.empty():
+                if (waiting := window.get_nowait()) is not None:
+                    waiting[1].cancel()
 
     def _ask(
         self, message: Asked, call: Call, remaining_s: float | None, *, alone: bool = False
@@ -147,12 +157,20 @@ class RpcInfer:
                 return future
             question = self.parse(asked, asked.model_version)
             waiter = Waiter(partial(self._tell, question, future), start_s)
+            ends = question.target.generates and not keeps(call)
             self.open(
                 question, request_id, waiter, caller=caller, said=said, remaining_s=remaining_s
             )
+            if ends:
+                future.add_done_callback(partial(self._left, request_id))
         except Exception as error:  # noqa: BLE001 -- each request is answered in our own words
             future.set_result(self.refused(error, request_id))
         return future
+
+    def _left(self, request_id: bytes, future: asyncio.Future[Ended]) -> None:
+        # Who leaves cancels the call, and the call what it awaits.
+        if future.cancelled():
+            self._requests.abandon(request_id)
 
     def _tell(self, question: Question, future: asyncio.Future[Ended], entry: Entry) -> None:
         ended = self.ended(question, entry)

@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError, Message
 
 from inferbus_gateway import errors
 from inferbus_gateway.gen import open_inference_pb2 as pb
+from inferbus_gateway.hot import incoming
 from inferbus_gateway.hot.access import Call
 from inferbus_gateway.retry_after import retry_after_s
 from inferbus_kit.errors import InferbusError
@@ -122,3 +123,18 @@ def said_of(call: Call, *, alone: bool) -> Said:
     if key is not None and not alone:
         raise errors.InvalidRequestError("a stream takes no idempotency-key; send single requests")
     return Said(traceparent, key)
+
+
+def keeps(call: Call) -> bool:
+    """Tell as `incoming.keeps`, of the metadata.
+
+    Raises:
+        InvalidRequestError: they say something else of that.
+    """
+    said = call.invocation_metadata() or ()
+    return incoming.keeps(
+        [
+            (name.encode(), value.encode() if isinstance(value, str) else value)
+            for name, value in said
+        ]
+    )
