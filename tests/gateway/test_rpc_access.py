@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 from collections.abc import AsyncIterator
 from types import FrameType, SimpleNamespace
@@ -58,6 +59,7 @@ class Listener:
             max_tenant_pending=1000,
         )
         known = Access(self.keys, local=False)
+        self.refused: list[str] = []
         self.server = RpcServer(
             "127.0.0.1",
             0,
@@ -70,6 +72,7 @@ class Listener:
             max_body_bytes=1 << 20,
             max_connections=16,
             drain_s=1.0,
+            count=self.refused.append,
         )
 
     async def ask(self, name: str, model: str, presented: bytes | None) -> str:
@@ -168,6 +171,47 @@ async def test_every_method_by_every_scope(listener: Listener, name: str, model:
     for presented in (None, b"Bearer x", bearer(1) + b"x", bearer(999)):
         got = await listener.ask(name, model, presented)
         assert (got == "OK") if policy == access.PUBLIC else (got == "UNAUTHENTICATED")
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [[], [b"\xff" * 4], [bytes(8 << 20)]],
+    ids=["none yet", "unreadable", "too large"],
+)
+@pytest.mark.parametrize("name", ["ModelInfer", "ModelStreamInfer", "ModelReady"])
+async def test_a_key_is_looked_at_before_a_message(
+    listener: Listener, name: str, messages: list[bytes]
+) -> None:
+    """Whatever comes, and where nothing has come yet; the code says who would not be let in."""
+    listener.keys.apply(record(1, "infer:digits"))
+    listener.keys.apply(record(2, "deploy"))
+    done = asyncio.Event()
+
+    async def sent() -> AsyncIterator[bytes]:
+        for message in messages:
+            yield message
+        await done.wait()
+
+    async def code(presented: bytes | None) -> str:
+        head = () if presented is None else (("authorization", presented.decode()),)
+        call = ask(sent(), metadata=head, timeout=10)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            async for _ in call:
+                pass
+        beside = dict(caught.value.trailing_metadata())
+        assert "x-request-id" in beside, beside
+        assert beside["x-inferbus-error-code"] == listener.refused[-1]
+        return str(caught.value.code().name)
+
+    large = [("grpc.max_send_message_length", -1)]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{listener.server.port}", large) as channel:
+        # The wire knows no kinds of calls: a client of streams may leave its message unsent.
+        ask: Any = channel.stream_stream(f"/{SERVICE}/{name}")
+        for presented in (None, b"Bearer x", bearer(1) + b"x", bearer(9)):
+            assert await code(presented) == "UNAUTHENTICATED"
+        if name != "ModelReady":
+            assert await code(bearer(2)) == "PERMISSION_DENIED"
+        done.set()
 
 
 async def test_a_registry_that_is_away_is_said(listener: Listener) -> None:

@@ -86,6 +86,8 @@ async def test_a_message_that_is_none_is_refused_and_ends_its_call(
 
 
 async def test_large_heads_and_messages_are_refused(listener: Listener) -> None:
+    listener.keys.apply(record(1, access.INFER_ALL))
+    known = (("authorization", bearer(1).decode()),)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{listener.server.port}", OWN) as channel:
         head = (("x-long", "a" * (64 << 10)),)
         assert await refused(live(channel, metadata=head)) == grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -96,7 +98,8 @@ async def test_large_heads_and_messages_are_refused(listener: Listener) -> None:
         )
         for compression in (None, grpc.Compression.Gzip):
             large = pb.ModelInferRequest(raw_input_contents=[bytes(32 << 20)])
-            code = await refused(ask(large, compression=compression, timeout=20))
+            call = ask(large, metadata=known, compression=compression, timeout=20)
+            code = await refused(call)
             assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert await live(channel)
 

@@ -2,7 +2,7 @@
 
 In: a request of the control routes as it arrives. Out: the app is called with `state.principal`, or
 the request is refused before its body is read. The hot route stands in the table too, and asks
-`Access` itself, as do the methods of the gRPC service.
+`Access` itself; `api/rpc_door` stands before the methods of the gRPC service.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from grpc_health.v1 import health_pb2
 from pydantic import BaseModel
 
 from inferbus_gateway.api import reflection, rpc_health
+from inferbus_gateway.api.rpc_door import RpcDoor
 from inferbus_gateway.api.views import Views
 from inferbus_gateway.control.repository import ModelRepository
 from inferbus_gateway.door import METHODS
@@ -80,6 +81,7 @@ class RpcServer:
         self._reports = grpc_health.aio.HealthServicer()
         self._look: asyncio.Task[None] | None = None
         self._server = grpc.aio.server(
+            interceptors=(RpcDoor(SERVICE, METHODS, access, new_id=new_id, count=count),),
             options=_options(max_body_bytes, max_connections),
             maximum_concurrent_rpcs=max_connections,
         )

@@ -109,16 +109,25 @@ class Access:
             raise errors.ForbiddenError(f"your key lacks the scope {_words(policy, model)}")
         return caller
 
+    def admits(self, authorization: bytes | None, policy: str) -> bool:
+        """Tell whether a call may go on by what it presents, its peer and its model not yet known.
+
+        Nothing is counted; `check_call` refuses who is not admitted.
+        """
+        if authorization is None:
+            return self._local
+        found = self._known.get(authorization)
+        if found is None or found.expires_s <= time.time():
+            found = self._find(authorization)
+        return found is not None and access.judge(found, policy) is Verdict.ALLOWED
+
     def check_call(self, call: Call, policy: str, model: str = "") -> Principal:
         """Return the caller of a gRPC call; see `check`.
 
         There is no Host to look at: pages in a browser cannot speak HTTP/2 without TLS, and what
         they can speak is refused by the listener.
         """
-        authorization = None
-        for key, value in call.invocation_metadata() or ():
-            if key == "authorization":
-                authorization = value.encode() if isinstance(value, str) else value
+        authorization = presented(call.invocation_metadata())
         return self.check(authorization, b"localhost", _address(call.peer()), policy, model)
 
     def _anonymous(self, host: bytes, peer: str, headers: Headers) -> Principal:
@@ -134,6 +143,16 @@ class Access:
         raise errors.UnauthorizedError(_NEEDED)
 
     def _identify(self, authorization: bytes, peer: str) -> Principal:
+        found = self._find(authorization)
+        if found is not None:
+            return found
+        wait_s = self._guesses.wait_s(peer, time.monotonic())
+        if wait_s > 0:
+            raise errors.TooManyBadKeysError(wait_s)
+        raise errors.UnauthorizedError("the key or token is unknown, expired or revoked")
+
+    def _find(self, authorization: bytes) -> Principal | None:
+        """Return whom a header stands for, and remember it; None where it is nobody."""
         self._known.pop(authorization, None)
         text = access.bearer(authorization)
         if text is not None:
@@ -144,10 +163,16 @@ class Access:
                     del self._known[next(iter(self._known))]
                 self._known[authorization] = found
                 return found
-        wait_s = self._guesses.wait_s(peer, time.monotonic())
-        if wait_s > 0:
-            raise errors.TooManyBadKeysError(wait_s)
-        raise errors.UnauthorizedError("the key or token is unknown, expired or revoked")
+        return None
+
+
+def presented(metadata: Iterable[tuple[str, str | bytes]] | None) -> bytes | None:
+    """Return what the metadata of a call present; None where that is nothing."""
+    found = None
+    for key, value in metadata or ():
+        if key == "authorization":
+            found = value.encode() if isinstance(value, str) else value
+    return found
 
 
 def _foreign(name: bytes, value: bytes, host: bytes) -> bool:
@@ -170,4 +195,6 @@ def _address(peer: str) -> str:
 
 
 def _words(policy: str, model: str) -> str:
+    if policy == access.INFER_SOME:
+        return "infer:<model>"
     return f"infer:{model}" if policy == access.INFER and model.isascii() else policy
