@@ -88,19 +88,6 @@ async def test_probes_tell_what_the_loops_say(control: Control) -> None:
         assert (await control.ask(path)).status_code == 503
 
 
-async def test_what_is_advertised_is_what_works(control: Control) -> None:
-    said = (await control.ask("/v2")).json()
-    assert said["name"] == "inferbus"
-    assert said["extensions"] == [
-        "binary_tensor_data",
-        "classification",
-        "model_configuration",
-        "model_repository",
-        "parameters",
-        "statistics",
-    ]
-
-
 async def test_a_fault_of_ours_says_nothing_of_itself(
     control: Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -166,7 +166,11 @@ def test_options_are_read() -> None:
             id="mine",
             parameters={
                 "timeout": pb.InferParameter(uint64_param=5),
-                "sequence_id": pb.InferParameter(string_param="ignored"),
+                "mine": pb.InferParameter(string_param="ignored"),
+                "priority": pb.InferParameter(uint64_param=1),
+                "sequence_id": pb.InferParameter(int64_param=0),
+                "sequence_start": pb.InferParameter(bool_param=False),
+                "sequence_end": pb.InferParameter(),
             },
             outputs=[output("probabilities", classification={"int64_param": 2}), output("label")],
         ),
@@ -215,6 +219,16 @@ def test_not_a_number_and_infinity_pass() -> None:
         (
             request(item(parameters={"shared_memory_region": pb.InferParameter(string_param="r")})),
             "shared memory is not offered",
+        ),
+        *(
+            (request(parameters={name: value}), "sequences are not offered")
+            for name, value in (
+                ("sequence_id", pb.InferParameter(int64_param=7)),
+                ("sequence_id", pb.InferParameter(uint64_param=7)),
+                ("sequence_id", pb.InferParameter(string_param="s")),
+                ("sequence_start", pb.InferParameter(bool_param=True)),
+                ("sequence_end", pb.InferParameter(bool_param=True)),
+            )
         ),
         (request(id="x" * 257), "256 characters"),
         (request(outputs=[output("no")]), "no output 'no'"),

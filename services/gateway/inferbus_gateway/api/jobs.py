@@ -269,7 +269,10 @@ class _Routes:
         return Streamed(written, JSON_LINES)
 
     async def retry(self, request: Request, job: str) -> Response:
-        """Make a new job of the rows that failed or were cancelled; its results overlay these."""
+        """Make a new job of the rows that failed or were cancelled; its results overlay these.
+
+        Rows that were refused as they were read are left out: they can never run.
+        """
         parts = self._parts
         caller = _caller(request)
         progress = await self._progress(request, job)

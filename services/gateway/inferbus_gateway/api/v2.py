@@ -58,7 +58,11 @@ class RequestedOutput(BaseModel):
 
 
 class InferRequest(BaseModel):
-    """A request of the Open Inference Protocol; `parameters.timeout` is in microseconds."""
+    """A request of the Open Inference Protocol.
+
+    Of its parameters, `timeout` (microseconds) and `binary_data_output` mean something; those of a
+    sequence are refused, others are ignored.
+    """
 
     id: str | None = None
     parameters: dict[str, Any] = Field(default_factory=dict)

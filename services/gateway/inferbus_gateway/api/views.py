@@ -20,7 +20,6 @@ EXTENSIONS = [
     "classification",
     "model_configuration",
     "model_repository",
-    "parameters",
     "statistics",
 ]
 """Extensions of the protocol that work here; nothing else is advertised."""

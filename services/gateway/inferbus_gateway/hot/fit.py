@@ -20,6 +20,10 @@ from inferbus_schemas import messages as m
 MAX_ID_CHARACTERS: Final = 256
 MAX_ROWS: Final = 4096
 """The most rows of a request where no setting says otherwise."""
+NO_SEQUENCES: Final = (
+    "sequences are not offered: models here keep nothing between requests; "
+    "leave sequence_id, sequence_start and sequence_end out"
+)
 NOT_CLASSIFIED: Final[Mapping[str, int]] = {}
 
 

@@ -6,7 +6,8 @@ out: the body of the response.
 
 What a JSON element may be stands in `numbers`. Further choices: unknown keys and parameters are
 ignored, but a key given twice is refused, since two readers could take different values for it;
-so is shared memory, which would change the answer. `null` stands for an optional key left out.
+so are shared memory and sequences, which would change the answer. `null` stands for an optional key
+left out.
 `timeout` 0 means none, as in Triton. A raw request (`Inference-Header-Content-Length: 0`) for a
 BYTES input is one element without its length.
 """
@@ -96,6 +97,8 @@ def parse(
     timeout_us: int | None = None
     all_binary = False
     if parameters:
+        if parameters.sequence_id or parameters.sequence_start or parameters.sequence_end:
+            raise InvalidRequestError(fit.NO_SEQUENCES)
         timeout_us = parameters.timeout or None
         all_binary = bool(parameters.binary_data_output)
     outputs, binary, classes = _read_outputs(request.outputs or (), plan, all_binary=all_binary)

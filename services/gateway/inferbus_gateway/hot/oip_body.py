@@ -60,6 +60,9 @@ class Parameters(msgspec.Struct, frozen=True):
 
     binary_data_output: bool | None = None
     timeout: Natural | None = None
+    sequence_id: int | str | None = None
+    sequence_start: bool | None = None
+    sequence_end: bool | None = None
 
 
 class Request(msgspec.Struct, frozen=True):

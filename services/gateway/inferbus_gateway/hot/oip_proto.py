@@ -5,8 +5,8 @@ back: the tensors of an answer, out: a `ModelInferResponse`.
 
 Choices where the protocol is silent: an answer has the form of its request, typed for typed and raw
 for raw, and is raw as a whole where a wanted output has no typed form. Unknown parameters are
-ignored; one that we know with a value of another type is refused. FP32 and FP64 may be infinite or
-not a number. `timeout` 0 means none, as in Triton.
+ignored; one that we know with a value of another type is refused, and so are sequences. FP32 and
+FP64 may be infinite or not a number. `timeout` 0 means none, as in Triton.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ _FIELDS: Final = {
 """Where the elements of each datatype stand; FP16 and BF16 have raw bytes only."""
 
 _TYPED: Final[frozenset[str]] = frozenset()
+_OF_SEQUENCES: Final = ("sequence_id", "sequence_start", "sequence_end")
 _INT_PARAMETERS: Final = frozenset({"int64_param", "uint64_param"})
 
 Parameters = Mapping[str, pb.InferParameter]
@@ -54,6 +55,8 @@ def parse(
         TooManyRowsError: it has more than `max_rows`.
     """
     look_up = fit.plan(signature)
+    if any(_given(request.parameters, name) for name in _OF_SEQUENCES):
+        raise InvalidRequestError(fit.NO_SEQUENCES)
     raw = request.raw_input_contents
     tensor_set, n_rows = _read_inputs(request.inputs, raw, look_up, max_rows)
     outputs, classes = _read_outputs(request.outputs, look_up)
@@ -157,6 +160,15 @@ def _read_outputs(
         classify.check(item.name, look_up.outputs[item.name])
         classes[item.name] = n_classes
     return tuple(chosen), classes or NOT_CLASSIFIED
+
+
+def _given(parameters: Parameters, name: str) -> bool:
+    """Tell whether a parameter has a value that says something: not 0, false or empty."""
+    if name not in parameters:
+        return False
+    value = parameters[name]
+    kind = value.WhichOneof("parameter_choice")
+    return kind is not None and bool(getattr(value, kind))
 
 
 def _whole(parameters: Parameters, name: str) -> int | None:
