@@ -24,7 +24,7 @@ from tests.support.traffic import Seen, Traffic
 pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(420)]
 
 RATE_PER_S = 40
-VICTIMS = ("engine", "logger", "registry", "worker", "gateway", "postgres", "kafka")
+VICTIMS = ("engine", "logger", "registry", "worker", "gateway", "postgres", "valkey", "kafka")
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def _expect(victim: str, seen: Seen) -> None:
     """What a client may see, by who died."""
     assert seen.n_sent > 50
     assert not [text for text in seen.failures if text.startswith("wrong answer")]
-    if victim in {"engine", "logger", "registry", "worker", "postgres"}:
+    if victim in {"engine", "logger", "registry", "worker", "postgres", "valkey"}:
         assert seen.statuses == {200: seen.n_sent}, (victim, seen.failures[:3], seen.unknown)
     if victim == "gateway":
         # Connections to the dead one break; nobody is answered with an error.
