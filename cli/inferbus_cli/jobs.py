@@ -146,6 +146,8 @@ def cancel(job: str, *, gateway: str | None = None) -> None:
 def retry(job: str, *, gateway: str | None = None) -> None:
     """Make a new job of the rows that failed or were cancelled; its id goes to stdout.
 
+    Rows that were refused as they were read are left out: they can never run.
+
     Args:
         job: Id of the job.
         gateway: URL of the gateway.

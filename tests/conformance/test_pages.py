@@ -30,6 +30,8 @@ def missing(block: snippets.Block) -> str:
         return clients.NO_KSERVE
     if "kcat " in block.text and shutil.which("kcat") is None:
         return "kcat is not installed: apt install kcat"
+    if "promtool " in block.text and shutil.which("promtool") is None:
+        return "promtool is not installed: apt install prometheus"
     return ""
 
 
@@ -57,6 +59,7 @@ async def test_a_page_says_what_works(
     addresses = {
         "127.0.0.1:8080": stack.http.removeprefix("http://"),
         "127.0.0.1:8081": stack.grpc,
+        "127.0.0.1:8082": stack.metrics["gateway-0"].removeprefix("http://"),
     }
     reader = snippets.Reader(tmp_path, addresses)
     reader.settle(stack.logs.parent)
