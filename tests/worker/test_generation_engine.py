@@ -159,6 +159,36 @@ async def test_what_a_request_says_is_done(tmp_path: Path) -> None:
     assert isinstance(json.loads(heard.texts("json")[0])["age"], int)
 
 
+async def test_what_steers_the_choice_of_tokens_reaches_the_engine(tmp_path: Path) -> None:
+    prompt = "1, 2, 3, 4,"
+    greedy: dict[str, Any] = {"max_tokens": 6, "temperature": 0.0, "stream": True}
+    hot = greedy | {"temperature": 2.0, "seed": 5}
+    async with engine(model_folder("smollm2"), tmp_path) as (host, heard):
+        submit(host, "plain", prompt, text(top_logprobs=1, **greedy))
+        submit(host, "cold", "Once upon a time", text(**greedy))
+        submit(host, "hot", "Once upon a time", text(**hot))
+        submit(host, "top_k", "Once upon a time", text(top_k=1, **hot))
+        submit(host, "min_p", "Once upon a time", text(min_p=1.0, **hot))
+        submit(host, "frequency", prompt, text(frequency_penalty=2.0, **greedy))
+        submit(host, "stop", prompt, text(stop=["6, 7"], **greedy | {"max_tokens": 20}))
+        await answered(heard, 7)
+        first = heard.streamed("plain")[0].token_ids[0]
+        biased = text(top_logprobs=1, logit_bias={first: -100.0}, **greedy)
+        submit(host, "bias", prompt, biased)
+        await answered(heard, 8)
+    names = ("plain", "cold", "hot", "top_k", "min_p", "frequency", "stop", "bias")
+    told = {name: "".join(piece.text for piece in heard.streamed(name)) for name in names}
+    assert all([told[name]] == heard.texts(name) for name in names)
+    assert told["plain"] == " 5, 6,"
+    assert told["cold"] == told["top_k"] == told["min_p"] != told["hot"]
+    assert told["plain"] != told["frequency"]
+    biased_ids = [number for piece in heard.streamed("bias") for number in piece.token_ids]
+    assert biased_ids
+    assert first not in biased_ids
+    assert told["stop"] == " 5, "
+    assert heard.streamed("stop")[-1].finish_reason == "stop"
+
+
 async def test_a_model_calls_of_itself_as_it_did_before(tmp_path: Path) -> None:
     functions = [{"name": name, "parameters": {"type": "object"}} for name in ("time", "sum")]
     tools = [{"type": "function", "function": one} for one in functions]
