@@ -74,6 +74,22 @@ async def test_any_names_with_every_scope(stack: Stack, tmp_path: Path) -> None:
                 assert loaded.status_code == 200, loaded.text
 
 
+async def test_the_examples_are_answered_as_described(stack: Stack, tmp_path: Path) -> None:
+    """Whole answers of each route of text; what is made up above is mostly refused."""
+    named = r"^/v1/(chat/completions|completions|responses|embeddings|rerank|score)$"
+    config = tmp_path / "answered.toml"
+    config.write_text('[checks.positive_data_acceptance]\nexpected-statuses = ["200"]\n')
+    await run(
+        f"{stack.http}/openapi.json",
+        stack.http,
+        tmp_path,
+        config,
+        *("--include-path-regex", named),
+        checks=(*CHECKS, "positive_data_acceptance"),
+        phases="examples",
+    )
+
+
 async def test_a_model_that_exists_without_a_key(stack: Stack, tmp_path: Path) -> None:
     """Routes that name a model, past its look-up, and those that were left out above."""
     config = clients.LOCKS / "schemathesis.toml"
@@ -83,9 +99,8 @@ async def test_a_model_that_exists_without_a_key(stack: Stack, tmp_path: Path) -
 
 async def test_a_key_whose_rate_is_spent(stack: Stack, tmp_path: Path) -> None:
     """What it is told stands in the document too, in the words of each route."""
-    said = ("keys", "create", "limited", "--scope", "infer:*", "--tenant", "limited")
-    rate = ("--rate", "0.1", "--burst", "1", "--registry", stack.registry)
-    key = (await stacks.cli(*said, *rate, api_key=stack.api_key)).strip()
+    said = ("--scope", "infer:*", "--tenant", "limited", "--rate", "0.1", "--burst", "1")
+    key = await stacks.make_key(stack, "limited", *said)
     config = clients.LOCKS / "schemathesis.toml"
     head = ("--header", f"Authorization: Bearer {key}", "--include-method", "POST")
     before = await _n_over_the_rate(stack)
@@ -117,6 +132,22 @@ async def test_the_protocols_own_document(stack: Stack, tmp_path: Path) -> None:
         document, config = _of_the_protocol(tmp_path, model)
         await run(document, stack.http, tmp_path, config, checks=accepted, phases="examples")
     await run(document, stack.http, tmp_path, config, n_examples=5)
+
+
+async def test_the_control_plane(stack: Stack, tmp_path: Path) -> None:
+    """By a key that may do all but change what is served, in a tenant of its own."""
+    scopes = ("admin", "audit:read", "models:read", "models:write", "infer:*")
+    said = [word for scope in scopes for word in ("--scope", scope)]
+    key = await stacks.make_key(stack, "surveys", *said, "--tenant", "surveys")
+    config = clients.LOCKS / "schemathesis.toml"
+    head = ("--header", f"Authorization: Bearer {key}")
+    at = stack.registry
+    await run(f"{at}/openapi.json", at, tmp_path, config, *head, n_examples=10)
+    async with httpx.AsyncClient(base_url=at, trust_env=False) as http:
+        asked = await http.get("/v1/registry/keys", headers={"authorization": f"Bearer {key}"})
+    # It has not ended itself on the way.
+    assert asked.status_code == 200, asked.text
+    assert "surveys" in {one["name"] for one in asked.json()["keys"]}
 
 
 def _of_the_protocol(folder: Path, model: str) -> tuple[Path, Path]:

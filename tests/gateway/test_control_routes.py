@@ -101,6 +101,10 @@ async def test_a_fault_of_ours_says_nothing_of_itself(
     assert "request id" in got.json()["error"]
 
 
+def headers(operation: dict[str, Any]) -> set[str]:
+    return {one["name"] for one in operation["parameters"] if one["in"] == "header"}
+
+
 def test_the_document_names_what_headers_change(control: Control) -> None:
     views = Views(control.routes, control.statistics)
     app = control_routes(views, control.repository, control.health, *job_wiring.routers())
@@ -108,16 +112,20 @@ def test_the_document_names_what_headers_change(control: Control) -> None:
     infer = paths["/v2/models/{model}/infer"]["post"]
     assert {"202", "408", "409", "422", "429", "431", "499"} <= infer["responses"].keys()
     assert infer["responses"]["202"]["headers"].keys() == {"Location"}
-    named = {one["name"] for one in infer["parameters"] if one["in"] == "header"}
-    assert named == {"Prefer", "Idempotency-Key"}
+    both = {"Idempotency-Key", "x-inferbus-timeout-ms"}
+    assert headers(infer) == {"Prefer", "Inference-Header-Content-Length", *both}
+    assert headers(paths["/openai/v1/streams/{request_id}"]["get"]) == {"Last-Event-ID"}
+    for path in ("/v1/chat/completions", "/v2/models/{model}/generate_stream"):
+        assert headers(paths[path]["post"]) == {*both, "x-inferbus-on-disconnect"}
+    assert headers(paths["/v1/rerank"]["post"]) == both
     for path in ("/v1/chat/completions", "/openai/v1/score", "/v2/models/{model}/generate"):
         text = paths[path]["post"]
         assert {"408", "409", "422", "429", "431", "499"} <= text["responses"].keys()
-        assert "Idempotency-Key" in {one["name"] for one in text["parameters"]}
+        assert "Idempotency-Key" in headers(text)
     for path in ("/v1/jobs", "/v1/jobs/{job}/retry"):
         job = paths[path]["post"]
         assert {"202", "408", "409", "429", "431"} <= job["responses"].keys()
-        assert "Idempotency-Key" in {one["name"] for one in job["parameters"]}
+        assert "Idempotency-Key" in headers(job)
 
 
 async def test_other_methods_are_named(control: Control) -> None:

@@ -15,4 +15,9 @@ if TYPE_CHECKING:
 def test_the_surface_describes_itself(running: RegistryProcess) -> None:
     described = httpx.get(f"{running.url}/openapi.json", trust_env=False).json()
     assert "/v1/registry/models/{model}/aliases/{alias}" in described["paths"]
+    for path, methods in described["paths"].items():
+        for method, operation in methods.items():
+            told = operation["responses"]
+            assert "422" not in told, (method, path)
+            assert set(told["default"]["content"]) == {"application/problem+json"}
     docs_page.check(running.url)

@@ -71,6 +71,12 @@ async def cli(*argv: str, timeout_s: float = 120.0, api_key: str = "") -> str:
     return done.stdout
 
 
+async def make_key(stack: Stack, name: str, *said: str) -> str:
+    """Make a key as the stack's admin and return it."""
+    argv = ("keys", "create", name, *said, "--registry", stack.registry)
+    return (await cli(*argv, api_key=stack.api_key)).strip()
+
+
 async def push(stack: Stack, name: str, *, variant: int = 1) -> None:
     """Push a sample model, move `champion` to it, wait until every gateway pins it."""
     await push_folder(stack, await asyncio.to_thread(model_folder, name, variant=variant))

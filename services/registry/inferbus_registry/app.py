@@ -52,6 +52,7 @@ def routes_of(services: Services) -> FastAPI:
         description="Versions of models, their aliases, where they run, and who may call.",
         version="1",
         redirect_slashes=False,
+        responses=problems.RESPONSES,
         **docs.PAGE,
     )
     problems.install(app)

@@ -10,10 +10,12 @@ import re
 import uuid
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
+from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
@@ -35,6 +37,29 @@ _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
 )
 _NO_PAGE = b"default-src 'none'; frame-ancestors 'none'"
+_MEDIA_TYPE = "application/problem+json"
+
+
+class Problem(BaseModel):
+    """An error; `code` is for programs, and some errors have further members."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str
+
+
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    "default": {
+        "description": "Refused or failed",
+        "content": {_MEDIA_TYPE: {"schema": Problem.model_json_schema()}},
+    }
+}
+"""What OpenAPI says of every answer that is none of success."""
 
 
 class Outermost:
@@ -111,7 +136,7 @@ def problem(
         "request_id": request.state.request_id,
     }
     headers = {"retry-after": _RETRY_AFTER_S} if status == HTTPStatus.SERVICE_UNAVAILABLE else {}
-    return JSONResponse(body, status, headers, media_type="application/problem+json")
+    return JSONResponse(body, status, headers, media_type=_MEDIA_TYPE)
 
 
 def of_listener(_target: bytes, why: Refusal) -> tuple[Headers, bytes]:
@@ -126,7 +151,7 @@ def of_listener(_target: bytes, why: Refusal) -> tuple[Headers, bytes]:
         "request_id": request_id,
     }
     extra = {"x-inferbus-error-code": why.code, "x-request-id": request_id}
-    answer = JSONResponse(body, why.status, extra, media_type="application/problem+json")
+    answer = JSONResponse(body, why.status, extra, media_type=_MEDIA_TYPE)
     return [*answer.raw_headers, *_HEADERS], bytes(answer.body)
 
 

@@ -2,13 +2,14 @@
 
 In: the document of the other routes. Out: the same with these. What stands here is what
 `hot.prompts` and `hot.embeddings` check; the shapes are those of the OpenAI API and of Triton.
+Those of the answers stand in `answer_docs`.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from inferbus_gateway.api import header_docs
+from inferbus_gateway.api import answer_docs, header_docs
 from inferbus_gateway.hot import embeddings, prompts, rerank
 from inferbus_schemas import generation as limits
 
@@ -16,34 +17,56 @@ Body = dict[str, Any]
 
 _PREFIXES = ("", "/openai")
 _STREAM = "text/event-stream"
+_NEVER, _ASKED, _ALWAYS = "never", "asked", "always"
+_VECTORS = {"Embeddings", "Rerank", "Score"}
+_GENERATING = [
+    header_docs.IDEMPOTENCY_KEY,
+    header_docs.GENERATION_TIMEOUT,
+    header_docs.ON_DISCONNECT,
+]
+_OF_VECTORS = [header_docs.IDEMPOTENCY_KEY, header_docs.TIMEOUT]
+_GREEDY = {"model": "smollm2", "temperature": 0}
+_QUESTION = "What is the capital of France?"
+_EXAMPLES: dict[str, Body] = {
+    "Chat": {**_GREEDY, "messages": [{"role": "user", "content": _QUESTION}], "max_tokens": 16},
+    "Text": {**_GREEDY, "prompt": "1, 2, 3, 4,", "max_tokens": 16},
+    "Responses": {**_GREEDY, "input": _QUESTION, "max_output_tokens": 16},
+    "Embeddings": {"model": "minilm", "input": ["a cat", "a dog"]},
+    "Rerank": {"model": "minilm", "query": "a pet", "documents": ["a car", "a cat"]},
+    "Score": {"model": "minilm", "text_1": "a pet", "text_2": ["a car", "a cat"]},
+    "Generate": {"text_input": "1, 2, 3, 4,", "parameters": {"max_tokens": 6, "temperature": 0}},
+}
+"""What the sample models answer."""
 FAILURES = (400, 401, 403, 404, 405, 408, 409, 410, 413, 415, 422, 429, 431, 499, 500, 503, 504)
 """How a request for inference may end beside 200."""
 
 
 def describe(document: Body) -> None:
     """Add the routes to an OpenAPI document."""
-    document["components"]["schemas"] |= _schemas()
+    document["components"]["schemas"] |= {**_schemas(), **answer_docs.SCHEMAS}
     paths = document["paths"]
     for prefix in _PREFIXES:
         tag = prefix.strip("/")
-        paths[f"{prefix}/v1/chat/completions"] = _post("ChatRequest", "Chat completion", tag, True)
-        paths[f"{prefix}/v1/completions"] = _post("TextRequest", "Completion", tag, True)
-        paths[f"{prefix}/v1/embeddings"] = _post("EmbeddingsRequest", "Embeddings", tag, False)
-        paths[f"{prefix}/v1/responses"] = _post("ResponsesRequest", "Response", tag, True)
-        paths[f"{prefix}/v1/rerank"] = _post("RerankRequest", "Documents by nearness", tag, False)
-        paths[f"{prefix}/v1/score"] = _post("ScoreRequest", "Nearness of pairs", tag, False)
-        paths[f"{prefix}/v1/models"] = _get("Models that the key may see", tag)
-        paths[f"{prefix}/v1/models/{{model}}"] = _get("One model, or name:version", tag, "model")
+        paths[f"{prefix}/v1/chat/completions"] = _post("Chat", "Chat completion", tag, _ASKED)
+        paths[f"{prefix}/v1/completions"] = _post("Text", "Completion", tag, _ASKED)
+        paths[f"{prefix}/v1/embeddings"] = _post("Embeddings", "Embeddings", tag, _NEVER)
+        paths[f"{prefix}/v1/responses"] = _post("Responses", "Response", tag, _ASKED)
+        paths[f"{prefix}/v1/rerank"] = _post("Rerank", "Documents by nearness", tag, _NEVER)
+        paths[f"{prefix}/v1/score"] = _post("Score", "Nearness of pairs", tag, _NEVER)
+        paths[f"{prefix}/v1/models"] = _get("Models", "Models that the key may see", tag)
+        paths[f"{prefix}/v1/models/{{model}}"] = _get(
+            "Model", "One model, or name:version", tag, "model"
+        )
         paths[f"{prefix}/v1/streams/{{request_id}}"] = _get(
-            "A stream from the header Last-Event-ID on", tag, "request_id", stream=True
+            "", "A stream from the header Last-Event-ID on", tag, "request_id"
         )
     for path, names in (
         ("/v2/models/{model}", ("model",)),
         ("/v2/models/{model}/versions/{version}", ("model", "version")),
     ):
-        for route, stream in (("generate", False), ("generate_stream", True)):
+        for route, stream in (("generate", _NEVER), ("generate_stream", _ALWAYS)):
             paths[f"{path}/{route}"] = _post(
-                "GenerateRequest", route, path, stream, names=names, error="ErrorBody"
+                "Generate", route, path, stream, names=names, error="ErrorBody"
             )
 
 
@@ -51,9 +74,9 @@ def _content(schema: str) -> Body:
     return {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
 
 
-def _answers(error: str, *, stream: bool) -> Body:
-    good: Body = {"application/json": {"schema": {"type": "object"}}}
-    if stream:
+def _answers(kind: str, error: str, stream: str) -> Body:
+    good = {} if stream == _ALWAYS else _content(f"{kind}Answer")
+    if stream != _NEVER:
         # No schema: validators disagree whether one is of the body or of each event.
         good[_STREAM] = {}
     failures = {
@@ -75,34 +98,39 @@ def _operation_id(summary: str, tag: str) -> str:
 
 
 def _post(
-    schema: str,
+    kind: str,
     summary: str,
     tag: str,
-    stream: bool,  # noqa: FBT001 -- a table's column
+    stream: str,
     *,
     names: tuple[str, ...] = (),
     error: str = "OpenAIError",
 ) -> Body:
+    headers = _OF_VECTORS if kind in _VECTORS else _GENERATING
+    content = _content(f"{kind}Request")
+    content["application/json"]["example"] = _EXAMPLES[kind]
     return {
         "post": {
             "tags": ["text"],
             "operationId": _operation_id(summary, tag),
             "summary": summary,
-            "parameters": [*_parameters(names), header_docs.IDEMPOTENCY_KEY],
-            "requestBody": {"required": True, "content": _content(schema)},
-            "responses": _answers(error, stream=stream),
+            "parameters": [*_parameters(names), *headers],
+            "requestBody": {"required": True, "content": content},
+            "responses": _answers(kind, error, stream),
         }
     }
 
 
-def _get(summary: str, tag: str, *names: str, stream: bool = False) -> Body:
+def _get(kind: str, summary: str, tag: str, *names: str) -> Body:
+    """Describe a route that answers JSON of a kind, or a stream where that has none."""
+    headers, stream = ([], _NEVER) if kind else ([header_docs.LAST_EVENT_ID], _ALWAYS)
     return {
         "get": {
             "tags": ["text"],
             "operationId": _operation_id(summary, tag),
             "summary": summary,
-            "parameters": _parameters(names),
-            "responses": _answers("OpenAIError", stream=stream),
+            "parameters": [*_parameters(names), *headers],
+            "responses": _answers(kind, "OpenAIError", stream),
         }
     }
 

@@ -269,8 +269,7 @@ def _infer_operation(name: str, parameters: list[str]) -> dict[str, Any]:
         "operationId": name,
         "summary": "Infer",
         "description": "Tensors as JSON, or as bytes after the JSON where the header "
-        "Inference-Header-Content-Length gives the length of the JSON. The header "
-        "x-inferbus-timeout-ms sets the deadline (default 30 s, at most 600 s). The parameter "
+        "Inference-Header-Content-Length gives the length of the JSON. The parameter "
         "classification of an output asks for its greatest values, as `value:index:label`.",
         "parameters": [
             *(
@@ -279,6 +278,8 @@ def _infer_operation(name: str, parameters: list[str]) -> dict[str, Any]:
             ),
             header_docs.PREFER,
             header_docs.IDEMPOTENCY_KEY,
+            header_docs.TIMEOUT,
+            header_docs.JSON_LENGTH,
         ],
         "requestBody": {"required": True, "content": content("InferRequest")},
         "responses": {
