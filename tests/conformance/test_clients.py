@@ -15,7 +15,7 @@ from inferbus_dev.stack import Stack
 from inferbus_gateway.api.rpc import SERVICE
 from inferbus_gateway.door import METHODS
 from inferbus_gateway.gen import open_inference_pb2 as pb
-from tests.support import clients
+from tests.support import clients, stacks
 
 pytestmark = [
     pytest.mark.slow,
@@ -50,7 +50,7 @@ async def test_tritonclient_over_grpc(stack: Stack, program: str) -> None:
 @pytest.mark.parametrize("over", ["rest", "grpc"])
 async def test_kserve(stack: Stack, over: str) -> None:
     address = http(stack) if over == "rest" else stack.grpc
-    fine(await clients.run("kserve", f"kserve_{over}.py", address))
+    fine(await clients.run("kserve", f"kserve_{over}.py", address, env=key(stack)))
 
 
 async def test_a_client_that_only_knows_reflection(stack: Stack) -> None:
@@ -104,6 +104,7 @@ async def test_perf_analyzer(stack: Stack, over: str, model: str, more: tuple[st
         *("--concurrency-range", "4", "--string-data", "a cat sat on the mat"),
         *("--measurement-mode", "count_windows", "--measurement-request-count", "50"),
         *("--stability-percentage", "999", "--max-trials", "3"),
+        *("-H", f"authorization:Bearer {stack.api_key}"),
         env=clients.programs_of(home),
     )
     assert done.code == 0, done.out + done.err
@@ -111,6 +112,30 @@ async def test_perf_analyzer(stack: Stack, over: str, model: str, more: tuple[st
     assert said is not None, done.out
     assert int(said[1]) >= 50
     assert re.search(r"Avg request latency: [1-9]\d* usec .*queue .*compute infer [1-9]", done.out)
+
+
+@pytest.mark.skipif(bool(clients.NO_PERF), reason=clients.NO_PERF)
+@pytest.mark.parametrize("over", ["http", "grpc"])
+async def test_perf_analyzer_with_a_wrong_key(stack: Stack, over: str) -> None:
+    home = clients.environment("perf")
+    done = await clients.call(
+        home / "bin" / "perf_analyzer",
+        *("-m", "breast-cancer", "-i", over, "-u", http(stack) if over == "http" else stack.grpc),
+        *("-H", "authorization:Bearer wrong"),
+        env=clients.programs_of(home),
+    )
+    assert done.code != 0
+    assert "the key or token is unknown" in done.out + done.err
+
+
+async def test_what_the_openai_sdk_raises_by_key(stack: Stack) -> None:
+    """Here and not in its own module: what is hostile comes between, and spends the bad keys."""
+    infers = ("--scope", "infer:*", "--tenant", "spent", "--rate", "0.01", "--burst", "1")
+    reads = await stacks.make_key(stack, "reads", "--scope", "models:read")
+    one = await stacks.make_key(stack, "one", *infers)
+    program = clients.PROGRAMS / "openai_keys.py"
+    argv = (stack.http, stack.api_key, reads, one)
+    fine(await clients.call(sys.executable, program, *argv))
 
 
 async def test_our_numbers_are_those_of_tritonclient() -> None:

@@ -17,10 +17,9 @@ pytestmark = [
 
 
 async def test_batches_by_the_openai_sdk(stack: Stack) -> None:
-    said = ("keys", "create", "other", "--scope", "infer:*", "--tenant", "other")
-    key = await stacks.cli(*said, "--registry", stack.registry, api_key=stack.api_key)
+    other = await stacks.make_key(stack, "other", "--scope", "infer:*", "--tenant", "other")
     program = clients.PROGRAMS / "openai_batches.py"
-    argv = (stack.http, stack.api_key, key.strip())
+    argv = (stack.http, stack.api_key, other)
     done = await clients.call(sys.executable, program, *argv, timeout_s=400)
     assert (done.code, done.out) == (0, "fine\n"), done.err[-3000:]
     await stacks.at_rest(stack)

@@ -1,7 +1,8 @@
 """Models of every datatype: `every-type` gives each input back, `bf16` computes in between.
 
-In: a folder. Out: a complete version in it. BF16 has a model of its own, since ONNX Runtime's
-Python binding gives no BF16 where a graph takes strings.
+In: a folder. Out: a complete version in it. `listed-types` is the first without FP16, of which the
+protocol has no lists of numbers and whose requests so cannot have any. BF16 has a model of its own,
+since ONNX Runtime's Python binding gives no BF16 where a graph takes strings.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from inferbus_schemas import manifest as manifests
 from inferbus_schemas.manifest import FileEntry, Manifest, Signature, TensorSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
 NAME = "every-type"
@@ -39,19 +41,29 @@ TYPES = {
 
 def every_type_folder(folder: Path) -> Path:
     """Write the model: inputs `in-<DATATYPE>` and outputs `out-<DATATYPE>`, each [rows, 2]."""
+    return _echo(folder, NAME, TYPES)
+
+
+def listed_types_folder(folder: Path) -> Path:
+    """Write the model `listed-types`, of the same inputs and outputs but those of FP16."""
+    types = {name: kind for name, kind in TYPES.items() if name != "FP16"}
+    return _echo(folder, "listed-types", types)
+
+
+def _echo(folder: Path, model: str, types: Mapping[str, int]) -> Path:
+    def nodes(side: str) -> list[onnx.ValueInfoProto]:
+        return [
+            helper.make_tensor_value_info(f"{side}-{name}", kind, ["n", 2])
+            for name, kind in types.items()
+        ]
+
     graph = helper.make_graph(
-        [helper.make_node("Identity", [f"in-{name}"], [f"out-{name}"]) for name in TYPES],
-        "every_type",
-        [
-            helper.make_tensor_value_info(f"in-{name}", kind, ["n", 2])
-            for name, kind in TYPES.items()
-        ],
-        [
-            helper.make_tensor_value_info(f"out-{name}", kind, ["n", 2])
-            for name, kind in TYPES.items()
-        ],
+        [helper.make_node("Identity", [f"in-{name}"], [f"out-{name}"]) for name in types],
+        "echo",
+        nodes("in"),
+        nodes("out"),
     )
-    return write(folder, NAME, graph, Signature(_specs("in"), _specs("out")))
+    return write(folder, model, graph, Signature(_specs("in", types), _specs("out", types)))
 
 
 def bf16_folder(folder: Path, **fields: Any) -> Path:
@@ -100,5 +112,5 @@ def write(
     return folder
 
 
-def _specs(side: Literal["in", "out"]) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(f"{side}-{name}", name, (-1, 2)) for name in TYPES)  # type: ignore[arg-type]
+def _specs(side: Literal["in", "out"], types: Iterable[str]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(f"{side}-{name}", name, (-1, 2)) for name in types)  # type: ignore[arg-type]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import sys
 from typing import Any
 
 import numpy as np
 from arrays import ARRAYS, same
+from bearer import Bearer
 from halves import HALVES, right
+from keys import HEAD, UNKNOWN, WRONG_HEAD
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
@@ -36,6 +37,7 @@ def refused(work: Any, status: str, *words: str) -> None:
 def main(address: str) -> None:
     keepalive = grpc.KeepAliveOptions(keepalive_time_ms=10_000, keepalive_timeout_ms=5_000)
     client = grpc.InferenceServerClient(address, keepalive_options=keepalive)
+    client.register_plugin(Bearer())
     assert client.is_server_live()
     assert client.is_server_ready()
     assert client.is_model_ready("every-type")
@@ -63,7 +65,9 @@ def main(address: str) -> None:
     rows.set_data_from_numpy(HALVES)
     assert right(client.infer("bf16", [rows]))
     stream(client)
-    repository(client, {"authorization": f"Bearer {os.environ['INFERBUS_API_KEY']}"})
+    with grpc.InferenceServerClient(address) as nobody:
+        repository(client, nobody)
+        keys(nobody)
     refused(lambda: client.infer("nobody", inputs()), "NOT_FOUND", "Request for unknown model")
     refused(lambda: client.infer("every-type", inputs()[1:]), "INVALID_ARGUMENT", "in-BOOL")
     refused(client.get_trace_settings, "UNIMPLEMENTED")
@@ -93,21 +97,41 @@ def stream(client: Any) -> None:
     client.stop_stream()
 
 
-def repository(client: Any, head: dict[str, str]) -> None:
+def keys(client: Any) -> None:
+    """By the headers of each call; the wrong one is refused where none is needed too."""
+    rows = grpc.InferInput("features", [1, 30], "FP32")
+    rows.set_data_from_numpy(np.ones((1, 30), np.float32))
+    got = client.infer("breast-cancer", [rows], headers=HEAD)
+    assert got.as_numpy("probabilities").shape == (1, 2)
+    refused(
+        lambda: client.infer("breast-cancer", [rows], headers=WRONG_HEAD),
+        "UNAUTHENTICATED",
+        UNKNOWN,
+    )
+    for head, words in ((HEAD, ""), (WRONG_HEAD, UNKNOWN)):
+        said: queue.Queue[Any] = queue.Queue()
+        client.start_stream(lambda *pair, said=said: said.put(pair), headers=head)
+        client.async_stream_infer("breast-cancer", [rows])
+        _, error = said.get(timeout=30)
+        assert words in str(error) if words else error is None, (words, error)
+        client.stop_stream()
+
+
+def repository(client: Any, nobody: Any) -> None:
     stats = client.get_inference_statistics("every-type").model_stats[0]
     assert stats.inference_stats.success.count > 0
     assert {one.name for one in client.get_inference_statistics().model_stats} >= {"every-type"}
     index = {(one.name, one.state) for one in client.get_model_repository_index().models}
     assert ("minilm", "READY") in index
     refused(
-        lambda: client.load_model("digits", headers=head, config="{}"),
+        lambda: client.load_model("digits", config="{}"),
         "INVALID_ARGUMENT",
         "failed to load",
     )
-    refused(lambda: client.unload_model("digits"), "UNAUTHENTICATED", "a key is needed")
-    client.unload_model("digits", headers=head)
+    refused(lambda: nobody.unload_model("digits"), "UNAUTHENTICATED", "a key is needed")
+    client.unload_model("digits")
     refused(lambda: client.is_model_ready("digits"), "NOT_FOUND")
-    client.load_model("digits", headers=head)
+    client.load_model("digits")
     assert client.is_model_ready("digits")
 
 

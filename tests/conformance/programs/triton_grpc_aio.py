@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 import tritonclient.grpc.aio as grpc
+from bearer import Bearer
+from keys import UNKNOWN, WRONG_HEAD
+from tritonclient.utils import InferenceServerException
 
 
 def rows(number: int) -> Any:
@@ -28,6 +31,7 @@ async def questions(n_questions: int) -> AsyncIterator[dict[str, Any]]:
 
 async def main(address: str) -> None:
     async with grpc.InferenceServerClient(address) as client:
+        client.register_plugin(Bearer())
         assert await client.is_server_ready()
         assert await client.is_model_ready("breast-cancer")
         assert (await client.get_model_config("breast-cancer")).config.max_batch_size > 0
@@ -44,6 +48,16 @@ async def main(address: str) -> None:
             assert result.get_response().id == str(number)
             number += 1
         assert number == 100
+        client.unregister_plugin()
+        said = ""
+        try:
+            await client.infer("breast-cancer", [rows(0)], headers=WRONG_HEAD)
+        except InferenceServerException as error:
+            said = str(error)
+        assert said.startswith(f"[StatusCode.UNAUTHENTICATED] {UNKNOWN}"), said
+        async for result, error in client.stream_infer(questions(1), headers=WRONG_HEAD):
+            assert result is None
+            assert UNKNOWN in str(error), error
     sys.stdout.write("fine\n")
 
 

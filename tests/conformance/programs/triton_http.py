@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Any
 
 import numpy as np
 from arrays import ARRAYS, same
+from bearer import Bearer
 from halves import HALVES, right
+from keys import HEAD, UNKNOWN, WRONG_HEAD
 from tritonclient import http
 from tritonclient.utils import InferenceServerException
 
@@ -40,7 +41,8 @@ def refused(work: Any, *words: str) -> None:
 
 
 def main(address: str) -> None:
-    client = http.InferenceServerClient(address)
+    client, nobody = (http.InferenceServerClient(address) for _ in range(2))
+    client.register_plugin(Bearer())
     assert client.is_server_live()
     assert client.is_server_ready()
     server = client.get_server_metadata()
@@ -56,7 +58,8 @@ def main(address: str) -> None:
     every_way(client)
     bf16(client)
     classes(client)
-    figures_and_repository(client, {"authorization": f"Bearer {os.environ['INFERBUS_API_KEY']}"})
+    figures_and_repository(client, nobody)
+    keys(nobody)
     refused(lambda: client.infer("nobody", inputs(binary=True)), "Request for unknown model")
     refused(lambda: client.infer("every-type", inputs(binary=True)[1:]), "in-BOOL")
     sys.stdout.write("fine\n")
@@ -117,17 +120,28 @@ def classes(client: Any) -> None:
         assert label in {"malignant", "benign"}
 
 
-def figures_and_repository(client: Any, head: dict[str, str]) -> None:
+def keys(client: Any) -> None:
+    """By the headers of each call; the wrong one is refused where none is needed too."""
+    rows = http.InferInput("features", [1, 30], "FP32")
+    rows.set_data_from_numpy(np.ones((1, 30), np.float32))
+    assert client.infer("breast-cancer", [rows], headers=HEAD).get_output("label")
+    refused(lambda: client.infer("breast-cancer", [rows], headers=WRONG_HEAD), "[401]", UNKNOWN)
+    pending = client.async_infer("breast-cancer", [rows], headers=WRONG_HEAD)
+    refused(pending.get_result, "[401]", UNKNOWN)
+    assert not client.is_model_ready("breast-cancer", headers=WRONG_HEAD)
+
+
+def figures_and_repository(client: Any, nobody: Any) -> None:
     listed = client.get_inference_statistics()["model_stats"]
     assert {"every-type", "breast-cancer"} <= {one["name"] for one in listed}
     index = client.get_model_repository_index()
     assert {"name": "minilm", "version": "1", "state": "READY", "reason": ""} in index
-    refused(lambda: client.load_model("minilm", headers=head, config="{}"), "failed to load")
-    refused(lambda: client.load_model("nobody", headers=head), "Request for unknown model")
-    refused(lambda: client.unload_model("digits"), "a key is needed")
-    client.unload_model("digits", headers=head)
+    refused(lambda: client.load_model("minilm", config="{}"), "failed to load")
+    refused(lambda: client.load_model("nobody"), "Request for unknown model")
+    refused(lambda: nobody.unload_model("digits"), "[401]", "a key is needed")
+    client.unload_model("digits")
     assert not client.is_model_ready("digits")
-    client.load_model("digits", headers=head)
+    client.load_model("digits")
     assert client.is_model_ready("digits")
 
 

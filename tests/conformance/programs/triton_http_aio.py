@@ -7,10 +7,14 @@ import sys
 
 import numpy as np
 import tritonclient.http.aio as http
+from bearer import Bearer
+from keys import UNKNOWN, WRONG_HEAD
+from tritonclient.utils import InferenceServerException
 
 
 async def main(address: str) -> None:
     async with http.InferenceServerClient(address) as client:
+        client.register_plugin(Bearer())
         assert await client.is_server_ready()
         assert await client.is_model_ready("breast-cancer")
         assert (await client.get_model_config("breast-cancer"))["max_batch_size"] > 0
@@ -32,6 +36,13 @@ async def main(address: str) -> None:
             return int(got.get_response()["id"])
 
         assert await asyncio.gather(*map(ask, range(40))) == list(range(40))
+        client.unregister_plugin()
+        said = ""
+        try:
+            await client.get_model_metadata("breast-cancer", headers=WRONG_HEAD)
+        except InferenceServerException as error:
+            said = str(error)
+        assert said.startswith(f"[401] {UNKNOWN}"), said
     sys.stdout.write("fine\n")
 
 
