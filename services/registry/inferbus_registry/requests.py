@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from fastapi import Request
+from fastapi import Query, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
@@ -15,6 +15,9 @@ from inferbus_schemas import access
 
 BODY_TIMEOUT_S = 30.0
 MAX_JSON_BYTES = 64 << 10
+
+Text = Annotated[str, Query(max_length=63, pattern=r"^[ -~]*$")]
+"""A name or id in a query; what none can hold, as a NUL, no database is asked for."""
 
 T = TypeVar("T", bound=BaseModel)
 

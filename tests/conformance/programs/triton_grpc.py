@@ -110,7 +110,7 @@ def keys(client: Any) -> None:
     )
     for head, words in ((HEAD, ""), (WRONG_HEAD, UNKNOWN)):
         said: queue.Queue[Any] = queue.Queue()
-        client.start_stream(lambda *pair, said=said: said.put(pair), headers=head)
+        client.start_stream(lambda result, error, to=said: to.put((result, error)), headers=head)
         client.async_stream_infer("breast-cancer", [rows])
         _, error = said.get(timeout=30)
         assert words in str(error) if words else error is None, (words, error)

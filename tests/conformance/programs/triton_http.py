@@ -124,9 +124,12 @@ def keys(client: Any) -> None:
     """By the headers of each call; the wrong one is refused where none is needed too."""
     rows = http.InferInput("features", [1, 30], "FP32")
     rows.set_data_from_numpy(np.ones((1, 30), np.float32))
-    assert client.infer("breast-cancer", [rows], headers=HEAD).get_output("label")
-    refused(lambda: client.infer("breast-cancer", [rows], headers=WRONG_HEAD), "[401]", UNKNOWN)
-    pending = client.async_infer("breast-cancer", [rows], headers=WRONG_HEAD)
+    # It adds to the headers that it is given.
+    assert client.infer("breast-cancer", [rows], headers=dict(HEAD)).get_output("label")
+    refused(
+        lambda: client.infer("breast-cancer", [rows], headers=dict(WRONG_HEAD)), "[401]", UNKNOWN
+    )
+    pending = client.async_infer("breast-cancer", [rows], headers=dict(WRONG_HEAD))
     refused(pending.get_result, "[401]", UNKNOWN)
     assert not client.is_model_ready("breast-cancer", headers=WRONG_HEAD)
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from inferbus_registry.events import Event
 from inferbus_registry.keys.service import KeyService, KeyView, NewKey, Wish
-from inferbus_registry.requests import caller_of, json_body, principal_of, read_json
+from inferbus_registry.requests import Text, caller_of, json_body, principal_of, read_json
 
 _DAY_S = 24 * 3600
 _MAX_BIGINT = (1 << 63) - 1
@@ -77,8 +77,8 @@ def routes(service: KeyService) -> APIRouter:
     @router.get("", summary="All keys that you manage")
     async def page(
         request: Request,
-        tenant: Annotated[str | None, Query(max_length=63)] = None,
-        after: Annotated[str, Query(max_length=63)] = "",
+        tenant: Text | None = None,
+        after: Text = "",
         limit: Limit = 1000,
     ) -> KeyPage:
         return KeyPage(keys=await service.page(principal_of(request), tenant, after, limit))

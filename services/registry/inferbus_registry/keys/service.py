@@ -244,7 +244,8 @@ class KeyService:
         return by.tenant == self._operator_tenant
 
     async def _managed(self, tx: AsyncConnection, by: access.Principal, key_id: str) -> KeyRow:
-        row = await repository.get(tx, key_id)
+        # Postgres refuses a text with a NUL.
+        row = None if "\0" in key_id else await repository.get(tx, key_id)
         if row is None or not (row.tenant == by.tenant or self._operates(by)):
             raise errors.KeyNotFoundError
         return row

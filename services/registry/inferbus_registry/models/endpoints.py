@@ -16,7 +16,7 @@ from inferbus_registry.models.service import (
     ModelService,
     ModelView,
 )
-from inferbus_registry.requests import caller_of, json_body, read_json
+from inferbus_registry.requests import Text, caller_of, json_body, read_json
 
 _MAX_INT = (1 << 31) - 1
 _MAX_BIGINT = (1 << 63) - 1
@@ -55,9 +55,7 @@ def routes(service: ModelService) -> APIRouter:
     router = APIRouter(prefix="/v1/registry/models", tags=["models"])
 
     @router.get("", summary="All models")
-    async def page(
-        after: Annotated[str, Query(max_length=63)] = "", limit: Limit = 1000
-    ) -> ModelPage:
+    async def page(after: Text = "", limit: Limit = 1000) -> ModelPage:
         return ModelPage(models=await service.page(after, limit))
 
     @router.get("/{model}", summary="One model")
