@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc.aio as grpc
 from bearer import Bearer
+from grpc import RpcError, StatusCode
 from keys import UNKNOWN, WRONG_HEAD
 from tritonclient.utils import InferenceServerException
 
@@ -55,9 +56,15 @@ async def main(address: str) -> None:
         except InferenceServerException as error:
             said = str(error)
         assert said.startswith(f"[StatusCode.UNAUTHENTICATED] {UNKNOWN}"), said
-        async for result, error in client.stream_infer(questions(1), headers=WRONG_HEAD):
-            assert result is None
-            assert UNKNOWN in str(error), error
+        refused = None
+        try:
+            async for _ in client.stream_infer(questions(1), headers=WRONG_HEAD):
+                pass
+        except RpcError as error:
+            refused = error
+        assert refused is not None
+        assert refused.code() == StatusCode.UNAUTHENTICATED
+        assert UNKNOWN in refused.details()
     sys.stdout.write("fine\n")
 
 

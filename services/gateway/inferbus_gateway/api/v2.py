@@ -283,7 +283,10 @@ def _infer_operation(name: str, parameters: list[str]) -> dict[str, Any]:
         ],
         "requestBody": {"required": True, "content": content("InferRequest")},
         "responses": {
-            "200": {"description": "The answer", "content": content("InferResponse")},
+            "200": {
+                "description": "The answer; with tensors as bytes where the request asks for them",
+                "content": content("InferResponse") | {"application/octet-stream": {}},
+            },
             "202": {
                 "description": "Taken as a job, where Prefer asked for it",
                 "headers": {"Location": {"schema": {"type": "string"}}},
