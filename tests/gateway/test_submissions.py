@@ -309,12 +309,14 @@ async def test_a_tenant_over_its_rate_or_its_tokens_is_slowed_and_then_expired(
     worker = await side.worker(echo)
     owes = m.TokensSpent(tenant=other.tenant, minute=1 << 31, n_tokens=10**6)
     await side.write(topics.SPENT, 0, f"{other.tenant}/0/0", owes.SerializeToString())
-    await side.gateway(
+    gateway = await side.gateway(
         INFERBUS_SUBMISSION_TENANTS=f"{program.tenant},{other.tenant}",
         INFERBUS_TENANT_REQUESTS_PER_S="0.01",
         INFERBUS_TENANT_BURST="3",
         INFERBUS_TENANT_TOKENS_PER_MIN="1000",
     )
+    # Deadlines count from the append, and who was killed keeps its partitions for a session.
+    await side.until(lambda: '"event": "assigned"' in gateway.log.read_text(), 30.0)
     names = [f"many-{number}" for number in range(12)]
     program.submit(*(program.one(name, timeout_ms=4000) for name in names))
     await side.until(lambda: worker.requests)

@@ -83,9 +83,10 @@ async def push(stack: Stack, name: str, *, variant: int = 1) -> None:
 
 
 async def push_all(stack: Stack, names: Iterable[str], *more: Path) -> None:
-    """Push sample models and folders of others at once, as `push` does each."""
+    """Push sample models and folders of others, one after another, as `push` does each."""
     folders = [await asyncio.to_thread(model_folder, name) for name in names]
-    await asyncio.gather(*(push_folder(stack, folder) for folder in (*folders, *more)))
+    for folder in (*folders, *more):
+        await push_folder(stack, folder)
 
 
 async def push_folder(stack: Stack, folder: Path) -> None:
