@@ -98,6 +98,16 @@ async def test_past_the_retention_of_chunks_the_whole_text_is_given_once() -> No
         seen.settle(caught_up=True)
 
 
+async def read_again(chunks: list[m.TokenChunk], said: m.Prediction, after: int) -> str:
+    """Return what a client reads whose stream lies on the topics, from behind a place."""
+    again = resume._Again(REQUEST_ID, "acme", after)
+    for one in chunks:
+        again.apply(on(TOKENS, 40 + one.seq, one))
+    again.apply(on(PREDICTIONS, 7, said))
+    again.settle(caught_up=True)
+    return await written(again)
+
+
 @pytest.mark.parametrize(
     ("form", "end"),
     [
@@ -114,19 +124,11 @@ async def test_each_form_goes_on_as_it_began(form: m.Form, end: str) -> None:
     chunks = [chunk(seq, **fields) for seq in range(3)]
     chunks.append(chunk(3, **fields | {"text": "", "finish_reason": "stop"}))
 
-    async def read(after: int) -> str:
-        again = resume._Again(REQUEST_ID, "acme", after)
-        for one in chunks:
-            again.apply(on(TOKENS, 40 + one.seq, one))
-        again.apply(on(PREDICTIONS, 7, said))
-        again.settle(caught_up=True)
-        return await written(again)
-
-    everything = await read(-1)
+    everything = await read_again(chunks, said, -1)
     assert everything.endswith(end)
     for after in (40, 41, 42):
         place = everything.index("\n\n", everything.index(f"id: 3:{after}\n")) + 2
-        assert await read(after) == everything[place:]
+        assert await read_again(chunks, said, after) == everything[place:]
     assert everything.count('"id":"mine"') == (4 if form == m.FORM_GENERATE else 0)
 
 
@@ -143,18 +145,10 @@ async def test_calls_go_on_where_they_were_left(form: m.Form) -> None:
     chunks = [chunk(at, tool_calls=json.dumps([one]), **fields) for at, one in enumerate(deltas)]
     chunks.append(chunk(2, finish_reason="tool_calls", **fields | {"n_tokens": 0}))
 
-    async def read(after: int) -> str:
-        again = resume._Again(REQUEST_ID, "acme", after)
-        for one in chunks:
-            again.apply(on(TOKENS, 40 + one.seq, one))
-        again.apply(on(PREDICTIONS, 7, said))
-        again.settle(caught_up=True)
-        return await written(again)
-
-    everything = await read(-1)
+    everything = await read_again(chunks, said, -1)
     for after in (40, 41):
         place = everything.index("\n\n", everything.index(f"id: 3:{after}\n")) + 2
-        assert await read(after) == everything[place:]
+        assert await read_again(chunks, said, after) == everything[place:]
 
 
 async def test_one_that_ended_before_its_first_piece_goes_on_in_its_form() -> None:
