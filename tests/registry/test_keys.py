@@ -305,7 +305,7 @@ async def test_keys_reach_the_topic_by_their_digest_alone(parts: Parts) -> None:
     assert len(rows) == 1
     record = m.AccessKey.FromString(rows[0]["message"])
     assert record.sha256 == access.key_sha256(key)
-    assert key.rpartition("_")[2] not in dump + str(rows[0]["message"])
+    assert key.split("_", 2)[2] not in dump + str(rows[0]["message"])
     ring = access.Keyring()
     ring.apply(record)
     found = ring.find(key, time.time())
