@@ -41,7 +41,7 @@ from inferbus_gateway.hot.publish import Publisher
 from inferbus_gateway.hot.replies import Replies
 from inferbus_gateway.hot.requests import Requests
 from inferbus_gateway.hot.route import Routes
-from inferbus_kit.guard import Direct
+from inferbus_guard.protocol import Direct
 from inferbus_kit.health import Asgi, Health
 from inferbus_kit.http import HttpServer
 from inferbus_kit.lifecycle import quiet_collector

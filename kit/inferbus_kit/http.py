@@ -14,8 +14,9 @@ import structlog
 import uvicorn
 from uvicorn.server import ServerState
 
+from inferbus_guard.protocol import Direct, GuardedProtocol, Limits
+from inferbus_guard.refusals import Refuse, refuse_plainly
 from inferbus_kit.errors import StartupError
-from inferbus_kit.guard import Direct, GuardedProtocol, Limits, Refuse, refuse_plainly
 from inferbus_kit.health import Asgi
 from inferbus_kit.lifecycle import cancel, watched
 from inferbus_kit.settings import is_loopback

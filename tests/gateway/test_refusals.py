@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from inferbus_gateway.api import refusals
-from inferbus_kit import guard
+from inferbus_guard import refusals as guard
 from inferbus_schemas import ids
 
 ID = ids.uuid7(1, 1)

@@ -127,7 +127,7 @@ def test_lines_of_code_are_counted() -> None:
 def test_kit_stays_small_and_without_domain_words() -> None:
     paths = sorted((ROOT / "kit" / "inferbus_kit").glob("*.py"))
     lines = sum(_lines_of_code(p.read_text()) for p in paths if p.name != "metrics.py")
-    assert 500 < lines < 1600
+    assert 500 < lines < 1500
     domain = re.compile(r"(?i)\b(tensor|champion|challenger|canary|experiment|prediction)s?\b")
     assert not _offences(domain, [path for path in paths if path.name != "metrics.py"])
 
@@ -176,7 +176,7 @@ def test_the_environment_is_read_in_settings_only() -> None:
     allowed = {"settings.py", "failpoints.py", "child.py", "fail_points.py"}
     found = []
     for path in _shipped():
-        if path.relative_to(ROOT).parts[0] not in {"services", "kit", "schemas"}:
+        if path.relative_to(ROOT).parts[0] not in {"services", "kit", "guard", "schemas"}:
             continue
         if path.name not in allowed and re.search(r"os\.(environ|getenv)", path.read_text()):
             found.append(path.relative_to(ROOT))

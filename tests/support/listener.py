@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-from inferbus_kit.guard import Exchange, Handler, Limits, Refuse, refuse_plainly
+from inferbus_guard.protocol import Exchange, Handler, Limits
+from inferbus_guard.refusals import Refuse, refuse_plainly
 from inferbus_kit.health import Receive, Scope, Send
 from inferbus_kit.http import HttpServer
 

@@ -30,9 +30,9 @@ from inferbus_gateway.hot.streams import Streams
 from inferbus_gateway.hot.submissions import Submissions
 from inferbus_gateway.job_wiring import Jobs
 from inferbus_gateway.settings import GatewaySettings
+from inferbus_guard.protocol import Direct, Handler
 from inferbus_kit.consume import StateReader
 from inferbus_kit.errors import InferbusError
-from inferbus_kit.guard import Direct, Handler
 from inferbus_kit.health import Asgi, Health, Receive, Scope, Send
 from inferbus_kit.heartbeat import Beater
 from inferbus_kit.http import HttpServer

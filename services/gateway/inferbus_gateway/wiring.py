@@ -41,7 +41,7 @@ from inferbus_gateway.hot.streams import Streams
 from inferbus_gateway.hot.submissions import Submissions
 from inferbus_gateway.job_wiring import STREAMED, jobs_of
 from inferbus_gateway.settings import GatewaySettings
-from inferbus_kit import guard
+from inferbus_guard import protocol
 from inferbus_kit.consume import Record, StateReader
 from inferbus_kit.health import Health, health_app
 from inferbus_kit.heartbeat import Beater
@@ -233,7 +233,7 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
             drain_s=settings.drain_timeout_s,
             max_connections=settings.max_connections,
             max_body_bytes=settings.max_body_bytes,
-            limits=guard.Limits(streamed=STREAMED),
+            limits=protocol.Limits(streamed=STREAMED),
             direct=side_door(infer),
             refuse=refusals.of_listener(requests.new_id, count),
         ),

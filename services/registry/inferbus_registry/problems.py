@@ -21,9 +21,9 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from inferbus_guard.refusals import Headers, Refusal
 from inferbus_kit import docs
 from inferbus_kit.errors import InferbusError
-from inferbus_kit.guard import Headers, Refusal
 
 _log = structlog.get_logger("http")
 

@@ -15,8 +15,8 @@ from fastapi.responses import JSONResponse
 from inferbus_gateway import errors
 from inferbus_gateway.api import jobs, openai_routes, problems
 from inferbus_gateway.retry_after import retry_after_s
+from inferbus_guard.refusals import Headers, Refusal, Refuse
 from inferbus_kit.errors import InferbusError
-from inferbus_kit.guard import Headers, Refusal, Refuse
 from inferbus_schemas import ids
 
 CODE = b"x-inferbus-error-code"

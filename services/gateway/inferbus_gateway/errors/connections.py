@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from inferbus_gateway.errors.requests import InvalidRequestError, TooLargeError
+from inferbus_guard.refusals import Refusal
 from inferbus_kit.errors import InferbusError
-from inferbus_kit.guard import Refusal
 
 
 class BadHttpError(InvalidRequestError):

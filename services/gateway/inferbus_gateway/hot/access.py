@@ -15,7 +15,7 @@ from urllib.parse import unquote
 from inferbus_gateway import errors
 from inferbus_gateway.hot.guesses import Guesses
 from inferbus_gateway.hot.route import unknown_model
-from inferbus_kit.guard import Headers
+from inferbus_guard.refusals import Headers
 from inferbus_schemas import access
 from inferbus_schemas.access import Keyring, Principal, Verdict
 

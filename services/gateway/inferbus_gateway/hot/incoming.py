@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from inferbus_gateway import errors
 from inferbus_gateway.hot.compress import CODINGS
-from inferbus_kit.guard import Headers
+from inferbus_guard.refusals import Headers
 from inferbus_kit.health import Receive
 
 DEFAULT_TIMEOUT_S = 30.0

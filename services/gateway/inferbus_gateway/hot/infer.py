@@ -27,8 +27,9 @@ from inferbus_gateway.hot.keyed_infer import Done, Gone, KeyedInfer
 from inferbus_gateway.hot.pending import Entry
 from inferbus_gateway.hot.requests import Requests, Waiter, failure
 from inferbus_gateway.hot.route import Routes, Target
+from inferbus_guard.protocol import Exchange
+from inferbus_guard.refusals import Headers
 from inferbus_kit.errors import InferbusError
-from inferbus_kit.guard import Exchange, Headers
 from inferbus_kit.health import Receive, Scope, Send
 from inferbus_kit.metrics import GatewayMetrics
 from inferbus_schemas import ids

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from inferbus_kit.guard import COPIED_BYTES
+from inferbus_guard.protocol import COPIED_BYTES
 from tests.support.listener import (
     FAST,
     App,

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from inferbus_kit.guard import Headers, Refusal, refuse_plainly
+from inferbus_guard.refusals import Headers, Refusal, refuse_plainly
 from tests.support.listener import (
     CHUNKED,
     FAST,
