@@ -36,7 +36,7 @@ class Service:
                 base_url=url, headers=headers, timeout=_TIMEOUT, trust_env=False
             )
         except UnicodeEncodeError as error:
-            raise CommandError("INFERBUS_API_KEY is no key: correct it.") from error
+            raise CommandError("INFERBUS_API_KEY is no key and no token: correct it.") from error
 
     def __enter__(self) -> Self:
         """Return this service; its connections close at exit."""
@@ -122,7 +122,7 @@ class Service:
             said = {}
         if answer.status_code == httpx.codes.UNAUTHORIZED:
             how = "it does not take that of" if self._key else "set"
-            return f"The {self._name} wants a key: {how} INFERBUS_API_KEY."
+            return f"The {self._name} wants a key or token: {how} INFERBUS_API_KEY."
         detail = said.get("detail") or said.get("error") or answer.reason_phrase
         code = said.get("code")
         mark = f"{answer.status_code} {code}" if code else str(answer.status_code)

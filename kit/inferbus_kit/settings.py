@@ -85,6 +85,28 @@ class Settings(BaseSettings):
     )
 
 
+class TokenSettings(Settings):
+    """What a process needs to know that takes tokens of an OpenID provider beside keys."""
+
+    oidc_issuer: str = Field(
+        default="", description="Issuer of tokens that are taken beside keys; empty: none are."
+    )
+    oidc_audience: str = Field(default="", description="Audience that tokens must name.")
+    oidc_jwks_url: str = Field(default="", description="Where the issuer's public keys are.")
+    oidc_tenant_claim: str = Field(
+        default="tenant", description="Claim of a token that names its tenant."
+    )
+    oidc_scope_claim: str = Field(
+        default="scope",
+        description="Claim of a token that lists its scopes, as a list or separated by spaces.",
+    )
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether a provider of tokens is set, be it in part."""
+        return bool(self.oidc_issuer or self.oidc_audience or self.oidc_jwks_url)
+
+
 S = TypeVar("S", bound=BaseSettings)
 
 

@@ -8,21 +8,36 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support import registry, servers
+from tests.support.provider import Provider, provider
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
 
 @pytest.fixture(scope="module")
-def running(kafka_bootstrap: str, postgres_url: str) -> Iterator[registry.RegistryProcess]:
-    """A registry on a database of its own, with small limits."""
+def idp() -> Iterator[Provider]:
+    """A provider with one key."""
+    with provider() as made:
+        made.add()
+        yield made
+
+
+@pytest.fixture(scope="module")
+def running(
+    kafka_bootstrap: str, postgres_url: str, idp: Provider
+) -> Iterator[registry.RegistryProcess]:
+    """A registry on a database of its own, with small limits, which takes the provider's tokens."""
     with asyncio.Runner() as runner:
         context = servers.fresh_database(postgres_url)
         url = runner.run(context.__aenter__())
         registry.migrate_process(url)
-        limits = {"INFERBUS_MAX_BLOB_BYTES": str(300 << 20), "INFERBUS_BLOB_STALL_S": "1"}
+        told = {
+            "INFERBUS_MAX_BLOB_BYTES": str(300 << 20),
+            "INFERBUS_BLOB_STALL_S": "1",
+            **idp.environment,
+        }
         try:
-            with registry.registry_process(kafka_bootstrap, url, env=limits) as process:
+            with registry.registry_process(kafka_bootstrap, url, env=told) as process:
                 yield process
         finally:
             runner.run(context.__aexit__(None, None, None))

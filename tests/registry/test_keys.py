@@ -1,4 +1,4 @@
-"""Keys through the REST surface: made once, scoped, rotated, revoked; foreign ones do not exist."""
+"""Keys and tokens through the REST surface: scoped, ended, named; foreign keys do not exist."""
 
 from __future__ import annotations
 
@@ -6,27 +6,38 @@ import itertools
 import re
 import secrets
 import time
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-import asyncpg
 import pytest
 
-from inferbus_kit.errors import StartupError
 from inferbus_registry import door
 from inferbus_registry.app import Services, routes_of
-from inferbus_registry.database import Database
-from inferbus_registry.events import Caller
-from inferbus_registry.keys.service import KeyService
-from inferbus_registry.keys.uses import KeyUses
-from inferbus_registry.migrate import migrate
 from inferbus_schemas import access
-from inferbus_schemas import messages as m
 from inferbus_schemas.access import Verdict
-from tests.support.registry import ADMIN, ADMIN_KEY, Parts, RegistryProcess
+from tests.support.registry import ADMIN, ADMIN_KEY, RegistryProcess, authorization
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import httpx
+
+    from tests.support.provider import Provider
+
+
+@pytest.fixture(scope="module")
+def token(running: RegistryProcess, idp: Provider) -> Callable[..., str]:
+    """Signs tokens whose key the registry has fetched."""
+    (kid,) = idp.private
+
+    def signed(**claims: Any) -> str:
+        return idp.token(kid, **claims)
+
+    until_s = time.monotonic() + 20
+    with running.client_of(signed()) as client:
+        while client.get("/models").status_code == 401:
+            assert time.monotonic() < until_s
+            time.sleep(0.02)
+    return signed
 
 
 def make(running: RegistryProcess, *scopes: str, by: str = ADMIN_KEY, **wish: Any) -> str:
@@ -65,6 +76,67 @@ def test_what_is_no_good_key_opens_nothing(running: RegistryProcess, presented: 
     with running.client_of(None) as client:
         answer = client.get("/models", headers={"authorization": presented})
     assert refused(answer, 401, "unauthorized")
+
+
+def test_a_token_opens_what_its_scopes_say(
+    running: RegistryProcess, token: Callable[..., str]
+) -> None:
+    with running.client_of(token(scope="openid models:read")) as client:
+        assert client.get("/models").status_code == 200
+        answer = client.get("/keys")
+    assert refused(answer, 403, "forbidden")
+    assert "token has not the scope admin" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"exp": 1_700_000_000},
+        {"nbf": 4_000_000_000},
+        {"aud": "another"},
+        {"iss": "https://evil.example"},
+        {"tenant": None},
+        {"tenant": "../x"},
+    ],
+    ids=str,
+)
+def test_a_token_that_says_the_wrong_thing_opens_nothing(
+    running: RegistryProcess, token: Callable[..., str], claims: dict[str, Any]
+) -> None:
+    with running.client_of(token(**claims)) as client:
+        answer = client.get("/models")
+    assert refused(answer, 401, "unauthorized")
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+def test_a_token_manages_keys_of_its_tenant_and_is_named_in_histories(
+    running: RegistryProcess, token: Callable[..., str]
+) -> None:
+    theirs = make(running, "models:read", tenant="globex")
+    with running.client_of(token(tenant="initech", scope="admin audit:read deploy")) as client:
+        made = client.post("/keys", json={"name": "ci", "scopes": ["deploy"]}).json()
+        assert made["tenant"] == "initech"
+        assert client.get(f"/keys/{made['id']}").json()["created_by"] == "initech/token:ada"
+        assert [one["id"] for one in client.get("/keys").json()["keys"]] == [made["id"]]
+        (told,) = client.get(f"/keys/{made['id']}/events").json()["events"]
+        assert told["who"] == "initech/token:ada"
+        for wish in ({"scopes": ["models:read"]}, {"scopes": ["deploy"], "tenant": "globex"}):
+            answer = client.post("/keys", json={"name": "x", **wish})
+            assert refused(answer, 403, "forbidden")
+        assert refused(client.delete(f"/keys/{an_id(theirs)}"), 404, "key_not_found")
+    with running.client_of(token(tenant="local", scope="admin")) as client:
+        assert client.delete(f"/keys/{made['id']}").json()["revoked_at"], "of the operator's"
+
+
+def test_an_alias_that_a_token_moved_says_so(
+    running: RegistryProcess, token: Callable[..., str]
+) -> None:
+    model = f"m-{secrets.token_hex(4)}"
+    running.push(model)
+    with running.client_of(token(sub="robot-7", scope="deploy audit:read")) as client:
+        assert client.put(f"/models/{model}/aliases/live", json={"version": 1}).status_code == 200
+        told = client.get(f"/models/{model}/events").json()["events"]
+    assert [one["who"] for one in told if one["what"] == "alias_moved"] == ["acme/token:robot-7"]
 
 
 def test_a_key_is_shown_once_and_stored_nowhere(running: RegistryProcess) -> None:
@@ -191,13 +263,14 @@ SCOPES = [*access.ALL_SCOPES, "infer:none"]
 
 
 @pytest.fixture(scope="module")
-def one_scope_keys(running: RegistryProcess) -> dict[str, str]:
-    return {scope: make(running, scope, tenant="acme") for scope in SCOPES}
+def with_one_scope(running: RegistryProcess, token: Callable[..., str]) -> dict[str, list[str]]:
+    """A key and a token of each scope."""
+    return {scope: [make(running, scope, tenant="acme"), token(scope=scope)] for scope in SCOPES}
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
 def test_every_route_by_every_scope(
-    running: RegistryProcess, one_scope_keys: dict[str, str], method: str, path: str
+    running: RegistryProcess, with_one_scope: dict[str, list[str]], method: str, path: str
 ) -> None:
     """The answer is the table's, before anything of the request is looked at."""
     policy = door.POLICIES.table[method, path]
@@ -211,11 +284,13 @@ def test_every_route_by_every_scope(
         file="swagger-ui.css",
     )
     named = model if "{model}" in path else ""
-    for scope in (None, *SCOPES):
-        key = None if scope is None else one_scope_keys[scope]
-        with running.client_of(key) as client:
-            client.base_url = running.url
-            answer = client.request(method, where)
+    presented = [(scope, one) for scope, ones in with_one_scope.items() for one in ones]
+    with running.client_of(None) as client:
+        answers = [
+            (scope, client.request(method, running.url + where, headers=authorization(key)))
+            for scope, key in ((None, None), *presented)
+        ]
+    for scope, answer in answers:
         status = answer.status_code
         if policy == access.PUBLIC:
             assert status == 200
@@ -264,67 +339,3 @@ def test_the_last_use_is_shown(running: RegistryProcess) -> None:
             assert time.monotonic() < until_s
             time.sleep(0.1)
         assert client.get(f"/keys/{an_id(idle)}").json()["last_used_at"] is None
-
-
-async def test_of_what_gateways_tell_the_latest_is_noted(parts: Parts) -> None:
-    service = KeyService(parts.database, "local")
-    key_id = an_id(await service.ensure_admin(""))
-    uses = KeyUses(service)
-
-    async def noted(*used_us: int) -> int:
-        uses.heard(m.KeyUse(id=key_id, used_us=one) for one in used_us)
-        uses.heard([m.KeyUse(id="0" * 16, used_us=5)])
-        newest, uses._newest = uses._newest, {}
-        await service.note_uses(newest)
-        connection = await asyncpg.connect(parts.url)
-        try:
-            at: datetime = await connection.fetchval(
-                "SELECT last_used_at FROM registry.keys WHERE id = $1", key_id
-            )
-        finally:
-            await connection.close()
-        return round(at.timestamp() * 1e6)
-
-    now_us = 1_790_000_000_000_000
-    assert await noted(now_us) == now_us
-    assert await noted(now_us - 60_000_000) == now_us, "it never goes back"
-    assert await noted(now_us + 3, now_us + 1, -1, 1 << 62, 0) == now_us + 3
-
-
-async def test_keys_reach_the_topic_by_their_digest_alone(parts: Parts) -> None:
-    service = KeyService(parts.database, "local")
-    key = await service.ensure_admin("")
-    assert await service.ensure_admin(key) == key
-    connection = await asyncpg.connect(parts.url)
-    try:
-        rows = await connection.fetch("SELECT message FROM registry.outbox")
-        dump = str(await connection.fetch("SELECT * FROM registry.keys"))
-        dump += str(await connection.fetch("SELECT * FROM registry.events"))
-    finally:
-        await connection.close()
-    assert len(rows) == 1
-    record = m.AccessKey.FromString(rows[0]["message"])
-    assert record.sha256 == access.key_sha256(key)
-    assert key.split("_", 2)[2] not in dump + str(rows[0]["message"])
-    ring = access.Keyring()
-    ring.apply(record)
-    found = ring.find(key, time.time())
-    assert found is not None
-    assert found.scopes == frozenset(access.ALL_SCOPES)
-
-
-async def test_an_admin_key_that_has_ended_is_no_admin_key(postgres_database: str) -> None:
-    database = Database(postgres_database, "test")
-    try:
-        await migrate(database)
-        service = KeyService(database, "local")
-        key = await service.ensure_admin("")
-        found = await service.find(key)
-        assert found is not None
-        await service.revoke(Caller("x", "y"), found, an_id(key))
-        with pytest.raises(StartupError, match="revoked"):
-            await service.ensure_admin(key)
-        with pytest.raises(StartupError, match="no key"):
-            await service.ensure_admin("secret")
-    finally:
-        await database.stop()

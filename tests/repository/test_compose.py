@@ -13,6 +13,7 @@ import yaml
 
 from inferbus_dev import services
 from inferbus_dev.stack import DEFAULT_PORT_BASE
+from inferbus_kit.settings import Settings, TokenSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVERS = {"kafka", "postgres", "valkey"}
@@ -81,6 +82,8 @@ def test_environment_equals_the_dev_stack(
     told = set(_told(role, tmp_path))
     written = {name for name in compose["services"][role]["environment"] if name in told}
     optional = {"INFERBUS_LOG_LEVEL", "INFERBUS_OTLP_ENDPOINT", "INFERBUS_TRACE_RATIO"}
+    own = set(TokenSettings.model_fields) - set(Settings.model_fields)
+    optional |= {f"INFERBUS_{name.upper()}" for name in own}
     assert written == told - optional
     assert set(compose["services"][role]["environment"]) <= told | optional
 

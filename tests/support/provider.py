@@ -92,8 +92,8 @@ class Provider:
 
 
 @contextlib.contextmanager
-def provider() -> Iterator[Provider]:
-    """Run a provider until the block ends."""
+def provider(port: int = 0) -> Iterator[Provider]:
+    """Run a provider until the block ends; port 0 takes a free one."""
     made = Provider()
 
     class Handler(BaseHTTPRequestHandler):
@@ -104,6 +104,9 @@ def provider() -> Iterator[Provider]:
                 self.send_header("location", made.url)
                 self.end_headers()
                 return
+            if self.path == "/broken":
+                self.wfile.write(b"this is no HTTP\r\n\r\n")
+                return
             body = made.raw if made.raw is not None else json.dumps({"keys": made.keys}).encode()
             self.send_response(200)
             self.end_headers()
@@ -112,7 +115,7 @@ def provider() -> Iterator[Provider]:
         def log_message(self, *_: Any) -> None:
             return
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     made.port = server.server_address[1]
     looks = {"poll_interval": 0.02}  # at whether it is to end
     Thread(target=server.serve_forever, kwargs=looks, daemon=True).start()

@@ -127,21 +127,36 @@ async def provoke(stack: Stack, key: str, token: str) -> list[str]:
 async def test_keys_and_secrets() -> None:
     """One stack for all of it, since starting it is what costs."""
     with provider() as idp:
+        kid = idp.add()
         async with stacks.running(n_gateways=2, env=idp.environment) as stack:
             await stacks.push(stack, MODEL)
             await _a_rotated_or_revoked_key_is_refused_by_every_gateway_within_seconds(stack)
-            await _no_secret_is_told(stack, idp)
+            await _a_token_deploys_at_registry_and_gateway(stack, idp, kid)
+            await _no_secret_is_told(stack, idp.token(kid, sub=f"sub-{secrets.token_hex(8)}"))
 
 
-async def _no_secret_is_told(stack: Stack, idp: Provider) -> None:
+async def _a_token_deploys_at_registry_and_gateway(stack: Stack, idp: Provider, kid: str) -> None:
+    token = idp.token(kid, sub="robot-7", scope="deploy models:read audit:read")
+    shown = await stacks.cli("models", "show", MODEL, "--registry", stack.registry, api_key=token)
+    assert "champion -> 1" in shown
+    head = {"authorization": f"Bearer {token}"}
+    async with httpx.AsyncClient(trust_env=False, timeout=60, headers=head) as http:
+        for verb in ("unload", "load"):
+            done = await http.post(f"{stack.http}/v2/repository/models/{MODEL}/{verb}")
+            assert done.status_code == 200, done.text
+        said = await http.get(f"{stack.registry}/v1/registry/models/{MODEL}/events")
+    who = {one["who"] for one in said.json()["events"] if one["what"] == "alias_removed"}
+    assert who == {"acme/token:robot-7"}
+
+
+async def _no_secret_is_told(stack: Stack, token: str) -> None:
     made = await stacks.cli(
         "keys", "create", "canary", "--scope", "infer:*", "--rate", "5",
         "--registry", stack.registry, api_key=stack.api_key,
     )  # fmt: skip
     key = made.strip().splitlines()[-1]
     assert access.key_id(key), made
-    token = idp.token(idp.add(), sub=f"sub-{secrets.token_hex(8)}")
-    await asyncio.sleep(1.0)  # the gateway has read the key, and asked for keys of tokens
+    await asyncio.sleep(1.0)  # the gateway has read the key
     said = await provoke(stack, key, token)
     stack.kill("gateway", 0, signal.SIGKILL)
     await stack.wait_ready("gateway", 0)

@@ -43,7 +43,7 @@ from inferbus_schemas import topics
 from inferbus_schemas.membership import Membership
 
 if TYPE_CHECKING:
-    from inferbus_gateway.control.tokens import Tokens
+    from inferbus_kit.tokens import Tokens
 
 _log = structlog.get_logger("gateway")
 

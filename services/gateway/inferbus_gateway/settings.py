@@ -9,7 +9,7 @@ from pydantic_settings import NoDecode
 
 from inferbus_gateway.control.jobs.origins import Origins
 from inferbus_gateway.hot.fit import MAX_ROWS
-from inferbus_kit.settings import Port, Settings
+from inferbus_kit.settings import Port, TokenSettings
 from inferbus_schemas import access, names
 
 
@@ -17,7 +17,7 @@ def _split(text: str) -> tuple[str, ...]:
     return tuple(one.strip() for one in text.split(",") if one.strip())
 
 
-class GatewaySettings(Settings):
+class GatewaySettings(TokenSettings):
     """A gateway's settings beside those that every process has."""
 
     http_port: Port = Field(
@@ -69,18 +69,6 @@ class GatewaySettings(Settings):
         gt=0,
         description="Unanswered requests of one tenant on this gateway past which it gets 429.",
     )
-    oidc_issuer: str = Field(
-        default="", description="Issuer of tokens that are taken beside keys; empty: none are."
-    )
-    oidc_audience: str = Field(default="", description="Audience that tokens must name.")
-    oidc_jwks_url: str = Field(default="", description="Where the issuer's public keys are.")
-    oidc_tenant_claim: str = Field(
-        default="tenant", description="Claim of a token that names its tenant."
-    )
-    oidc_scope_claim: str = Field(
-        default="scope",
-        description="Claim of a token that lists its scopes, as a list or separated by spaces.",
-    )
     drain_timeout_s: float = Field(
         default=25.0, gt=0, description="Longest time to finish what is in flight at a stop."
     )
@@ -120,11 +108,6 @@ class GatewaySettings(Settings):
         # A wrong entry is told at the start, not to the first client.
         Origins(self.job_uri_sources, self.job_uri_networks)
         return self
-
-    @property
-    def takes_tokens(self) -> bool:
-        """Whether a provider of tokens is set, be it in part."""
-        return bool(self.oidc_issuer or self.oidc_audience or self.oidc_jwks_url)
 
     object_store_url: str = Field(
         default="",

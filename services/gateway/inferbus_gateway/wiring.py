@@ -56,7 +56,7 @@ from inferbus_schemas.access import Keyring
 from inferbus_schemas.membership import Membership
 
 if TYPE_CHECKING:
-    from inferbus_gateway.control.tokens import Tokens
+    from inferbus_kit.tokens import Tokens
 
 
 async def build(lifecycle: Lifecycle) -> None:
@@ -114,7 +114,7 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
     access = Access(keys, local=settings.auth == "local")
     tokens: Tokens | None = None
     if settings.takes_tokens:
-        from inferbus_gateway.control import tokens as provider  # noqa: PLC0415 -- cryptography, not for all
+        from inferbus_kit import tokens as provider  # noqa: PLC0415 -- cryptography, not for all
 
         tokens = provider.Tokens(settings, access.changed)
         access.verify = tokens.principal

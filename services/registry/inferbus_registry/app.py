@@ -12,7 +12,7 @@ from inferbus_kit import docs
 from inferbus_registry import problems
 from inferbus_registry.artifacts import endpoints as artifacts
 from inferbus_registry.artifacts.service import BlobService
-from inferbus_registry.door import Door, Find
+from inferbus_registry.door import Door, Find, Verify
 from inferbus_registry.keys import endpoints as keys
 from inferbus_registry.keys.service import KeyService
 from inferbus_registry.models import endpoints as models
@@ -34,15 +34,16 @@ class Services:
     keys: KeyService
 
 
-def make_app(services: Services, find: Find, *, local: bool) -> ASGIApp:
+def make_app(services: Services, find: Find, verify: Verify, *, local: bool) -> ASGIApp:
     """Return the app behind its door; `/openapi.json` describes it, for people `/docs`.
 
     Args:
         services: what the routes stand on.
-        find: says whom a key or token stands for.
+        find: says whom a key stands for.
+        verify: says whom a token stands for.
         local: let callers on this machine read models without a key.
     """
-    return problems.Outermost(Door(routes_of(services), find, local=local))
+    return problems.Outermost(Door(routes_of(services), find, verify, local=local))
 
 
 def routes_of(services: Services) -> FastAPI:

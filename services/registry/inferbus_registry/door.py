@@ -48,7 +48,14 @@ POLICIES = Policies(
 )
 
 Find = Callable[[str], Awaitable[access.Principal | None]]
-"""Says whom a presented text stands for now, if anyone."""
+"""Says whom a key stands for now, if anyone."""
+Verify = Callable[[str], access.Principal | None]
+"""Says whom a token that is no key of ours stands for now, if anyone."""
+
+
+def nobody(_token: str) -> access.Principal | None:
+    """Take no tokens."""
+    return None
 
 
 class Door:
@@ -58,9 +65,10 @@ class Door:
     use it; who presents a key or token that is not good is refused, also where none is needed.
     """
 
-    def __init__(self, app: ASGIApp, find: Find, *, local: bool) -> None:
+    def __init__(self, app: ASGIApp, find: Find, verify: Verify, *, local: bool) -> None:
         self._app = app
         self._find = find
+        self._verify = verify
         self._local = local
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -89,7 +97,7 @@ class Door:
         if verdict is access.Verdict.FORBIDDEN and caller is access.ANONYMOUS:
             raise errors.UnauthorizedError
         if verdict is access.Verdict.FORBIDDEN:
-            raise errors.ForbiddenError(f"Your key has not the scope {route.policy}.")
+            raise errors.ForbiddenError(f"Your key or token has not the scope {route.policy}.")
         return caller
 
     async def _caller(self, scope: Scope) -> access.Principal:
@@ -100,7 +108,10 @@ class Door:
                 return access.ANONYMOUS
             raise errors.UnauthorizedError
         text = access.bearer(presented)
-        found = None if text is None else await self._find(text)
+        if text is None:
+            raise errors.UnauthorizedError
+        is_key = access.key_id(text) is not None
+        found = await self._find(text) if is_key else self._verify(text)
         if found is None:
             raise errors.UnauthorizedError
         return found

@@ -39,8 +39,8 @@ class UnauthorizedError(RegistryError):
 
     def __init__(self) -> None:
         super().__init__(
-            "A valid key is needed: send `Authorization: Bearer <key>`; the command line takes "
-            "INFERBUS_API_KEY."
+            "A valid key or token is needed: send `Authorization: Bearer <key or token>`; the "
+            "command line takes either from INFERBUS_API_KEY."
         )
 
 

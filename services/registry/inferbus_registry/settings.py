@@ -12,7 +12,7 @@ from inferbus_schemas import access, names
 Tenant = Annotated[str, AfterValidator(names.check_tenant)]
 
 
-class RegistrySettings(settings.Settings):
+class RegistrySettings(settings.TokenSettings):
     """What a registry needs to know beyond what every process does."""
 
     http_port: settings.Port = Field(

@@ -15,6 +15,7 @@ from inferbus_registry.app import Services, make_app
 from inferbus_registry.artifacts.repository import BlobRepository, open_store
 from inferbus_registry.artifacts.service import BlobService
 from inferbus_registry.database import Database
+from inferbus_registry.door import Verify, nobody
 from inferbus_registry.keys.service import KeyService
 from inferbus_registry.keys.uses import KeyUses
 from inferbus_registry.leading import Leading
@@ -78,7 +79,18 @@ async def build(lifecycle: Lifecycle) -> None:
     )
     readiness = Readiness(database, health, metrics.versions)
     probes = HttpServer(health_app(health, collector), settings.http_host, settings.metrics_port)
-    app = make_app(services, uses.find, local=settings.auth == "local")
+    verify: Verify = nobody
+    if settings.takes_tokens:
+        from inferbus_kit.tokens import Tokens  # noqa: PLC0415 -- cryptography, not for all
+
+        tokens = Tokens(settings)
+        verify = tokens.principal
+
+        async def fetch_keys() -> None:
+            lifecycle.spawn("tokens", tokens.run())
+
+        lifecycle.add("tokens", start=fetch_keys)
+    app = make_app(services, uses.find, verify, local=settings.auth == "local")
     http = HttpServer(app, settings.http_host, settings.http_port, refuse=problems.of_listener)
 
     lifecycle.add("metrics", start=probes.start, stop=probes.stop)

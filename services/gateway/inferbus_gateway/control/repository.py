@@ -124,9 +124,9 @@ class ModelRepository:
 def _refusal(status: int, what: str) -> errors.InferbusError:
     """Return what a caller is told where the registry does not do it."""
     if status == httpx.codes.UNAUTHORIZED:
-        return errors.UnauthorizedError(f"{what}: send a key that may deploy")
+        return errors.UnauthorizedError(f"{what}: send a key or token that may deploy")
     if status == httpx.codes.FORBIDDEN:
-        return errors.ForbiddenError(f"{what}: the key has not the scope deploy")
+        return errors.ForbiddenError(f"{what}: the key or token has not the scope deploy")
     if status == httpx.codes.NOT_FOUND:
         return errors.UnknownModelError(
             f"Request for unknown model: {what}, no version of it is registered"

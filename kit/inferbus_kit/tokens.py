@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import json
 import time
 import urllib.request
@@ -17,9 +18,8 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from inferbus_gateway.settings import GatewaySettings
 from inferbus_kit.errors import StartupError
-from inferbus_kit.settings import is_loopback
+from inferbus_kit.settings import TokenSettings, is_loopback
 from inferbus_schemas import access, tokens
 
 _log = structlog.get_logger("tokens")
@@ -33,12 +33,16 @@ class Tokens:
     """Knows one provider's tokens.
 
     Invariants: keys are fetched every `REFRESH_S` and, where a token names an unknown one, at most
-    every `again_s`; keys that are there stay where a fetch fails; `on_change` is called when they
-    are others.
+    every `again_s`; keys that are there stay where a fetch fails; `on_change`, for who remembers
+    what tokens opened, is called when they are others.
     """
 
     def __init__(
-        self, settings: GatewaySettings, on_change: Callable[[], None], *, again_s: float = 30.0
+        self,
+        settings: TokenSettings,
+        on_change: Callable[[], object] = bool,
+        *,
+        again_s: float = 30.0,
     ) -> None:
         """Check the settings; nothing is fetched yet.
 
@@ -92,7 +96,7 @@ class Tokens:
         try:
             raw = await asyncio.to_thread(_get, self._settings.oidc_jwks_url)
             keys = tokens.usable_keys(json.loads(raw))
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
             _log.warning("jwks_not_fetched", error=type(error).__name__)
             return
         if raw != self._raw:

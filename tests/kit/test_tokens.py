@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import jwt
 import pytest
 
-from inferbus_gateway.control.tokens import Tokens
-from inferbus_gateway.settings import GatewaySettings
 from inferbus_kit.errors import StartupError
+from inferbus_kit.settings import TokenSettings
+from inferbus_kit.tokens import Tokens
 from inferbus_schemas import access
 from inferbus_schemas.tokens import LEEWAY_S
 from tests.support.provider import AUDIENCE, ISSUER, Provider, provider
@@ -31,9 +31,9 @@ def idp() -> Iterator[Provider]:
         yield made
 
 
-def settings(url: str, **more: str) -> GatewaySettings:
+def settings(url: str, **more: str) -> TokenSettings:
     given = {"oidc_issuer": ISSUER, "oidc_audience": AUDIENCE, "oidc_jwks_url": url, **more}
-    return GatewaySettings(**given)  # type: ignore[arg-type]
+    return TokenSettings(**given)  # type: ignore[arg-type]
 
 
 @contextlib.asynccontextmanager
@@ -189,9 +189,15 @@ async def test_keys_stay_where_a_fetch_fails(idp: Provider, raw: bytes) -> None:
 
 async def test_a_redirect_is_not_followed(idp: Provider) -> None:
     idp.add()
-    elsewhere = Tokens(settings(idp.url.replace("/keys", "/elsewhere")), lambda: None)
+    elsewhere = Tokens(settings(idp.url.replace("/keys", "/elsewhere")))
     await elsewhere._fetch()
     assert not elsewhere._keys
+
+
+async def test_what_is_no_answer_of_http_ends_nothing(idp: Provider) -> None:
+    broken = Tokens(settings(idp.url.replace("/keys", "/broken")))
+    await broken._fetch()
+    assert not broken._keys
 
 
 @pytest.mark.parametrize(
@@ -206,7 +212,7 @@ async def test_a_redirect_is_not_followed(idp: Provider) -> None:
 )
 def test_settings_that_would_not_be_safe(more: dict[str, str]) -> None:
     with pytest.raises(StartupError, match="INFERBUS_OIDC"):
-        Tokens(settings("https://idp.example/keys", **more), lambda: None)
+        Tokens(settings("https://idp.example/keys", **more))
 
 
 def test_a_token_is_no_key() -> None:
