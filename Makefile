@@ -2,6 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
+# Told not to write bytecode, as in many images, each of the processes that follow would compile all
+# that it imports: that is most of their start.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup up test lint type proto lock bench docs clean
 
