@@ -304,7 +304,7 @@ async def test_a_tenant_has_a_part_of_the_readers(
     noted = stored(other.name, id=place.id.hex(), offset=await bus.say(place))
     assert await bus.keys.claim(other.name, noted) is None
     bus.once(slow)
-    await until(lambda: bus.once._readers._held["acme"])
+    await until(lambda: bus.once._follow._readers._held["acme"])
     bus.once(refused)
     bus.once(other)
     assert isinstance(await refused.end, errors.TenantBusyError)
@@ -323,7 +323,7 @@ async def test_who_waits_for_another_and_leaves_holds_nothing(bus: Bus) -> None:
     assert await bus.keys.claim(follows.name, there) is None
     for one in (first, follows):
         bus.once(one)
-    await until(lambda: first.opened and bus.once._readers._held["acme"] == 1)
+    await until(lambda: first.opened and bus.once._follow._readers._held["acme"] == 1)
     for one in (joined, takes_over):
         bus.once(one)
     assert bus.pending.by_tenant == {"acme": 3}
@@ -331,9 +331,11 @@ async def test_who_waits_for_another_and_leaves_holds_nothing(bus: Bus) -> None:
         one.gone = True
     await until(lambda: takes_over.place == there.place)
     await until(lambda: bus.pending.by_tenant == {"acme": 1})
-    await until(lambda: bus.once._readers._held["acme"] == 1)
+    await until(lambda: bus.once._follow._readers._held["acme"] == 1)
     takes_over.gone = True
-    await until(lambda: bus.pending.by_tenant == {} and bus.once._readers._held["acme"] == 0)
+    await until(
+        lambda: bus.pending.by_tenant == {} and bus.once._follow._readers._held["acme"] == 0
+    )
     assert not any(one.end.done() for one in (first, joined, follows, takes_over))
     first.answer(said := m.Prediction(id=first.opened[0].id))
     assert await first.end == said

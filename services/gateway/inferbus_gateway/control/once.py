@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Coroutine
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -19,63 +18,30 @@ import structlog
 from aiokafka.errors import KafkaError
 
 from inferbus_gateway import errors
+from inferbus_gateway.control.following import (
+    GONE,
+    LOOK_EVERY_S,
+    Answered,
+    ChangedError,
+    Following,
+    LeftError,
+    Running,
+    note,
+    recall,
+    unknown,
+)
 from inferbus_gateway.control.idempotency import Keys, KeysAwayError, Stored, part_of
-from inferbus_gateway.control.readers import Readers
 from inferbus_gateway.control.trail import SETTLED_MS, Trail
 from inferbus_gateway.hot.keyed import DEGRADED, REPLAYED, Keyed, Name, Place
 from inferbus_gateway.hot.pending import Entry, Pending
 from inferbus_gateway.hot.replies import Replies
 from inferbus_kit.errors import InferbusError
 from inferbus_kit.lifecycle import cancel, watched
-from inferbus_schemas import messages as m
 from inferbus_schemas.membership import Membership
-from inferbus_schemas.terminal import is_terminal
 
 _log = structlog.get_logger("once")
 
-_LOOK_EVERY_S = 0.5
-_GONE = "the answer that this key stands for is no longer kept"
-_NOT_READ = "the answer cannot be read now; try again"
 _KEYS_AWAY = "it cannot be known now whether this key's first request ran; try again"
-
-
-@dataclass(frozen=True, slots=True)
-class _Answered:
-    """How a request ended: its record."""
-
-    place: Place
-    prediction: m.Prediction
-    offset: int
-
-
-@dataclass(slots=True)
-class _Running:
-    """A key that this gateway works on; `end` is None where nothing is known of its end.
-
-    `mark` is `DEGRADED` where the key keeps nobody from running it again elsewhere.
-    """
-
-    end: asyncio.Future[_Answered | InferbusError | None] = field(
-        default_factory=lambda: asyncio.get_running_loop().create_future()
-    )
-    place: Place | None = None
-    mark: str = ""
-
-    def tell(self, end: _Answered | InferbusError | None) -> None:
-        if not self.end.done():
-            self.end.set_result(end)
-
-
-class _ChangedError(Exception):
-    """Something else stands under a key than what was followed: `now`, or nothing."""
-
-    def __init__(self, now: Stored | None) -> None:
-        super().__init__()
-        self.now = now
-
-
-class _LeftError(Exception):
-    """Whose request it is has left: nobody is to be answered."""
 
 
 class Once:
@@ -99,16 +65,22 @@ class Once:
         replies: Replies,
         pending: Pending,
     ) -> None:
-        self._bootstrap = bootstrap
         self._instance = instance
         self._life = life
         self._keys = keys
-        self._fleet = fleet
         self._replies = replies
         self._pending = pending
-        self._running: dict[Name, _Running] = {}
+        self._running: dict[Name, Running] = {}
         self._held: set[Keyed] = set()
-        self._readers = Readers("answers")
+        self._follow = Following(
+            bootstrap,
+            instance,
+            life,
+            keys=keys,
+            fleet=fleet,
+            inherit=self._inherit,
+            spawn=self._spawn,
+        )
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __call__(self, asked: Keyed) -> None:
@@ -136,12 +108,12 @@ class Once:
         task.add_done_callback(self._tasks.discard)
 
     async def _take(self, asked: Keyed) -> None:
-        running: _Running | None = None
+        running: Running | None = None
         try:
             while (running := self._running.get(asked.name)) is not None:
                 if await self._join(running, asked):
                     return
-            running = self._running[asked.name] = _Running()
+            running = self._running[asked.name] = Running()
             try:
                 await self._lead(running, asked)
             except InferbusError as error:
@@ -151,7 +123,7 @@ class Once:
             finally:
                 running.tell(None)
                 del self._running[asked.name]
-        except _LeftError:
+        except LeftError:
             pass
         except errors.OutcomeUnknownError as error:
             asked.refuse(error, None if running is None else running.place)
@@ -160,27 +132,27 @@ class Once:
         finally:
             self._let_go(asked)
 
-    async def _join(self, running: _Running, asked: Keyed) -> bool:
+    async def _join(self, running: Running, asked: Keyed) -> bool:
         """Wait for the one that is on its way here; tell whether this one is answered by it."""
         with contextlib.suppress(InferbusError):
             # Its deadline may stand in its body.
             asked.prepare(running.place)
         while not running.end.done():
             if asked.gone:
-                raise _LeftError
+                raise LeftError
             if (left_s := asked.deadline_s - time.monotonic()) <= 0:
                 asked.mark = running.mark
-                raise _unknown()
-            await asyncio.wait({running.end}, timeout=min(left_s, _LOOK_EVERY_S))
+                raise unknown()
+            await asyncio.wait({running.end}, timeout=min(left_s, LOOK_EVERY_S))
         end = running.end.result()
         if isinstance(end, InferbusError):
             raise end
         if end is None:
             return False
-        _recall(asked, end)
+        recall(asked, end)
         return True
 
-    async def _lead(self, running: _Running, asked: Keyed) -> None:
+    async def _lead(self, running: Running, asked: Keyed) -> None:
         """See to the first of a key, and whatever comes to stand there meanwhile."""
         stored = await self._begin(running, asked, known=False)
         while stored is not None:
@@ -188,12 +160,12 @@ class Once:
                 raise errors.KeyReusedError("this key was sent with another request before")
             try:
                 await self._follow(running, asked, stored)
-            except _ChangedError as changed:
+            except ChangedError as changed:
                 stored = changed.now or await self._begin(running, asked, known=True)
             else:
                 return
 
-    async def _begin(self, running: _Running, asked: Keyed, *, known: bool) -> Stored | None:
+    async def _begin(self, running: Running, asked: Keyed, *, known: bool) -> Stored | None:
         """Claim a key and run its request; return what stands there where another came first.
 
         `known`: there was one before, so that without Valkey nothing can be done.
@@ -240,7 +212,7 @@ class Once:
         )
 
     async def _run(
-        self, running: _Running, asked: Keyed, mine: Stored | None, before: Stored | None
+        self, running: Running, asked: Keyed, mine: Stored | None, before: Stored | None
     ) -> None:
         """Put a prepared request on the bus and answer it.
 
@@ -267,90 +239,20 @@ class Once:
             if before is not None:
                 asked.mark = REPLAYED
             asked.ended(entry)
-            running.tell(_Answered(place, waiter.prediction, waiter.offset))
-            await self._note(asked.name, mine, waiter.offset)
+            running.tell(Answered(place, waiter.prediction, waiter.offset))
+            await note(self._keys, asked.name, mine, waiter.offset)
             return
         if not isinstance(waiter.error, errors.OutcomeUnknownError):
             await self._keys.undo(asked.name, mine, before)
             running.tell(waiter.error)
         asked.ended(entry)
 
-    async def _note(self, name: Name, stored: Stored | None, offset: int) -> None:
-        """Note where the answer stands, so that nobody need look for it."""
-        if stored is not None and stored.offset < 0:
-            with contextlib.suppress(KeysAwayError):
-                await self._keys.swap(name, stored, msgspec.structs.replace(stored, offset=offset))
-
-    async def _follow(self, running: _Running, asked: Keyed, stored: Stored) -> None:
-        """Answer from the record of an earlier request, or go on with it.
-
-        Raises:
-            _ChangedError: something else stands under the key now.
-        """
-        tenant = asked.name.tenant
-        running.place = asked.prepare(stored.place)
-        self._readers.take(tenant)
-        trail = Trail(self._bootstrap, f"{self._instance}-once", stored)
-        limit = asyncio.timeout(asked.deadline_s - time.monotonic())
-        try:
-            async with limit:
-                await trail.start()
-            await self._read(running, asked, stored, trail)
-        except (KafkaError, TimeoutError) as error:
-            if limit.expired():
-                raise _unknown() from error
-            _log.warning("answer_not_read", error=repr(error))
-            raise errors.BusUnavailableError(_NOT_READ) from error
-        finally:
-            self._spawn(self._close(trail, tenant))
-
-    async def _close(self, trail: Trail, tenant: str) -> None:
-        try:
-            await trail.stop()
-        finally:
-            self._readers.free(tenant)
-
-    async def _read(self, running: _Running, asked: Keyed, stored: Stored, trail: Trail) -> None:
-        look_s = 0.0
-        while not asked.gone:
-            for record, said in await trail.read():
-                if is_terminal(said.outcome):
-                    end = _Answered(stored.place, said, record.offset)
-                    _recall(asked, end)
-                    running.tell(end)
-                    await self._note(asked.name, stored, record.offset)
-                    return
-            now_s = time.monotonic()
-            if trail.caught_up and stored.offset >= 0:
-                raise errors.ResultNotRetainedError(_GONE)
-            if now_s >= asked.deadline_s:
-                raise _unknown()
-            if trail.caught_up and now_s >= look_s:
-                look_s = now_s + _LOOK_EVERY_S
-                with contextlib.suppress(KeysAwayError):
-                    if (now := await self._keys.get(asked.name)) != stored:
-                        raise _ChangedError(now)
-                    if not self._lives(stored):
-                        await self._inherit(running, asked, stored, trail)
-                        return
-        raise _LeftError
-
-    def _lives(self, stored: Stored) -> bool:
-        """Tell whether another process sees a request through and beats.
-
-        What this one sees through is in `_running`, and not followed.
-        """
-        by = (stored.gateway, stored.life)
-        return by != (self._instance, self._life) and any(
-            (one.beat.instance, one.life) == by for one in self._fleet.gateways()
-        )
-
-    async def _inherit(self, running: _Running, asked: Keyed, stored: Stored, trail: Trail) -> None:
+    async def _inherit(self, running: Running, asked: Keyed, stored: Stored, trail: Trail) -> None:
         """Go on with a request whose gateway is gone and that has no record.
 
         Raises:
             KeysAwayError: Valkey does not answer; ask again.
-            _ChangedError: somebody else did.
+            ChangedError: somebody else did.
         """
         now_ms = _now_ms()
         young = now_ms - stored.claimed_ms < SETTLED_MS
@@ -359,13 +261,13 @@ class Once:
                 stored, gateway=self._instance, life=self._life, claimed_ms=now_ms
             )
         elif trail.cut:
-            raise errors.ResultNotRetainedError(_GONE)
+            raise errors.ResultNotRetainedError(GONE)
         else:
             running.place = asked.prepare(None)
             mine = self._stored(asked.name, running.place)
         try:
             if not await self._keys.swap(asked.name, stored, mine):
-                raise _ChangedError(await self._keys.get(asked.name))
+                raise ChangedError(await self._keys.get(asked.name))
         except KeysAwayError as away:
             running.place = asked.prepare(stored.place)
             await self._keys.undo(asked.name, mine if away.asked else None, stored)
@@ -386,22 +288,10 @@ class Once:
                 found = await trail.read()
             except KafkaError as error:
                 _log.warning("answer_not_read", error=repr(error))
-                await asyncio.sleep(_LOOK_EVERY_S)
+                await asyncio.sleep(LOOK_EVERY_S)
             else:
                 self._replies.apply((record for record, _ in found), time.monotonic())
 
 
-def _recall(asked: Keyed, end: _Answered) -> None:
-    asked.prepare(end.place)
-    asked.mark = REPLAYED
-    asked.recalled(end.prediction, end.offset)
-
-
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-def _unknown() -> InferbusError:
-    return errors.OutcomeUnknownError(
-        "the deadline passed and the first request with this key has not ended; ask again later"
-    )

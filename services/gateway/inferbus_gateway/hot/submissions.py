@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import structlog
@@ -24,7 +24,7 @@ from inferbus_gateway import errors
 from inferbus_gateway.hot import submitted
 from inferbus_gateway.hot.pending import Inbox
 from inferbus_gateway.hot.placement import Placement
-from inferbus_gateway.hot.replies import Spawn, terminal
+from inferbus_gateway.hot.replies import Spawn
 from inferbus_gateway.hot.route import Routes
 from inferbus_gateway.hot.submission_work import (
     REQUEST_BYTES,
@@ -36,16 +36,16 @@ from inferbus_gateway.hot.submission_work import (
     committable,
     crowded,
 )
+from inferbus_gateway.hot.submission_writes import SubmissionWrites
 from inferbus_gateway.hot.submitted import Place, Submitted, UnreadableSubmissionError
 from inferbus_kit.consume import Record
-from inferbus_kit.dlq import DeadLetters
 from inferbus_kit.errors import InferbusError
 from inferbus_kit.health import Health
 from inferbus_kit.kafka import client_options
-from inferbus_kit.lifecycle import Fail, cancel, watched
-from inferbus_kit.produce import Delivery, Producer
+from inferbus_kit.lifecycle import Fail, cancel
+from inferbus_kit.produce import Producer
 from inferbus_kit.telemetry import Tracing
-from inferbus_schemas import access, envelope, ids, topics
+from inferbus_schemas import access, topics
 from inferbus_schemas import messages as m
 from inferbus_schemas.access import Principal
 
@@ -94,28 +94,23 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         owes: Callable[[str, float], bool],
         tracing: Tracing,
     ) -> None:
-        self._fail, self._tracing = fail, tracing
+        self._tracing = tracing
         self._enter, self._owes = enter, owes
         self._callers = {tenant: access.principal(tenant, "submissions", ()) for tenant in tenants}
         entry = topics.topic(topics.SUBMISSIONS)
         self._tenants = {entry.for_tenant(tenant).name: tenant for tenant in tenants}
-        self._instance = instance
-        self._source = f"/inferbus/gateway/{instance}"
         self._producer = producer
         self._placement = placement
         self._routes = routes
         self._health = health
-        self._letters = DeadLetters(producer, instance)
+        self._writes = SubmissionWrites(instance, producer, fail)
         self._max_tensor_bytes, self._max_rows = max_tensor_bytes, max_rows
         self._places: dict[str, Place] = {}
-        self._predictions = topics.topic(topics.PREDICTIONS)
         self._partitions: dict[TopicPartition, Partition] = {}
         self._queues: dict[Key, deque[Member]] = {}
         self._unpinned: list[Member] = []
         self._placed: dict[Inbox, tuple[int, int]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[Any] | None = None
-        self._n_frames = 0
         self._paused: set[TopicPartition] = set()
         self._consumer = AIOKafkaConsumer(
             **client_options(bootstrap),
@@ -139,7 +134,7 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         """
         try:
             async with asyncio.timeout(30.0):
-                count = await self._producer.n_partitions(self._predictions.name)
+                count = await self._producer.n_partitions(topics.topic(topics.PREDICTIONS).name)
                 await self._consumer.start()
         except (TimeoutError, KafkaError) as error:
             raise errors.BusUnavailableError("Kafka does not answer; is it running?") from error
@@ -153,8 +148,7 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
     async def stop(self) -> None:
         """Take no more, let what is on its way end, commit and leave the group, bounded."""
         await cancel(self._task)
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=_REVOKE_TIMEOUT_S)
+        await self._writes.settle(_REVOKE_TIMEOUT_S)
         with contextlib.suppress(TimeoutError, KafkaError, asyncio.CancelledError):
             async with asyncio.timeout(3.0):
                 await self._commit()
@@ -162,8 +156,8 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
 
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
         """Finish what is on its way, for a moment, commit, and forget the rest."""
-        if revoked and self._tasks:
-            await asyncio.wait(self._tasks, timeout=_REVOKE_TIMEOUT_S)
+        if revoked:
+            await self._writes.settle(_REVOKE_TIMEOUT_S)
         await self._commit()
         for place in revoked:
             if (part := self._partitions.pop(place, None)) is not None:
@@ -230,7 +224,7 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             else:
                 said = submitted.read(record, now_ms)
         except UnreadableSubmissionError as error:
-            self._spawn(self._bury(work, record, error))
+            self._writes.letter(work, record, error)
             return
         members = submitted.requests(said, record, work.place)
         work.trace(self._tracing, record.topic, members)
@@ -246,7 +240,7 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         except errors.NoWorkerError:
             self._unpinned.append((work, one))
         except InferbusError as error:
-            self._end(work, one, m.OUTCOME_INVALID_INPUT, error)
+            self._writes.record(work, one, m.OUTCOME_INVALID_INPUT, error)
         else:
             key = (work.place.tenant, pool, one.request.model, one.request.version)
             self._queues.setdefault(key, deque()).append((work, one))
@@ -270,7 +264,7 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             if work.part.revoked:
                 continue
             if one.deadline_ms <= now_ms:
-                self._end(work, one, m.OUTCOME_EXPIRED, errors.ExpiredError(_EXPIRED))
+                self._writes.record(work, one, m.OUTCOME_EXPIRED, errors.ExpiredError(_EXPIRED))
             else:
                 left.append((work, one))
         return left
@@ -287,7 +281,7 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             if not queue:
                 del self._queues[key]
         for draft in drafts.values():
-            self._send(draft, now_ms)
+            self._writes.frame(draft, now_ms)
         return not self._queues
 
     def _place(self, key: Key, member: Member, drafts: dict[Inbox, Draft], now_ms: float) -> bool:
@@ -295,7 +289,7 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         if work.part.revoked:
             return True
         if one.deadline_ms <= now_ms:
-            self._end(work, one, m.OUTCOME_EXPIRED, errors.ExpiredError(_EXPIRED))
+            self._writes.record(work, one, m.OUTCOME_EXPIRED, errors.ExpiredError(_EXPIRED))
             return True
         tenant, pool, model, version = key
         lease = self._placement.choose(pool, model, version, {})
@@ -314,66 +308,12 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         self._placed[inbox] = (lease.offset, rows + one.n_rows)
         draft = drafts.get(inbox)
         if draft is not None and not draft.takes(one):
-            self._send(draft, now_ms)
+            self._writes.frame(draft, now_ms)
             draft = None
         if draft is None:
             draft = drafts[inbox] = Draft(lease)
         draft.add(work, one)
         return True
-
-    def _send(self, draft: Draft, now_ms: float) -> None:
-        value = draft.frame(self._instance, now_ms)
-        topic = topics.topic(topics.REQUESTS, draft.lease.pool)
-        self._n_frames += 1
-        head = envelope.headers(
-            topic.ce_type,
-            self._source,
-            f"{self._instance}/s{self._n_frames}",
-            draft.members[0][1].request.traceparent,
-        )
-        self._spawn(
-            self._until_written(
-                lambda: self._producer.send(topic.name, draft.lease.inbox, value, headers=head),
-                [work for work, _ in draft.members],
-            )
-        )
-
-    def _end(self, work: Work, one: Submitted, outcome: m.Outcome, error: InferbusError) -> None:
-        """Write the record of a request that no worker gets."""
-        said = terminal(one.request, 1, outcome, error.code, str(error), self._instance)
-        ce_id = f"{ids.text(said.id)}/1/gateway"
-        head = envelope.headers(self._predictions.ce_type, self._source, ce_id, said.traceparent)
-        value, key = said.SerializeToString(), said.model.encode()
-        partition = one.request.reply_partition
-        self._spawn(
-            self._until_written(
-                lambda: self._producer.send(
-                    self._predictions.name, partition, value, key=key, headers=head
-                ),
-                [work],
-            )
-        )
-
-    async def _until_written(
-        self, send: Callable[[], Awaitable[Delivery]], works: list[Work]
-    ) -> None:
-        """Send until Kafka has it: the ids make twice as good as once."""
-
-        async def acknowledged() -> None:
-            await (await send())
-
-        await _insist(acknowledged, "submission_not_passed_on")
-        for work in works:
-            work.done_one()
-
-    async def _bury(self, work: Work, record: Record, error: UnreadableSubmissionError) -> None:
-        await _insist(lambda: self._letters.put(record, error), "dead_letter_failed")
-        work.done_one()
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = watched(asyncio.get_running_loop().create_task(work, name="submission"), self._fail)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _commit(self) -> None:
         """Commit what moved, by explicit offsets, for what is still ours."""
@@ -390,15 +330,3 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         for place, offset in moved.items():
             if (part := self._partitions.get(place)) is not None:
                 part.committed = offset
-
-
-async def _insist(attempt: Callable[[], Awaitable[None]], warning: str) -> None:
-    """Try until it is done."""
-    while True:
-        try:
-            await attempt()
-        except (InferbusError, KafkaError) as error:
-            _log.warning(warning, error=repr(error))
-            await asyncio.sleep(_RETRY_S)
-        else:
-            return
