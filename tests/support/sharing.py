@@ -25,11 +25,11 @@ LONGEST = (
     "tests/gateway/test_idempotency.py",
     "tests/system/test_make_up.py",
     "tests/worker/test_worker_kafka.py",
+    "tests/worker/test_worker_faults.py",
     "tests/registry/test_keys.py",
     "tests/system/test_secrets.py",
     "tests/dev/test_launcher.py",
     "tests/registry/test_outages.py",
-    "tests/system/test_jobs.py",
 )
 """Groups that take minutes begin first, so that no worker ends long after the others."""
 

@@ -14,28 +14,15 @@ from inferbus_schemas import generation, tensors, topics
 from inferbus_schemas import messages as m
 from tests.support.sample_models import model_folder
 from tests.support.worker_side import Side, request, tensor_set
-from tests.worker.test_worker_kafka import deployed
+from tests.worker.deployed_models import deployed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from pathlib import Path
-
     from inferbus_kit.consume import Record
 
 pytestmark = pytest.mark.slow
 
 STORY = "Once upon a time"
 ENDLESS = {"max_tokens": 1500, "temperature": 1.0, "seed": 1}
-
-
-@pytest.fixture
-async def side(kafka_bootstrap: str, tmp_path: Path) -> AsyncIterator[Side]:
-    around = Side(kafka_bootstrap, tmp_path)
-    await around.start()
-    try:
-        yield around
-    finally:
-        await around.stop()
 
 
 async def serving(side: Side) -> tuple[str, int]:

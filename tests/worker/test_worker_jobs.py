@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
@@ -15,34 +14,15 @@ from inferbus_kit.consume import Record
 from inferbus_kit.objects import Objects, open_store
 from inferbus_schemas import envelope, ids, jobs, topics
 from inferbus_schemas import messages as m
-from tests.support import onnx_graphs
 from tests.support.worker_side import REPLY_PARTITION, Side, tensor_set
+from tests.worker.deployed_models import busy
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 
 @pytest.fixture
-async def side(kafka_bootstrap: str, tmp_path: Path) -> AsyncIterator[Side]:
-    around = Side(kafka_bootstrap, tmp_path)
-    await around.start()
-    try:
-        yield around
-    finally:
-        await around.stop()
-
-
-@pytest.fixture
 def store(side: Side) -> Objects:
     return Objects(open_store(side.store.as_uri()))
-
-
-async def deployed(side: Side, tmp_path: Path) -> str:
-    """Deploy a model that counts as far as it is asked to."""
-    model = f"m-{secrets.token_hex(4)}"
-    manifest = side.publish_files(onnx_graphs.busy_folder(tmp_path / "busy"))
-    await side.register(model, 1, manifest)
-    await side.deploy(model, [1], generation=time.time_ns())
-    return model
 
 
 def a_row(at: int, value: int) -> m.Row:
@@ -94,7 +74,7 @@ def of(side: Side, command: m.ChunkCommand) -> list[m.Prediction]:
 async def test_a_chunk_runs_and_each_row_is_accounted_for(
     side: Side, store: Objects, tmp_path: Path
 ) -> None:
-    model = await deployed(side, tmp_path)
+    model = await busy(side, tmp_path)
     side.spawn()
     rows = [a_row(at, at % 7) for at in range(200)]
     rows[3] = m.Row(number=3, refused="it is not JSON")
@@ -127,7 +107,7 @@ async def test_a_chunk_runs_and_each_row_is_accounted_for(
 async def test_the_stream_gets_what_the_object_that_won_holds(
     side: Side, store: Objects, tmp_path: Path
 ) -> None:
-    model = await deployed(side, tmp_path)
+    model = await busy(side, tmp_path)
     command = await submitted(side, store, model, *(a_row(at, 1) for at in range(64)))
     won = m.ChunkResults()
     for at in range(64):
@@ -147,7 +127,7 @@ async def test_the_stream_gets_what_the_object_that_won_holds(
 async def test_a_chunk_that_was_begun_too_often_is_a_dead_letter(
     side: Side, store: Objects, tmp_path: Path
 ) -> None:
-    model = await deployed(side, tmp_path)
+    model = await busy(side, tmp_path)
     command = await submitted(side, store, model, a_row(0, 1), m.Row(number=1, refused="bad"))
     for attempt in range(1, jobs.MAX_ATTEMPTS + 1):
         await store.create(jobs.attempt_path(command.job.id, 0, attempt), b"%016x" % attempt)
@@ -170,7 +150,7 @@ async def test_a_chunk_that_was_begun_too_often_is_a_dead_letter(
 async def test_what_is_no_command_is_buried_and_passed_by(
     side: Side, store: Objects, tmp_path: Path
 ) -> None:
-    model = await deployed(side, tmp_path)
+    model = await busy(side, tmp_path)
     side.spawn()
     topic = topics.topic(topics.JOB_CHUNKS, side.pool)
     await (await side.producer.send(topic.name, 0, b"\xff\xff"))
@@ -182,7 +162,7 @@ async def test_what_is_no_command_is_buried_and_passed_by(
 async def test_a_cancelled_job_has_all_of_its_rows(
     side: Side, store: Objects, tmp_path: Path
 ) -> None:
-    model = await deployed(side, tmp_path)
+    model = await busy(side, tmp_path)
     rows = [a_row(at, 200_000) for at in range(300)]
     command = await submitted(side, store, model, *rows)
     worker = side.spawn()
@@ -201,7 +181,7 @@ async def test_a_cancelled_job_has_all_of_its_rows(
 async def test_a_worker_that_stops_gives_its_chunk_back(
     side: Side, store: Objects, tmp_path: Path
 ) -> None:
-    model = await deployed(side, tmp_path)
+    model = await busy(side, tmp_path)
     rows = [a_row(at, 200_000) for at in range(500)]
     command = await submitted(side, store, model, *rows)
     worker = side.spawn()
@@ -218,7 +198,7 @@ async def test_a_worker_that_stops_gives_its_chunk_back(
 async def test_a_version_is_held_for_a_job_alone(
     side: Side, store: Objects, tmp_path: Path
 ) -> None:
-    model = await deployed(side, tmp_path)
+    model = await busy(side, tmp_path)
     await side.deploy(model, [], generation=time.time_ns())
     side.spawn()
     command = await submitted(side, store, model, a_row(0, 1))
