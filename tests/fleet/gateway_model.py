@@ -213,6 +213,7 @@ class Registry(Process):
 
     def __init__(self, world: World, instance: str) -> None:
         super().__init__(world, instance)
+        self.converged_of = (-1, 0)
         alias = m.Alias(name=ALIAS, wanted=1, serving=0)
         pool = m.PoolVersions(pool=POOL, versions=[1], min_ready=2)
         self.state = m.Deployment(model=MODEL, generation=1, aliases=[alias], pools=[pool])
@@ -220,7 +221,10 @@ class Registry(Process):
 
     def tick(self) -> None:
         self.follow()
-        if self.beats.at_end:
+        # Of these alone it is a function.
+        of = (self.beats.position, self.state.generation)
+        if self.beats.at_end and of != self.converged_of:
+            self.converged_of = of
             following = self.world.classes.converge(self.state, self.fleet)
             if following is not None:
                 following.generation = self.state.generation + 1

@@ -128,10 +128,10 @@ class Tail:
 
     def read(self, limit: int = 10_000) -> list[tuple[int, float, str, Any]]:
         """Return offset, append time, key and value of what is new; sometimes not all of it."""
-        if not self._broker.up:
+        if self.at_end or not self._broker.up:
             return []
         end = min(self._log.end, self.position + limit)
-        if end > self.position and self._broker.rng.random() < 0.1:
+        if self._broker.rng.random() < 0.1:
             end = self._broker.rng.randint(self.position, end)
         out = [
             (offset, *self._log.records[offset])

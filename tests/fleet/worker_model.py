@@ -61,6 +61,7 @@ class Worker(Process):
         self.behind_s = 0.0
         self.next_look_s = 0.0
         self.loaded = False
+        self.held_of: tuple[object, ...] = ()
 
     def tick(self) -> None:
         self.follow()
@@ -74,12 +75,16 @@ class Worker(Process):
 
     def _hold(self) -> None:
         now_s = self.broker.now_s
-        hold = self.world.classes.hold(self.deployments, self.fleet, POOL, list(self.ready_s))
-        for key in hold:
-            if key not in self.ready_s:
-                self.ready_s[key] = now_s + self.rng.choice(_LOADS_S)
-        for key in [key for key in self.ready_s if key not in hold]:
-            del self.ready_s[key]
+        # Of these alone it is a function.
+        of = (self.news.position, self.beats.position, *self.ready_s)
+        if of != self.held_of:
+            self.held_of = of
+            hold = self.world.classes.hold(self.deployments, self.fleet, POOL, list(self.ready_s))
+            for key in hold:
+                if key not in self.ready_s:
+                    self.ready_s[key] = now_s + self.rng.choice(_LOADS_S)
+            for key in [key for key in self.ready_s if key not in hold]:
+                del self.ready_s[key]
         if not self.loaded and self.news.at_end and self.beats.at_end:
             self.loaded = all(ready_s <= now_s for ready_s in self.ready_s.values())
 
