@@ -122,37 +122,40 @@ def body(**changes: object) -> bytes:
     return json.dumps({"inputs": [one]}).encode()
 
 
-HOSTILE: dict[str, tuple[bytes, dict[str, str], set[int]]] = {
-    "empty": (b"", {}, {400}),
-    "not json": (b"hello", {}, {400}),
-    "json of another kind": (b"[]", {}, {400}),
-    "deep": (b"[" * 100_000, {}, {400}),
-    "deep data": (
-        b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,3],"data":' + b"[" * 100_000,
-        {},
-        {400},
-    ),
-    "huge int": (body(data=[10**400, 1, 1]), {}, {400}),
-    "1e308 as FP32": (body(data=[1e308, 1, 1]), {}, {400}),
-    "NaN": (body(data=[float("nan"), 1, 1]), {}, {400}),
-    "lone surrogate": (b'{"id":"\\ud800","inputs":[]}', {}, {400}),
-    "double key": (b'{"inputs":[],"inputs":[]}', {}, {400}),
-    "shape overflow": (body(shape=[2**62, 2**62]), {}, {400}),
-    "negative shape": (body(shape=[-1, 3]), {}, {400}),
-    "2^31 rows": (body(shape=[2**31, 3]), {}, {413}),
-    "too few elements": (body(data=[1.0]), {}, {400}),
-    "other name": (body(name="${jndi:ldap://x}"), {}, {400}),
-    "other datatype": (body(datatype="\u202eFP32"), {}, {400}),
-    "json length past the body": (body(), {"Inference-Header-Content-Length": "99999"}, {400}),
-    "json length no number": (body(), {"Inference-Header-Content-Length": "1e3"}, {400}),
-    "raw of odd length": (b"abc", {"Inference-Header-Content-Length": "0"}, {400}),
-    "5 MiB": (b" " * (5 << 20), {}, {413}),
-    "gzip bomb": (gzip.compress(bytes(200 << 20)), {"Content-Encoding": "gzip"}, {413}),
-    "deflate bomb": (zlib.compress(bytes(200 << 20)), {"Content-Encoding": "deflate"}, {413}),
-    "gzip cut off": (gzip.compress(body())[:-9], {"Content-Encoding": "gzip"}, {400}),
-    "not gzip": (body(), {"Content-Encoding": "gzip"}, {400}),
-    "unknown encoding": (body(), {"Content-Encoding": "br"}, {415}),
-}
+def hostile() -> dict[str, tuple[bytes, dict[str, str], set[int]]]:
+    """Return bodies, headers and the statuses they may get; its bombs take seconds to make."""
+    return {
+        "empty": (b"", {}, {400}),
+        "not json": (b"hello", {}, {400}),
+        "json of another kind": (b"[]", {}, {400}),
+        "deep": (b"[" * 100_000, {}, {400}),
+        "deep data": (
+            b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,3],"data":' + b"[" * 100_000,
+            {},
+            {400},
+        ),
+        "huge int": (body(data=[10**400, 1, 1]), {}, {400}),
+        "1e308 as FP32": (body(data=[1e308, 1, 1]), {}, {400}),
+        "NaN": (body(data=[float("nan"), 1, 1]), {}, {400}),
+        "lone surrogate": (b'{"id":"\\ud800","inputs":[]}', {}, {400}),
+        "double key": (b'{"inputs":[],"inputs":[]}', {}, {400}),
+        "shape overflow": (body(shape=[2**62, 2**62]), {}, {400}),
+        "negative shape": (body(shape=[-1, 3]), {}, {400}),
+        "2^31 rows": (body(shape=[2**31, 3]), {}, {413}),
+        "too few elements": (body(data=[1.0]), {}, {400}),
+        "other name": (body(name="${jndi:ldap://x}"), {}, {400}),
+        "other datatype": (body(datatype="\u202eFP32"), {}, {400}),
+        "json length past the body": (body(), {"Inference-Header-Content-Length": "99999"}, {400}),
+        "json length no number": (body(), {"Inference-Header-Content-Length": "1e3"}, {400}),
+        "raw of odd length": (b"abc", {"Inference-Header-Content-Length": "0"}, {400}),
+        "5 MiB": (b" " * (5 << 20), {}, {413}),
+        "gzip bomb": (gzip.compress(bytes(200 << 20)), {"Content-Encoding": "gzip"}, {413}),
+        "deflate bomb": (zlib.compress(bytes(200 << 20)), {"Content-Encoding": "deflate"}, {413}),
+        "gzip cut off": (gzip.compress(body())[:-9], {"Content-Encoding": "gzip"}, {400}),
+        "not gzip": (body(), {"Content-Encoding": "gzip"}, {400}),
+        "unknown encoding": (body(), {"Content-Encoding": "br"}, {415}),
+    }
+
 
 PATHS = {
     "/v2/models/nobody/infer": {404},
@@ -175,7 +178,7 @@ async def test_bodies_that_lie_are_refused_and_cost_little(
     async with httpx.AsyncClient(timeout=20) as http:
         assert (await http.post(gateway.url + side.path, json=ONE)).status_code == 200
         before = _peak_mib(gateway)
-        for name, (content, headers, statuses) in HOSTILE.items():
+        for name, (content, headers, statuses) in hostile().items():
             got = await http.post(gateway.url + side.path, content=content, headers=headers)
             _check_refusal(name, got, statuses)
         # The peak: what a bomb takes is given back before anyone could look.

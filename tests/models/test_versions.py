@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 import pytest
 
-from inferbus_models import breast_cancer, build, digits, minilm, recipes, samples, tensors
+from inferbus_models import build, minilm, recipes, samples, tensors
 from inferbus_models import folder as folders
 from inferbus_schemas import manifest as manifests
 from inferbus_schemas.manifest import JsonTensor
@@ -18,6 +19,7 @@ from tests.support.sample_models import model_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import ModuleType
 
     from numpy.typing import NDArray
 
@@ -29,6 +31,18 @@ GRAPHS = [name for name in MODELS if name != "smollm2"]
 @functools.cache
 def graph(name: str, variant: int = 1) -> Graph:
     return Graph(model_folder(name, variant=variant))
+
+
+@pytest.fixture(scope="session")
+def breast_cancer() -> ModuleType:
+    """The recipe with its libraries, which take seconds that only who runs these tests pays."""
+    return importlib.import_module("inferbus_models.breast_cancer")
+
+
+@pytest.fixture(scope="session")
+def digits() -> ModuleType:
+    """The recipe with its libraries, likewise."""
+    return importlib.import_module("inferbus_models.digits")
 
 
 @pytest.fixture(scope="session")
@@ -98,7 +112,7 @@ def test_saved_samples_are_what_the_original_library_says(name: str) -> None:
     assert samples.load(folder) == samples.ask(name, folder)
 
 
-def test_breast_cancer_equals_xgboost_on_every_test_row() -> None:
+def test_breast_cancer_equals_xgboost_on_every_test_row(breast_cancer: ModuleType) -> None:
     rows = breast_cancer.split().test
     expected = breast_cancer.original(model_folder("breast-cancer")).predict_proba(rows)
     outputs = graph("breast-cancer").run({"features": rows})
@@ -106,14 +120,14 @@ def test_breast_cancer_equals_xgboost_on_every_test_row() -> None:
     assert (outputs["label"] == expected.argmax(axis=1)).all()
 
 
-def test_breast_cancer_is_worth_serving() -> None:
+def test_breast_cancer_is_worth_serving(breast_cancer: ModuleType) -> None:
     data = breast_cancer.split()
     assert (
         graph("breast-cancer").run({"features": data.test})["label"] == data.test_labels
     ).mean() > 0.95
 
 
-def test_second_variant_can_be_told_from_the_first_by_any_answer() -> None:
+def test_second_variant_can_be_told_from_the_first_by_any_answer(breast_cancer: ModuleType) -> None:
     rows = breast_cancer.split().test
     first = graph("breast-cancer").run({"features": rows})["probabilities"]
     second = graph("breast-cancer", 2).run({"features": rows})["probabilities"]
@@ -127,7 +141,7 @@ def test_second_variant_can_be_told_from_the_first_by_any_answer() -> None:
 
 
 @pytest.mark.slow
-def test_digits_equals_sklearn_on_every_test_image() -> None:
+def test_digits_equals_sklearn_on_every_test_image(digits: ModuleType) -> None:
     data = digits.split()
     expected = digits.original(data).predict_proba(data.test)
     images = tensors.images("image", [digits.png(row) for row in data.test])
@@ -136,7 +150,7 @@ def test_digits_equals_sklearn_on_every_test_image() -> None:
     assert (outputs["label"] == data.test_labels).mean() > 0.96
 
 
-def test_digits_images_decode_to_the_floats_that_sklearn_has() -> None:
+def test_digits_images_decode_to_the_floats_that_sklearn_has(digits: ModuleType) -> None:
     data = digits.split()
     images = tensors.images("image", [digits.png(row) for row in data.train])
     assert (graph("digits").feed((images,))["pixels"] == data.train).all()
@@ -171,7 +185,9 @@ def test_minilm_takes_a_text_without_words() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 8, 64])
-def test_trees_answer_to_the_bit_whatever_the_batch(rows: int) -> None:
+def test_trees_answer_to_the_bit_whatever_the_batch(
+    rows: int, breast_cancer: ModuleType, digits: ModuleType
+) -> None:
     for name, feed in (
         ("breast-cancer", {"features": breast_cancer.split().test}),
         ("digits", {"pixels": digits.split().test}),
