@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from xdist.remote import Producer
 
-from tests.support import servers, sharing
+from tests.support import servers, sharing, skips
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +27,39 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> sharing
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes longest."""
     items.sort(key=lambda item: sharing.rank(item.nodeid))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add what `.ci/run` asks for."""
+    said = "fail where a test is skipped for another reason than what this machine lacks"
+    parser.addoption("--strict-skips", action="store_true", help=said)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a strict run in which something was skipped without a reason that is known."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and _no_excuses(session.config, reporter):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Say what was not tested."""
+    if found := skips.reasons(terminalreporter.stats):
+        no_excuses = _no_excuses(config, terminalreporter)
+        terminalreporter.section("not tested on this machine", red=True, bold=True)
+        for reason, n_tests in sorted(found.items()):
+            verdict = " (no excuse: this run fails)" if reason in no_excuses else ""
+            terminalreporter.line(f"{n_tests} skipped: {reason}{verdict}")
+
+
+def _no_excuses(config: pytest.Config, reporter: pytest.TerminalReporter) -> set[str]:
+    if not config.getoption("--strict-skips"):
+        return set()
+    return skips.without_excuse(skips.reasons(reporter.stats))
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import shutil
 import sys
 import uuid
 from pathlib import Path
@@ -122,19 +121,17 @@ async def test_a_prediction_is_a_cloudevent_for_its_sdk(stack: Stack) -> None:
     assert event.get_data() == record.value()
 
 
+@pytest.mark.skipif(bool(clients.NO_KCAT), reason=clients.NO_KCAT)
 async def test_kcat_submits_and_reads(stack: Stack, tmp_path: Path) -> None:
-    kcat = shutil.which("kcat")
-    if kcat is None:
-        pytest.skip("kcat is not installed: apt install kcat")
     lines = tmp_path / "submissions.jsonl"
     lines.write_text("".join(_submission(f"kcat-{n}") + "\n" for n in range(3)))
     head = ("-b", stack.kafka, "-t", SUBMISSIONS.name, "-H", "content-type=application/json")
-    await _run(kcat, "-P", *head, "-l", str(lines))
+    await _run("kcat", "-P", *head, "-l", str(lines))
     for number in range(3):
         _, said = await _record_of(stack, f"kcat-{number}")
         assert said.outcome == m.OUTCOME_OK
     seen = await _run(
-        kcat, "-C", "-b", stack.kafka, "-t", PREDICTIONS.name, "-e", "-q", "-f", "%h\n"
+        "kcat", "-C", "-b", stack.kafka, "-t", PREDICTIONS.name, "-e", "-q", "-f", "%h\n"
     )
     assert f"ce_type={PREDICTIONS.ce_type}" in seen
 

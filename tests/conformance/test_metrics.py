@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import httpx
 import pytest
 
@@ -14,9 +12,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(120),
     pytest.mark.asyncio(loop_scope="session"),
-    pytest.mark.skipif(
-        shutil.which("promtool") is None, reason="promtool is not installed: apt install prometheus"
-    ),
+    pytest.mark.skipif(bool(clients.NO_PROMTOOL), reason=clients.NO_PROMTOOL),
 ]
 
 OWN = {

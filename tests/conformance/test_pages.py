@@ -28,10 +28,10 @@ def missing(block: snippets.Block) -> str:
         return clients.NO_PERF
     if block.environment == "kserve":
         return clients.NO_KSERVE
-    if "kcat " in block.text and shutil.which("kcat") is None:
-        return "kcat is not installed: apt install kcat"
-    if "promtool " in block.text and shutil.which("promtool") is None:
-        return "promtool is not installed: apt install prometheus"
+    if "kcat " in block.text:
+        return clients.NO_KCAT
+    if "promtool " in block.text:
+        return clients.NO_PROMTOOL
     return ""
 
 

@@ -73,12 +73,19 @@ def programs_of(home: Path) -> dict[str, str]:
 NO_PERF = (
     "this perf_analyzer is a program for Linux on x86-64"
     if (sys.platform, platform.machine()) != ("linux", "x86_64")
-    else "perf_analyzer needs the system package libb64-0d"
+    else "perf_analyzer needs a library: apt install libb64-0d"
     if ctypes.util.find_library("b64") is None
     else ""
 )
 """Why it cannot run here, if it cannot."""
 NO_KSERVE = "kserve is for Python 3.13 at most" if sys.version_info >= (3, 14) else ""
+NO_MLSERVER = "mlserver is for Python 3.12 at most" if sys.version_info >= (3, 13) else ""
+NO_KCAT = "" if shutil.which("kcat") else "kcat is not installed: apt install kcat"
+NO_PROMTOOL = (
+    "" if shutil.which("promtool") else "promtool is not installed: apt install prometheus"
+)
+LACKING = frozenset({NO_PERF, NO_KSERVE, NO_MLSERVER, NO_KCAT, NO_PROMTOOL} - {""})
+"""Why tests are skipped here: the only reasons that `--strict-skips` takes."""
 
 
 def _uv(*arguments: str) -> None:
