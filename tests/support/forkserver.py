@@ -31,22 +31,33 @@ PRELOAD = {
     "inferbus_registry": ("wiring", "migrate"),
     "inferbus_logger": ("app", "wiring", "commands"),
     "inferbus_cli": ("http", "models", "keys", "predict", "jobs", "predictions", "topics"),
+    "schemathesis.cli": ("commands.run.executor",),
 }
 """Packages, and the modules of theirs that take long to import."""
-_LATE = {"inferbus_cli": ("httpcore", "certifi")}
+_LATE = {
+    "inferbus_cli": ("httpcore", "certifi"),
+    "schemathesis.cli": (
+        "schemathesis.engine.core",
+        "schemathesis.engine.run.unit._hypothesis_executor",
+        "schemathesis.generation.hypothesis.builder",
+        "schemathesis.specs.openapi.schemas",
+        "rich.progress",
+        "pyrate_limiter",
+    ),
+}
 """What they import only once they run."""
 
 
 class ForkServer:
-    """A server for one program, such as `inferbus_logger`.
+    """A server for one program, such as `inferbus_logger`; `python` is the one that has it.
 
     Invariants: a process that ended keeps its pid until it is asked for, so that no other is ever
     killed in its place; after the block no process is left.
     """
 
-    def __init__(self, package: str) -> None:
+    def __init__(self, package: str, python: str | Path = sys.executable) -> None:
         self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.forkserver", package],
+            [python, "-m", "tests.support.forkserver", package],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -142,9 +153,9 @@ class Forked:
 
 
 @functools.cache
-def server(package: str) -> ForkServer:
+def server(package: str, python: str | Path = sys.executable) -> ForkServer:
     """Return the server of one of `PRELOAD`, which lives as long as this process."""
-    made = ForkServer(package)
+    made = ForkServer(package, python)
     atexit.register(made.close)
     return made
 
@@ -157,9 +168,10 @@ def run(
     arguments: Sequence[str] = (),
     errors: Path | None = None,
     cwd: Path | None = None,
+    python: str | Path = sys.executable,
 ) -> Forked:
     """Start `python -m package` as a fork; see `ForkServer.start`."""
-    one = server(package)
+    one = server(package, python)
     pid = one.start(environment, log, arguments=arguments, errors=errors, cwd=cwd)
     return Forked(one, pid)
 
@@ -170,12 +182,21 @@ def done(
     arguments: Sequence[str],
     *,
     cwd: Path | None = None,
+    python: str | Path = sys.executable,
     timeout_s: float = 60.0,
 ) -> subprocess.CompletedProcess[str]:
     """Run `python -m package arguments` as a fork to its end and return what it said."""
     with tempfile.TemporaryDirectory() as folder:
         out, errors = Path(folder) / "out", Path(folder) / "errors"
-        process = run(package, environment, out, arguments=arguments, errors=errors, cwd=cwd)
+        process = run(
+            package,
+            environment,
+            out,
+            arguments=arguments,
+            errors=errors,
+            cwd=cwd,
+            python=python,
+        )
         code = process.wait(timeout_s)
         return subprocess.CompletedProcess(arguments, code, out.read_text(), errors.read_text())
 
