@@ -47,6 +47,7 @@ class Record:
     partition: int
     offset: int
     timestamp: int
+    key: bytes | None = None
     headers: tuple[tuple[str, bytes], ...] = ()
 
 

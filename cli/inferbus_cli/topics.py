@@ -146,10 +146,11 @@ def add_tenant(
     profile: Literal["one-machine", "production"] = "one-machine",
     kafka: str | None = None,
 ) -> None:
-    """Make the topics that a tenant's programs write to; gateways read those they are told of.
+    """Make the topics that a tenant's programs write to, and read.
 
     Args:
-        tenant: The tenant; name it in INFERBUS_SUBMISSION_TENANTS of the gateways too.
+        tenant: The tenant; name it too in INFERBUS_SUBMISSION_TENANTS of the gateways, which read
+            what it writes, and in INFERBUS_ANSWER_TENANTS of the loggers, for what it reads.
         profile: Partitions and replicas for one machine or for a cluster of three brokers.
         kafka: Brokers as host:port, comma-separated.
     """

@@ -216,6 +216,7 @@ class LoggerMetrics:
     lag_records: Gauge
     commit_seconds: Histogram
     fenced: Counter
+    answers: Counter
     stopped_partitions: Gauge
     default_partition_rows: Gauge
 
@@ -256,6 +257,12 @@ def logger_metrics(registry: CollectorRegistry) -> LoggerMetrics:
         fenced=Counter(
             "inferbus_log_fenced",
             "Transactions refused because another owner moved the offset.",
+            registry=registry,
+        ),
+        answers=Counter(
+            "inferbus_log_answers",
+            "Records for topics that tenants read, by how they ended: copied, refused.",
+            ("tenant", "ended"),
             registry=registry,
         ),
         stopped_partitions=Gauge(

@@ -24,6 +24,7 @@ DLQ_RETENTION_MS = 14 * 24 * 3600 * 1000
 REQUESTS = "inference.requests"
 SUBMISSIONS = "inference.submissions"
 PREDICTIONS = "inference.predictions"
+ANSWERS = "inference.answers"
 TOKENS = "inference.tokens"
 CANCELLATIONS = "inference.cancellations"
 VERSIONS = "models.versions"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from inferbus_logger import audit
-from tests.support import ledger, predictions
+from tests.support import answer_topics, ledger, predictions
 from tests.support.forkserver import ForkServer
 from tests.support.logs import Log, forked, fresh_log, logger, until
 
@@ -22,26 +22,31 @@ PARTITIONS = 4
 # Two loggers that both insist on partitions 1 and 2.
 OWNERS = ("0,1,2", "1,2,3")
 FAIL_POINTS = tuple(
-    f"{name}:{n}" for name in ("after_update", "after_copy", "after_commit") for n in (1, 2, 4)
+    f"{name}:{n}"
+    for name in ("after_update", "after_copy", "after_answers", "after_commit")
+    for n in (1, 2, 4)
 )
 CHUNK = 600
 
 
-async def _produce(log: Log, rng: random.Random, stop: asyncio.Event) -> set[bytes]:
+async def _produce(log: Log, rng: random.Random, tenant: str, stop: asyncio.Event) -> set[bytes]:
     """Write records in small bursts until it is enough; return the ids that must have rows."""
     wanted: set[bytes] = set()
     while not stop.is_set():
-        records, ids = predictions.mixture(rng, int(time.time() * 1000), CHUNK, range(PARTITIONS))
+        records, ids = predictions.mixture(
+            rng, int(time.time() * 1000), CHUNK, range(PARTITIONS), tenant=tenant
+        )
         await predictions.produce(log.bootstrap, log.topic, records)
         wanted |= ids
         await asyncio.sleep(0.2)
     return wanted
 
 
-async def _first_rows_s(log: Log, server: ForkServer, output: Path) -> float:
+async def _first_rows_s(log: Log, server: ForkServer, tenant: str, output: Path) -> float:
     """Return how long a logger takes to its first rows on this machine, as busy as it is."""
     started_s = time.monotonic()
-    async with forked(server, log, output, log_partitions="0,1,2,3"):
+    told = {"log_partitions": "0,1,2,3", "answer_tenants": tenant}
+    async with forked(server, log, output, **told):
         await until(lambda: _has_rows(log), 180)
     return time.monotonic() - started_s
 
@@ -55,6 +60,7 @@ async def _owner(
     server: ForkServer,
     *,
     partitions: str,
+    tenant: str,
     rng: random.Random,
     first_rows_s: float,
     output: Path,
@@ -62,7 +68,7 @@ async def _owner(
     """Start and kill one logger after another; return how many ended at a fail point."""
     at_fail_points = 0
     for n in range(KILLS // len(OWNERS)):
-        settings = {"log_partitions": partitions}
+        settings = {"log_partitions": partitions, "answer_tenants": tenant}
         # Every third is to kill itself at a certain place.
         if n % 3 == 0:
             settings["fail_point"] = FAIL_POINTS[n // 3 % len(FAIL_POINTS)]
@@ -104,15 +110,17 @@ async def test_rows_are_exact_whatever_dies(
     output = tmp_path / "loggers.log"
     async with fresh_log(kafka_bootstrap, postgres_url, PARTITIONS) as log:
         stop = asyncio.Event()
-        producing = asyncio.create_task(_produce(log, rng, stop))
+        tenant = await answer_topics.tenant(log.bootstrap)
+        producing = asyncio.create_task(_produce(log, rng, tenant, stop))
         with ForkServer("inferbus_logger") as server:
-            first_s = await _first_rows_s(log, server, output)
+            first_s = await _first_rows_s(log, server, tenant, output)
             owners = [
                 asyncio.create_task(
                     _owner(
                         log,
                         server,
                         partitions=partitions,
+                        tenant=tenant,
                         rng=rng,
                         first_rows_s=first_s,
                         output=output,
@@ -127,9 +135,10 @@ async def test_rows_are_exact_whatever_dies(
         wanted = await producing
         ends = await ledger.end_offsets(log.bootstrap, log.topic)
         middle = sum((await log.next_offsets()).values())
-        async with logger(log, output):
+        async with logger(log, output, answer_tenants=tenant):
             await log.caught_up(180)
         await _check(log, wanted)
+        await _check_copies(log, tenant)
         # Else the kills hit loggers that had written nothing.
         assert at_fail_points >= len(FAIL_POINTS), f"only {at_fail_points} fail points were reached"
         assert b'"fenced"' in output.read_bytes(), "the two owners never met"
@@ -155,3 +164,14 @@ async def _check(log: Log, wanted: set[bytes]) -> None:
     report = await audit.verify(log.postgres_url, log.topic)
     assert report.findings == []
     assert await ledger.chain_violations(log.postgres_url, log.topic) == []
+
+
+async def _check_copies(log: Log, tenant: str) -> None:
+    """The tenant has the records of all rows, each at least once, and no other record."""
+    rows = await log.fetch("SELECT k_partition, k_offset FROM log.predictions")
+    logged = {(row["k_partition"], row["k_offset"]) for row in rows}
+    sources = await answer_topics.records(log.bootstrap, log.topic)
+    wanted = {record.value for record in sources if (record.partition, record.offset) in logged}
+    copies = await answer_topics.records(log.bootstrap, answer_topics.name(tenant))
+    assert len(wanted) == len(logged)
+    assert {record.value for record in copies} == wanted

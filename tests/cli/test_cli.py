@@ -284,6 +284,7 @@ def test_topics(running: RegistryProcess, kafka_bootstrap: str, model: str) -> N
         made = inferbus("topics", "add-tenant", "acme", env=at).stdout
         assert "inferbus.inference.submissions.acme.v1: 4 partitions" in made
         assert "inferbus.inference.submissions.acme.v1.dlq: 1 partitions" in made
+        assert "inferbus.inference.answers.acme.v1: 4 partitions" in made
     theirs = inferbus("topics", "list", "--tenant", "acme", env=at).stdout
     assert "inferbus.inference.submissions.acme.v1     4 partitions" in theirs
     assert failed(inferbus("topics", "add-tenant", "../x", env=at), "not a valid tenant name")

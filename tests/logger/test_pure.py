@@ -30,6 +30,7 @@ class Record:
     offset: int = 5
     partition: int = 2
     timestamp: int = NOW_MS
+    key: bytes | None = None
     headers: tuple[tuple[str, bytes], ...] = field(default=())
 
 

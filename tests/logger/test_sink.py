@@ -32,6 +32,7 @@ class Record:
     offset: int
     partition: int = 0
     timestamp: int = 0
+    key: bytes | None = None
     headers: tuple[tuple[str, bytes], ...] = ()
 
 

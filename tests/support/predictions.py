@@ -83,7 +83,10 @@ async def produce(
         for partition, each in records:
             raw = each if isinstance(each, bytes) else each.SerializeToString()
             around = [] if isinstance(each, bytes) else headers(each)
-            acks.append(await producer.send(topic, raw, partition=partition, headers=around))
+            key = None if isinstance(each, bytes) else each.model.encode()
+            acks.append(
+                await producer.send(topic, raw, key=key, partition=partition, headers=around)
+            )
         await producer.flush()
     finally:
         await producer.stop()
@@ -100,6 +103,7 @@ def mixture(
     attempt_failed: float = 0.02,
     with_nul: float = 0.002,
     garbage: float = 0.002,
+    tenant: str = "acme",
 ) -> tuple[list[tuple[int, m.Prediction | bytes]], set[bytes]]:
     """Return records for partitions and the ids that must have a row.
 
@@ -114,20 +118,21 @@ def mixture(
         before = earlier.setdefault(partition, [])
         dice = rng.random()
         if before and dice < duplicate:
-            late = prediction(rng, unix_ms, outcome=m.OUTCOME_DEADLINE_EXCEEDED)
+            late = prediction(rng, unix_ms, outcome=m.OUTCOME_DEADLINE_EXCEEDED, tenant=tenant)
             late.id = rng.choice(before).id
             out.append((partition, late))
             continue
         dice -= duplicate
         if dice < attempt_failed:
-            out.append((partition, prediction(rng, unix_ms, outcome=m.OUTCOME_ATTEMPT_FAILED)))
+            lost = prediction(rng, unix_ms, outcome=m.OUTCOME_ATTEMPT_FAILED, tenant=tenant)
+            out.append((partition, lost))
             continue
         dice -= attempt_failed
         if dice < garbage:
             out.append((partition, rng.randbytes(40) + b"\xff"))
             continue
         dice -= garbage
-        made = prediction(rng, unix_ms + n // 50)
+        made = prediction(rng, unix_ms + n // 50, tenant=tenant)
         if dice < with_nul:
             made.client_request_id = "a\x00b"
         before.append(made)

@@ -24,17 +24,19 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "operations" / "kafka-clients.md"
 SUBMISSIONS = topics.topic(topics.SUBMISSIONS).for_tenant("acme").name
-PREDICTIONS = topics.topic(topics.PREDICTIONS).name
+ANSWERS = topics.topic(topics.ANSWERS).for_tenant("acme")
+THEIRS = topics.topic(topics.ANSWERS).for_tenant("globex")
+PREDICTIONS = topics.topic(topics.PREDICTIONS)
 REFUSED = {KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED}
 
 
-def _submission() -> bytes:
+def _submission(name: str = "over-tls") -> bytes:
     (inputs,) = stacks.sample_inputs("breast-cancer")[:1]
     tensor = {"name": "features", "datatype": "FP32", "shape": [1, 30]}
     data = base64.b64encode(struct.pack("<30f", *inputs[0]["data"][:30])).decode()
     request = {
         "model": "breast-cancer",
-        "client_request_id": "over-tls",
+        "client_request_id": name,
         "inputs": {"tensors": [{**tensor, "data": data}]},
     }
     return json.dumps({"requests": [request]}).encode()
@@ -74,7 +76,32 @@ async def _read(broker: SecureBroker, user: str, topic: str, group: str) -> Mess
         await asyncio.to_thread(consumer.close)
 
 
-async def _logged(url: str) -> list[tuple[str, str]]:
+async def _read_all(
+    broker: SecureBroker, user: str, topic: topics.Topic, group: str
+) -> list[m.Prediction]:
+    """Return all that a topic has as a user's program reads it."""
+    settings: dict[str, Any] = {"group.id": group, "auto.offset.reset": "earliest"}
+    settings |= {"enable.auto.commit": False, "enable.partition.eof": True}
+    consumer = Consumer({**broker.librdkafka(user), **settings})
+    consumer.subscribe([topic.name])
+    found: list[m.Prediction] = []
+    ended: set[int | None] = set()
+    try:
+        async with asyncio.timeout(60):
+            while len(ended) < topic.partitions["one-machine"]:
+                record = await asyncio.to_thread(consumer.poll, 1.0)
+                error = None if record is None else record.error()
+                if record is not None and error is None:
+                    found.append(m.Prediction.FromString(record.value() or b""))
+                elif record is not None and error is not None:
+                    assert error.code() == KafkaError._PARTITION_EOF, error
+                    ended.add(record.partition())
+    finally:
+        await asyncio.to_thread(consumer.close)
+    return found
+
+
+async def _logged(url: str, name: str = "over-tls") -> list[tuple[str, str]]:
     """Wait for the log's rows of the submission; return tenants and outcomes."""
     log = await asyncpg.connect(url, ssl=False)
     try:
@@ -82,7 +109,7 @@ async def _logged(url: str) -> list[tuple[str, str]]:
             while True:
                 rows = await log.fetch(
                     "SELECT tenant, outcome FROM log.predictions WHERE client_request_id = $1",
-                    "over-tls",
+                    name,
                 )
                 if rows:
                     return [(row["tenant"], row["outcome"]) for row in rows]
@@ -93,10 +120,12 @@ async def _logged(url: str) -> list[tuple[str, str]]:
 
 async def _acls_decide_who_may_read(broker: SecureBroker) -> None:
     """What a tenant has submitted does not let it read what all have been answered."""
-    record = await _read(broker, "analytics", PREDICTIONS, "analytics.daily")
-    assert isinstance(record, Message), record
-    said = m.Prediction.FromString(record.value() or b"")
-    assert (said.tenant, said.client_request_id) == ("acme", "over-tls")
+    read = await _read_all(broker, "analytics", PREDICTIONS, "analytics.daily")
+    said = {each.tenant: each for each in read}
+    assert {each.tenant: each.client_request_id for each in read} == {
+        "acme": "over-tls",
+        "globex": "theirs",
+    }
 
     assert await _write(broker, "acme-app", SUBMISSIONS, b"no submission") is None
     letters = topics.dead_letters(SUBMISSIONS)
@@ -104,16 +133,29 @@ async def _acls_decide_who_may_read(broker: SecureBroker) -> None:
     assert isinstance(letter, Message), letter
     assert letter.value() == b"no submission"
 
+    # They are there, since their rows are.
+    assert await _read_all(broker, "acme-app", ANSWERS, "acme.answers") == [said["acme"]]
+    assert await _read_all(broker, "inferbus", THEIRS, "gateway.test") == [said["globex"]]
+    forged = await _write(broker, "acme-app", ANSWERS.name)
+    assert forged is not None
+    assert forged.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED
+
     refused = {
         (user, topic, group): await _read(broker, user, topic, group)
         for user, topic, group in (
-            ("acme-app", PREDICTIONS, "acme.daily"),
+            ("acme-app", PREDICTIONS.name, "acme.daily"),
+            ("acme-app", THEIRS.name, "acme.daily"),
+            ("analytics", ANSWERS.name, "analytics.daily"),
+            ("acme-app", ANSWERS.name, "analytics.daily"),
             ("acme-app", letters, "analytics.daily"),
             ("analytics", letters, "analytics.daily"),
         )
     }
     assert list(refused.values()) == [
         KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.GROUP_AUTHORIZATION_FAILED,
         KafkaError.GROUP_AUTHORIZATION_FAILED,
         KafkaError.TOPIC_AUTHORIZATION_FAILED,
     ], refused
@@ -128,8 +170,12 @@ async def test_acls_decide_who_may_write_and_read(
             monkeypatch.setenv(name, value)
         kafka._security.cache_clear()
         try:
-            await stacks.cli("topics", "add-tenant", "acme", "--kafka", broker.bootstrap)
-            env = {"INFERBUS_SUBMISSION_TENANTS": "local,acme"}
+            for tenant in ("acme", "globex"):
+                await stacks.cli("topics", "add-tenant", tenant, "--kafka", broker.bootstrap)
+            env = {
+                "INFERBUS_SUBMISSION_TENANTS": "local,acme,globex",
+                "INFERBUS_ANSWER_TENANTS": "acme,globex",
+            }
             async with stacks.running(env=env, kafka_bootstrap=broker.bootstrap) as stack:
                 await stacks.push(stack, "breast-cancer")
 
@@ -143,6 +189,9 @@ async def test_acls_decide_who_may_write_and_read(
 
                 assert await _write(broker, "acme-app", SUBMISSIONS) is None
                 assert await _logged(stack.postgres) == [("acme", "ok")]
+                globex = SUBMISSIONS.replace("acme", "globex")
+                assert await _write(broker, "inferbus", globex, _submission("theirs")) is None
+                assert await _logged(stack.postgres, "theirs") == [("globex", "ok")]
                 await _acls_decide_who_may_read(broker)
         finally:
             kafka._security.cache_clear()

@@ -57,6 +57,8 @@ def add_stages(process: Process, lifecycle: Lifecycle) -> None:
     running = Running(process, lifecycle)
     lifecycle.add("tracing", stop=process.tracing.stop)
     lifecycle.add("health", start=process.http.start, stop=process.http.stop)
+    if (answers := process.answers) is not None:
+        lifecycle.add("answers", start=answers.start, stop=answers.stop)
     lifecycle.add("log", start=running.start, stop=running.stop, stop_timeout_s=40.0)
 
 

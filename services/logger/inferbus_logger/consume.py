@@ -59,12 +59,14 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka carri
         board: Board,
         health: Health,
         traced: bool,
+        answered: frozenset[str],
     ) -> None:
         self.topic = topic
         self._fixed = partitions
         self._board = board
         self._health = health
         self._traced = traced
+        self._answered = answered
         self._paused = False
         self.consumer = AIOKafkaConsumer(
             **client_options(bootstrap),
@@ -179,7 +181,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka carri
         for place, records in found.items():
             lane = self._board.lanes.get(place.partition)
             if lane is not None and lane.open:
-                lane.offer(records, now_s, traced=self._traced)
+                lane.offer(records, now_s, traced=self._traced, answered=self._answered)
                 stale = stale or not lane.open
         if found:
             self._board.to_write.set()

@@ -15,8 +15,9 @@ from inferbus_kit.errors import StartupError
 
 AFTER_UPDATE: Final = "after_update"
 AFTER_COPY: Final = "after_copy"
+AFTER_ANSWERS: Final = "after_answers"
 AFTER_COMMIT: Final = "after_commit"
-NAMES: Final = frozenset({AFTER_UPDATE, AFTER_COPY, AFTER_COMMIT})
+NAMES: Final = frozenset({AFTER_UPDATE, AFTER_COPY, AFTER_ANSWERS, AFTER_COMMIT})
 
 Reach = Callable[[str], None]
 

@@ -93,14 +93,22 @@ class Lane:
         self.buffer = None
         _log.error("partition_stopped", partition=self.partition, reason=stop.reason)
 
-    def offer(self, records: Sequence[rows.Record], now_s: float, *, traced: bool) -> None:
+    def offer(
+        self,
+        records: Sequence[rows.Record],
+        now_s: float,
+        *,
+        traced: bool,
+        answered: frozenset[str],
+    ) -> None:
         """Take records in the order of their offsets."""
         for record in records:
             if not self._passes(record) or self.buffer is None:
                 continue
             if record.offset > self.buffer.end and not self._confirmed(record.offset, now_s):
                 return
-            self.buffer.offer(rows.read(record, self.era, traced=traced), now_s)
+            item = rows.read(record, self.era, traced=traced, answered=answered)
+            self.buffer.offer(item, now_s)
 
     def _passes(self, record: rows.Record) -> bool:
         """Check the record before the first one that is wanted; tell whether this one is."""

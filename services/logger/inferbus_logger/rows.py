@@ -86,7 +86,17 @@ class Record(Protocol):
     @property
     def value(self) -> bytes | None: ...
     @property
+    def key(self) -> bytes | None: ...
+    @property
     def headers(self) -> Sequence[tuple[str, bytes]]: ...
+
+
+class Answer(msgspec.Struct, frozen=True, gc=False):
+    """Whose copy a record becomes, and what stood around its value."""
+
+    tenant: str
+    key: bytes | None
+    headers: Sequence[tuple[str, bytes]]
 
 
 class Item(msgspec.Struct, frozen=True, gc=False):
@@ -94,7 +104,8 @@ class Item(msgspec.Struct, frozen=True, gc=False):
 
     Invariants: `row` and `canonical` are there exactly for the kind `row`; `error` is not empty
     where the record's `value` belongs into the quarantine (with a row too, if that row holds less
-    than the record); `end` is the next offset.
+    than the record); `end` is the next offset; `answer` is there where a terminal record's tenant
+    reads its own.
     """
 
     offset: int
@@ -107,15 +118,19 @@ class Item(msgspec.Struct, frozen=True, gc=False):
     value: bytes = b""
     error: str = ""
     traceparent: str = ""
+    answer: Answer | None = None
 
 
-def read(record: Record, era: int, *, traced: bool = False) -> Item:
+def read(
+    record: Record, era: int, *, traced: bool = False, answered: frozenset[str] = frozenset()
+) -> Item:
     """Return what this record means; never raises, whatever the record holds.
 
     Args:
         record: from the prediction stream, `timestamp` in milliseconds.
         era: of the partition, see `positions.Stored`.
         traced: whether to look for the trace context.
+        answered: tenants whose records are copied to topics of their own.
     """
     value = record.value or b""
     try:
@@ -142,6 +157,9 @@ def read(record: Record, era: int, *, traced: bool = False) -> Item:
         value,
         "" if fits else "a text with NUL or a number over 2^63",
         envelope.traceparent(record.headers) if traced else "",
+        Answer(prediction.tenant, record.key, record.headers)
+        if answered and prediction.tenant in answered
+        else None,
     )
 
 

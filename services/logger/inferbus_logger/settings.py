@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import NoDecode
 
 from inferbus_kit.settings import Settings
-from inferbus_schemas import topics
+from inferbus_schemas import names, topics
 
 MIN_RETENTION_DAYS = 8
 
@@ -40,6 +40,20 @@ class LoggerSettings(Settings):
         description="Days after which rows are taken out of log.predictions, as tables of their "
         f"own; 0 keeps all, else at least {MIN_RETENTION_DAYS}.",
     )
+
+    answer_tenants: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Tenants whose predictions are copied to topics that they may read, with "
+        "commas; empty: none.",
+    )
+
+    @field_validator("answer_tenants", mode="before")
+    @classmethod
+    def _tenants(cls, value: object) -> object:
+        if isinstance(value, str):
+            parts = [part.strip() for part in value.split(",") if part.strip()]
+            return tuple(dict.fromkeys(map(names.check_tenant, parts)))
+        return value
 
     @field_validator("log_partitions", mode="before")
     @classmethod

@@ -1,19 +1,26 @@
 """Batches into Postgres, exactly once.
 
 In: batches of one or more partitions, each with the head of its chain. Out: rows, offsets and
-batch rows, all in one transaction, or nothing.
+batch rows, all in one transaction, or nothing; what tenants read themselves is handed over before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final
 
 import msgspec
 
 from inferbus_logger import rows as r
 from inferbus_logger.database import REFUSED_ROW, UNAVAILABLE, Connection
-from inferbus_logger.fail_points import AFTER_COMMIT, AFTER_COPY, AFTER_UPDATE, Reach, nowhere
+from inferbus_logger.fail_points import (
+    AFTER_ANSWERS,
+    AFTER_COMMIT,
+    AFTER_COPY,
+    AFTER_UPDATE,
+    Reach,
+    nowhere,
+)
 from inferbus_logger.plan import Batch
 from inferbus_logger.rows import Item
 
@@ -59,6 +66,10 @@ ON CONFLICT DO NOTHING RETURNING k_offset
 """  # noqa: S608 -- names of columns
 
 
+HandOver = Callable[[Sequence[Batch]], Awaitable[None]]
+"""Is told what a transaction stores, when nothing but its commit is left to do."""
+
+
 class Planned(msgspec.Struct, frozen=True):
     """A batch and the chain before it."""
 
@@ -82,12 +93,16 @@ class Sink:
 
     Invariants: a transaction moves `next_offset` from the batch's base to its end, or does
     nothing; rows, offset, batch row and quarantine of a batch become visible together; with
-    `after_commit` not reached, only `next_offset` in Postgres tells what happened.
+    `after_commit` not reached, only `next_offset` in Postgres tells what happened; what `hand_over`
+    raises rolls the transaction back.
     """
 
-    def __init__(self, topic: str, reach: Reach = nowhere) -> None:
+    def __init__(
+        self, topic: str, reach: Reach = nowhere, hand_over: HandOver | None = None
+    ) -> None:
         self._topic = topic
         self._reach = reach
+        self._hand_over = hand_over
         self.n_staged = 0
 
     async def write(self, connection: Connection, planned: Sequence[Planned]) -> list[Written]:
@@ -107,6 +122,7 @@ class Sink:
                 await _copy(connection, "predictions", "log", rows)
             self._reach(AFTER_COPY)
             await self._note(connection, planned, written)
+            await self._tell(written)
         self._reach(AFTER_COMMIT)
         return written
 
@@ -135,8 +151,14 @@ class Sink:
                 written.chain,
             )
             await self._note(connection, [planned], [written])
+            await self._tell([written])
         self._reach(AFTER_COMMIT)
         return written
+
+    async def _tell(self, written: Sequence[Written]) -> None:
+        if self._hand_over is not None:
+            await self._hand_over([each.batch for each in written])
+            self._reach(AFTER_ANSWERS)
 
     async def _advance(
         self, connection: Connection, planned: Sequence[Planned], written: Sequence[Written]

@@ -12,6 +12,7 @@ from inferbus_kit.http import HttpServer
 from inferbus_kit.metrics import logger_metrics
 from inferbus_kit.telemetry import Tracing
 from inferbus_logger import fail_points
+from inferbus_logger.answers import Answers
 from inferbus_logger.consume import Reader
 from inferbus_logger.lanes import Board
 from inferbus_logger.open import Opener
@@ -32,6 +33,7 @@ class Process:
     board: Board
     reader: Reader
     opener: Opener
+    answers: Answers | None
     writers: tuple[Writer, ...]
     upkeep: Upkeep
 
@@ -43,7 +45,22 @@ def build(settings: LoggerSettings) -> Process:
     health = Health()
     tracing = Tracing("logger", settings.instance, settings.otlp_endpoint, settings.trace_ratio)
     board = Board(metrics, time.monotonic)
-    sink = Sink(settings.log_topic, fail_points.from_environment())
+    answers = (
+        Answers(
+            settings.kafka_bootstrap,
+            client_id=f"{settings.instance}-answers",
+            tenants=settings.answer_tenants,
+            metrics=metrics,
+            health=health,
+        )
+        if settings.answer_tenants
+        else None
+    )
+    sink = Sink(
+        settings.log_topic,
+        fail_points.from_environment(),
+        answers.hand_over if answers is not None else None,
+    )
     partitions = Partitions()
     url, topic = settings.postgres_url, settings.log_topic
     reader = Reader(
@@ -55,6 +72,7 @@ def build(settings: LoggerSettings) -> Process:
         board=board,
         health=health,
         traced=tracing.on,
+        answered=frozenset(settings.answer_tenants),
     )
     writers = tuple(
         Writer(
@@ -79,6 +97,7 @@ def build(settings: LoggerSettings) -> Process:
         opener=Opener(
             postgres_url=url, topic=topic, board=board, sink=sink, metrics=metrics, health=health
         ),
+        answers=answers,
         writers=writers,
         upkeep=Upkeep(
             postgres_url=url,

@@ -19,6 +19,7 @@ from inferbus_kit.health import Health
 from inferbus_kit.metrics import LoggerMetrics
 from inferbus_kit.telemetry import Tracing
 from inferbus_logger import database
+from inferbus_logger.answers import AnswersError
 from inferbus_logger.database import Connection
 from inferbus_logger.lanes import Board
 from inferbus_logger.partitions import Partitions
@@ -122,6 +123,9 @@ class Writer:
             self._health.not_ready("postgres", "Postgres does not answer")
             self._connection.terminate()
             self._connection = None
+            await self._give_up()
+        except AnswersError as error:
+            _log.warning("answers_not_taken", error=str(error), reason=repr(error.__cause__))
             await self._give_up()
         except asyncpg.PostgresError as error:
             # Rolled back for certain: a deadlock, a lock that took too long, a full disk.
