@@ -171,6 +171,23 @@ def test_nothing_that_arrives_is_unpickled_or_evaluated() -> None:
     assert not found
 
 
+def test_only_who_takes_tokens_loads_what_verifies_them() -> None:
+    """A process without a provider loads no cryptography: what needs it is imported when built."""
+    needs = {"jwt", "cryptography", "inferbus_schemas.tokens", "inferbus_kit.tokens"}
+    found = set()
+    for path in _shipped():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Import):
+                named = {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                named = {str(node.module), *(f"{node.module}.{one.name}" for one in node.names)}
+            else:
+                continue
+            if named & needs:
+                found.add(path.relative_to(ROOT).as_posix())
+    assert found == {"schemas/inferbus_schemas/tokens.py", "kit/inferbus_kit/tokens.py"}
+
+
 def test_the_environment_is_read_in_settings_only() -> None:
     """Nothing is read from the environment at import, and services read it in one place."""
     allowed = {"settings.py", "failpoints.py", "child.py", "fail_points.py"}
