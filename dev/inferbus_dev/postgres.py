@@ -27,12 +27,13 @@ DATABASE = "inferbus"
 USER = "postgres"
 NOBODY = 65534
 _CONNECT_TIMEOUT_S = 2.0
-_SETTINGS = {
+SETTINGS = {
     "max_connections": "200",
     "shared_buffers": "64MB",
     "timezone": "UTC",
     "log_timezone": "UTC",
 }
+INITDB = ("--encoding=UTF8", "--no-locale", "--auth=scram-sha-256")
 _NOT_AS_ROOT = (
     "Postgres refuses to run as root and this system neither lets root make a user namespace nor "
     "lets another user enter the project's folder: run `make up` as an ordinary user, or give "
@@ -123,7 +124,7 @@ def child(postgres: Server, env: process.Environment) -> process.ChildSpec:
     async def ready() -> bool:
         return await has_database(postgres)
 
-    settings = [option for item in _SETTINGS.items() for option in ("-c", "=".join(item))]
+    settings = [option for item in SETTINGS.items() for option in ("-c", "=".join(item))]
     arguments = ("-D", str(postgres.data), "-h", LOOPBACK, "-p", str(postgres.port), "-k", "")
     return process.ChildSpec(
         role="postgres",
@@ -200,7 +201,7 @@ def end_holder(data: Path) -> int | None:
 
 
 async def _initdb(postgres: Server, data: Path, password_file: Path) -> None:
-    options = ("-U", USER, "--encoding=UTF8", "--no-locale", "--no-sync", "--auth=scram-sha-256")
+    options = ("-U", USER, *INITDB, "--no-sync")
     postgres.log.parent.mkdir(parents=True, exist_ok=True)
     with postgres.log.open("ab") as log:
         initdb = await asyncio.create_subprocess_exec(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _PROBE_TIMEOUT_S = 2.0
 _MACHINES = {"amd64": "x86_64"}
-_SETTINGS = """\
+SETTINGS = """\
 bind {host}
 port {port}
 dir "{folder}"
@@ -69,7 +69,7 @@ def prepare(folder: Path, log: Path, port: int) -> Server:
     server = Server(folder=folder, log=log, port=port, password=secrets.token_urlsafe(24))
     state.write_private(
         folder / "valkey.conf",
-        _SETTINGS.format(host=LOOPBACK, port=port, folder=folder, password=server.password),
+        SETTINGS.format(host=LOOPBACK, port=port, folder=folder, password=server.password),
     )
     return server
 
