@@ -74,10 +74,10 @@ async def measure() -> dict[str, object]:
                     line = {k: found[k] for k in ("req_per_s", "p50_ms", "p99_ms", "statuses")}
                     sys.stderr.write(f"round {number + 1}: {case}: {name}: {json.dumps(line)}\n")
         pids = [stack.process(r).pid for r in ("gateway", "worker", "logger", "registry")]
-        servers = [stack.process(r).pid for r in ("kafka", "postgres")]
+        servers = [stack.process(r).pid for r in ("kafka", "postgres", "valkey")]
         memory = {
             "inferbus services": memory_mib(pids),
-            "kafka and postgres": memory_mib(servers),
+            "kafka, postgres and valkey": memory_mib(servers),
             "usual": memory_mib([usual_pid]),
             "tuned": memory_mib([tuned_pid]),
         }

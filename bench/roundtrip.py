@@ -41,7 +41,7 @@ async def measure() -> dict[str, object]:
             sys.stderr.write(f"{connections:>4} connections: {json.dumps(found)}\n")
         figures["memory_mib"] = {
             role: memory_mib([stack.process(role).pid])
-            for role in ("gateway", "worker", "logger", "registry", "kafka", "postgres")
+            for role in ("gateway", "worker", "logger", "registry", "kafka", "postgres", "valkey")
         }
     return figures
 
