@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
+import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -64,6 +66,25 @@ def test_a_failure_is_one_sentence(bootstrap: ModuleType, said: str, sentence: s
     assert sentence in explained
     assert "\n" not in explained
     assert "/x" not in explained
+
+
+@pytest.mark.parametrize("index", ["http://127.0.0.1:9/simple", "https://packages.invalid/simple"])
+def test_no_network_is_one_sentence(
+    bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, index: str
+) -> None:
+    """The pinned uv itself, whose index refuses it or lies behind a proxy that does."""
+    lock = tmp_path / "lock.txt"
+    lock.write_text(f"idna==3.10 --hash=sha256:{'0' * 64}\n")
+    told = {"UV_DEFAULT_INDEX": index, "HTTPS_PROXY": "http://127.0.0.1:9", "UV_HTTP_RETRIES": "0"}
+    for name in [name for name in os.environ if re.match("(?i)UV_|.*_PROXY$", name)]:
+        monkeypatch.delenv(name)
+    for name, value in {**told, "UV_CACHE_DIR": str(tmp_path / "cache")}.items():
+        monkeypatch.setenv(name, value)
+    # Never into the environment that runs this.
+    place = ["--target", str(tmp_path / "target"), "-p", sys.executable, str(lock)]
+    with pytest.raises(bootstrap.StopError, match=r"check the network .* is kept\.$") as said:
+        bootstrap.run([str(bootstrap.UV_PROGRAM), "pip", "sync", *place], shown=True)
+    assert "\n" not in str(said.value)
 
 
 def test_a_current_environment_is_left_alone(
