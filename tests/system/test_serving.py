@@ -18,12 +18,13 @@ from inferbus_models import samples
 from tests.support import stacks
 from tests.support.balancer import Balancer
 from tests.support.collector import Collector, collecting
+from tests.support.https_origin import HttpsOrigin
 from tests.support.ledger import Ledger, Live, check_ledger
 from tests.support.sample_models import model_folder
 from tests.support.traffic import Traffic
-from tests.system import traces
+from tests.system import job_and_deaths, traces
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 
 RESTARTED = (
     ("gateway", 0),
@@ -45,14 +46,28 @@ def collector() -> Iterator[Collector]:
 
 
 @pytest.fixture
-async def stack(collector: Collector) -> AsyncIterator[Stack]:
+async def origin(tmp_path: Path) -> AsyncIterator[HttpsOrigin]:
+    made = HttpsOrigin(tmp_path)
+    await made.start()
+    yield made
+    await made.stop()
+
+
+@pytest.fixture
+async def stack(collector: Collector, origin: HttpsOrigin) -> AsyncIterator[Stack]:
     # A load balancer that looks ten times a second must see a gateway go, on a busy machine too.
-    env = {"INFERBUS_OTLP_ENDPOINT": collector.url, "INFERBUS_GRACE_S": "2"}
+    env = {
+        "INFERBUS_OTLP_ENDPOINT": collector.url,
+        "INFERBUS_GRACE_S": "2",
+        **job_and_deaths.environment(origin),
+    }
     async with stacks.running(n_workers=2, n_gateways=2, env=env) as running:
         yield running
 
 
-async def test_models_swaps_and_the_log(stack: Stack, collector: Collector, tmp_path: Path) -> None:
+async def test_models_swaps_jobs_and_the_log(
+    stack: Stack, collector: Collector, origin: HttpsOrigin, tmp_path: Path
+) -> None:
     """One stack for all of it, since starting it is what costs."""
     await stacks.push_all(stack, MODELS)
     path = tmp_path / "ledger"
@@ -65,6 +80,7 @@ async def test_models_swaps_and_the_log(stack: Stack, collector: Collector, tmp_
         await _the_log_verifies(stack, ledger)
     await stacks.at_rest(stack)
     assert not await check_ledger(path, stack.postgres, stack.kafka, live=live)
+    await job_and_deaths.survives_the_death_of_everybody(stack, origin, tmp_path)
 
 
 async def _answers_equal_the_libraries(stack: Stack, ledger: Ledger) -> None:

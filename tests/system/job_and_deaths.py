@@ -1,4 +1,8 @@
-"""A job on the whole stack while every process of it is killed: each row once."""
+"""A job while every process of a stack is killed, and others after it; a part of `test_serving`.
+
+In: a stack with two workers, two gateways and `minilm`, and an origin that it may read from. Out:
+each row once in the results and once in the log; or an assertion.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +12,13 @@ import json
 import os
 import random
 import signal
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import httpx
 import psutil
-import pytest
 
 from inferbus_dev.stack import Stack
 from inferbus_models import samples
@@ -23,35 +26,13 @@ from tests.support import stacks
 from tests.support.https_origin import HttpsOrigin
 from tests.support.sample_models import model_folder
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-
 MODEL = "minilm"
 N_ROWS = 4000
 TOO_LONG = (256 << 10) + 1
-OTHERS = (("engine",), ("kafka",), ("registry", "logger", "valkey", "postgres"))
+OTHERS = (("engines",), ("kafka",), ("registry", "logger", "valkey", "postgres"))
 """Who dies together; the last ones are not waited for, since a job needs none of them."""
 BAD = frozenset(range(7, N_ROWS, 211))
 WORDS = ("cat", "mat", "bus", "kafka", "sat", "on", "the", "a")
-
-
-@pytest.fixture
-async def origin(tmp_path: Path) -> AsyncIterator[HttpsOrigin]:
-    made = HttpsOrigin(tmp_path)
-    await made.start()
-    yield made
-    await made.stop()
-
-
-@pytest.fixture
-async def stack(origin: HttpsOrigin) -> AsyncIterator[Stack]:
-    env = {
-        "INFERBUS_JOB_URI_SOURCES": origin.url,
-        "INFERBUS_JOB_URI_NETWORKS": "127.0.0.0/8,::1/128",
-        "SSL_CERT_FILE": str(origin.authority),
-    }
-    async with stacks.running(n_workers=2, env=env) as running:
-        await stacks.push(running, MODEL)
-        yield running
 
 
 def rows() -> list[str]:
@@ -66,10 +47,19 @@ def rows() -> list[str]:
     return made
 
 
-async def test_a_job_survives_the_death_of_everybody(
-    stack: Stack, origin: HttpsOrigin, tmp_path: Path
-) -> None:
+def environment(origin: HttpsOrigin) -> dict[str, str]:
+    """Return what a stack must be told to read inputs of jobs from an origin."""
+    return {
+        "INFERBUS_JOB_URI_SOURCES": origin.url,
+        "INFERBUS_JOB_URI_NETWORKS": "127.0.0.0/8,::1/128",
+        "SSL_CERT_FILE": str(origin.authority),
+    }
+
+
+async def survives_the_death_of_everybody(stack: Stack, origin: HttpsOrigin, folder: Path) -> None:
     texts = rows()
+    await stacks.at_rest(stack)
+    n_before = len(await _logged(stack))
     async with httpx.AsyncClient(base_url=stack.http, timeout=30, trust_env=False) as http:
         answer = await http.post(
             f"/v1/jobs?model={MODEL}",
@@ -101,11 +91,11 @@ async def test_a_job_survives_the_death_of_everybody(
         some = random.Random(2).sample(sorted(set(range(N_ROWS)) - BAD), 10)
         await _answers_are_the_rows_own(http, texts, results, some)
         await stacks.at_rest(stack)
-        await _the_log_has_each_row_once(stack, results)
+        await _the_log_has_each_row_once(stack, results, n_before)
         await _what_was_cancelled_is_run_by_retry(http, texts)
         await _nobody_waits_for_a_job_of_one_row(http)
         await _the_input_is_at_a_uri(http, origin)
-        await _by_the_command_line(stack, http, tmp_path)
+        await _by_the_command_line(stack, http, folder)
 
 
 async def _until(http: httpx.AsyncClient, job: str, what: Any) -> dict[str, Any]:
@@ -123,19 +113,19 @@ async def _goes_on_without(
     stack: Stack, http: httpx.AsyncClient, job: str, roles: tuple[str, ...]
 ) -> None:
     """Kill some of the others in the middle of the job; more of its rows are done afterwards."""
-    if "engine" in roles:
+    if "engines" in roles:
         await stack.wait_ready("worker", 0)
     said = await _until(http, job, lambda _said: True)
     assert said["state"] == "running", f"the job ended before {roles} died: {said}"
     for role in roles:
-        if role == "engine":
-            engines = psutil.Process(stack.process("worker", 0).pid).children()
-            os.kill(engines[0].pid, signal.SIGKILL)
+        if role == "engines":
+            for engine in psutil.Process(stack.process("worker", 0).pid).children():
+                os.kill(engine.pid, signal.SIGKILL)
         else:
             stack.kill(role, 0, signal.SIGKILL)
     done = said["counts"]["done"]
     await _until(http, job, lambda said: said["counts"]["done"] > done)
-    for role in set(roles) - {"engine"}:
+    for role in set(roles) - {"engines"}:
         await stack.wait_ready(role, 0)
 
 
@@ -155,18 +145,27 @@ async def _answers_are_the_rows_own(
         assert max(abs(a - b) for a, b in zip(alone, in_job, strict=True)) <= tolerance
 
 
-async def _the_log_has_each_row_once(stack: Stack, results: list[dict[str, Any]]) -> None:
+async def _logged(stack: Stack) -> list[asyncpg.Record]:
     connection = await asyncpg.connect(stack.postgres, ssl=False)
     try:
-        logged = await connection.fetch("SELECT request_id, outcome FROM log.predictions")
+        logged: list[asyncpg.Record] = await connection.fetch(
+            "SELECT request_id, outcome FROM log.predictions"
+        )
     finally:
         await connection.close()
+    return logged
+
+
+async def _the_log_has_each_row_once(
+    stack: Stack, results: list[dict[str, Any]], n_before: int
+) -> None:
+    logged = await _logged(stack)
     outcomes = {str(row["request_id"]): row["outcome"] for row in logged}
     assert len(outcomes) == len(logged)
     for row in results:
         want = "ok" if row["status"] == "ok" else "invalid_input"
         assert outcomes[row["request_id"]] == want
-    assert len(logged) == N_ROWS + 10
+    assert len(logged) == n_before + N_ROWS + 10
 
 
 async def _results(http: httpx.AsyncClient, job: str) -> list[dict[str, Any]]:
@@ -233,11 +232,11 @@ async def _the_input_is_at_a_uri(http: httpx.AsyncClient, origin: HttpsOrigin) -
     assert origin.asked == [("/rows.jsonl", f"localhost:{origin.port}")]
 
 
-async def _by_the_command_line(stack: Stack, http: httpx.AsyncClient, tmp_path: Path) -> None:
+async def _by_the_command_line(stack: Stack, http: httpx.AsyncClient, folder: Path) -> None:
     async def jobs(*argv: str) -> str:
         return await stacks.cli("jobs", *argv, "--gateway", stack.http, api_key=stack.api_key)
 
-    path = tmp_path / "rows.jsonl"
+    path = folder / "rows.jsonl"
     # A worker refuses the last one: it is a row that can be tried again.
     path.write_text("\n".join([*rows()[:8], json.dumps({"text": "x" * TOO_LONG})]))
     job = (await jobs("submit", MODEL, str(path), "--wait", "--job-id", "mine")).strip()
