@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 # Brokers that live for seconds: what Java's second compiler would gain they never see, and what it
 # costs is a quarter of all that a test of a whole stack computes.
 os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
+# As in the Makefile, where pytest is run by hand: none of hundreds of processes compiles anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> sharing.Scheduling:
