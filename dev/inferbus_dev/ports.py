@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import secrets
 import socket
 
 from inferbus_dev.errors import LauncherError
 
 LOOPBACK = "127.0.0.1"
+HIGHEST = 65_535
 # Below the range from which Linux (32768) and macOS (49152) take ports for outgoing connections,
 # so that no client grabs a port between this check and the server's bind.
 FREE_RANGE = range(15_000, 30_000)
@@ -15,13 +17,7 @@ FREE_RANGE = range(15_000, 30_000)
 
 def is_free(port: int) -> bool:
     """Say whether a server could listen on this loopback port now."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, port))
-        except OSError:
-            return False
-    return True
+    return _refusal(port) is None
 
 
 def free_port(*, taken: set[int] | None = None) -> int:
@@ -38,11 +34,43 @@ def free_port(*, taken: set[int] | None = None) -> int:
     )
 
 
-def demand_free(port: int, purpose: str) -> None:
-    """Raise a sentence that names the port and the flag when something listens on it."""
-    if not is_free(port):
+def demand_range(base: int, count: int) -> range:
+    """Return the ports from `base` on; raises a sentence where some of them are none."""
+    found = range(base, base + count)
+    if base < 1 or found[-1] > HIGHEST:
         raise LauncherError(
-            f"Port {port} on {LOOPBACK}, where {purpose} should listen, is taken: stop the program "
-            "that uses it, or choose other ports with --port-base (for example "
-            f"`make up ARGS='--port-base {port - port % 10 + 1000}'`)."
+            f"--port-base {base} leaves no {count} ports: choose one from 1 to "
+            f"{HIGHEST - count + 1} (for example `make up ARGS='--port-base 9080'`)."
         )
+    return found
+
+
+def demand_free(port: int, purpose: str) -> None:
+    """Raise a sentence that names the port and the flag when nothing can listen on it."""
+    if (refusal := _refusal(port)) is not None:
+        raise LauncherError(why_refused(port, purpose, refusal))
+
+
+def why_refused(port: int, purpose: str, refusal: OSError) -> str:
+    """Return one sentence on a port that could not be bound."""
+    where = f"Port {port} on {LOOPBACK}, where {purpose} should listen,"
+    if refusal.errno in {errno.EACCES, errno.EPERM}:
+        what = "is one that this user may not take: choose"
+    else:
+        what = "is taken: stop the program that uses it, or choose"
+    other = port - port % 10 + 1000
+    example = other if other < HIGHEST - 10 else 9080
+    return (
+        f"{where} {what} other ports with --port-base (for example "
+        f"`make up ARGS='--port-base {example}'`)."
+    )
+
+
+def _refusal(port: int) -> OSError | None:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError as error:
+            return error
+    return None

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 DEFAULT_PORT_BASE = 8080
 EVERYTHING = frozenset({*state.SERVERS, *services.ROLES})
 # From the base: 0 HTTP, 1 gRPC, 2 metrics of the first gateway, 3 control plane.
-_HTTP, _GRPC, _METRICS, _REGISTRY = range(4)
+_FIXED_PORTS = 4
+_HTTP, _GRPC, _METRICS, _REGISTRY = range(_FIXED_PORTS)
 
 
 class Stack:
@@ -154,6 +155,7 @@ class Stack:
             self.report.plan(self._steps())
             await self._start_servers()
             await infra.together(*(self._start_service(name) for name in list(self._seats)))
+            self._record()
         except BaseException:
             await self.stop()
             raise
@@ -256,6 +258,8 @@ class Stack:
     def _check_ports(self) -> None:
         if self._port_base is None:
             return
+        # None of them is a free one for another listener.
+        self._taken.update(ports.demand_range(self._port_base, _FIXED_PORTS))
         if "gateway" in self.roles:
             ports.demand_free(self._port_base + _HTTP, "the gateway (HTTP)")
             ports.demand_free(self._port_base + _GRPC, "the gateway (gRPC)")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from inferbus_dev import loopback
+from inferbus_dev import loopback, ports
 from inferbus_dev.errors import LauncherError
 from inferbus_dev.services import ROLES
 from inferbus_dev.stack import Stack
@@ -175,6 +175,8 @@ async def test_fixed_ports_follow_the_base_and_settings_the_users_environment(
 ) -> None:
     monkeypatch.setenv("INFERBUS_AUTH", "required")
     base = 31_400
+    # As where the base is among the ports that are given out: just enough are left for the others.
+    monkeypatch.setattr(ports, "FREE_RANGE", range(base, base + 8))
     stack = Stack(
         tmp_path / ".inferbus",
         port_base=base,
@@ -188,6 +190,8 @@ async def test_fixed_ports_follow_the_base_and_settings_the_users_environment(
         assert stack.http == f"http://127.0.0.1:{base}"
         assert stack.metrics["gateway-0"] == f"http://127.0.0.1:{base + 2}"
         assert stack.registry == f"http://127.0.0.1:{base + 3}"
+        fixed = set(range(base, base + 4))
+        assert fixed.isdisjoint(set(stack.metrics_ports()) - {base + 2})
         assert await loopback.get(base + 2, "/readyz") == (loopback.OK, "ok")
         told = {_told(tmp_path, name)["INFERBUS_AUTH"] for name in stack.supervisor.members}
         assert told == {"required"}
