@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 POOL = "default"
+# What `prepare` of a service says where its tables have a revision that it does not know.
+NEWER = "those of a newer Inferbus"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,11 +185,22 @@ async def prepare(role: Role, place: Place, log: Path) -> None:
             run.kill()
             await run.wait()
     if code != 0:
-        lines = process.last_lines(log, 20)
-        if any("No space left on device" in line for line in lines):
-            raise LauncherError(DISK_FULL)
-        said = f", it last said: {lines[-1][:300]}" if lines else ""
-        raise LauncherError(
-            f"The tables of {role.name} could not be made (its output stands in "
-            f"{log.parent.name}/{log.name}{said})."
+        raise LauncherError(why_not_prepared(role, log))
+
+
+def why_not_prepared(role: Role, log: Path) -> str:
+    """Return one sentence on a preparation that failed, from what it said."""
+    lines = process.last_lines(log, 20)
+    if any("No space left on device" in line for line in lines):
+        return DISK_FULL
+    if any(NEWER in line for line in lines):
+        return (
+            f"The tables of {role.name} are {NEWER}: run that one, or move the state folder away "
+            "or delete it (its models and logged predictions go with it), or name another folder "
+            "with --state-dir (where INFERBUS_POSTGRES_URL is set, another database)."
         )
+    said = f", it last said: {lines[-1][:300]}" if lines else ""
+    return (
+        f"The tables of {role.name} could not be made (its output stands in "
+        f"{log.parent.name}/{log.name}{said})."
+    )

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import asyncpg
 import pytest
 
+from inferbus_dev.services import NEWER
+from inferbus_kit.errors import StartupError
 from inferbus_logger import audit, database, rows
 from inferbus_logger.migrate import migrate
 from inferbus_logger.open import read_stored
@@ -313,14 +315,20 @@ async def test_retired_days_stay_verifiable_and_dropped_ones_are_told(
     assert [part.n_retired for part in report.partitions] == [2, 0]
 
 
-async def test_migrating_twice_at_once_is_harmless(postgres_database: str) -> None:
+async def test_migrating_twice_at_once_is_harmless_and_a_newer_version_is_told(
+    postgres_database: str,
+) -> None:
     await asyncio.gather(migrate(postgres_database), migrate(postgres_database))
     await migrate(postgres_database)
     connection = await database.open_for_command(postgres_database, "test")
     try:
         assert await connection.fetchval("SELECT count(*) FROM log.alembic_version") == 1
+        await connection.execute("UPDATE log.alembic_version SET version_num = '9999'")
     finally:
         await database.close(connection)
+    with pytest.raises(StartupError, match=rf"{NEWER} \(.*9999'\): run that one, or name") as said:
+        await migrate(postgres_database)
+    assert "\n" not in str(said.value)
 
 
 def test_bounds_are_midnights() -> None:

@@ -12,7 +12,10 @@ import asyncpg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from sqlalchemy import text
 
+from inferbus_dev.services import NEWER
+from inferbus_kit.errors import StartupError
 from inferbus_registry import errors, tables
 from inferbus_registry.database import Database
 from inferbus_registry.migrate import head, migrate
@@ -59,6 +62,15 @@ async def test_migrating_at_once_and_again_is_harmless(
     finally:
         for one in others:
             await one.stop()
+
+
+async def test_tables_of_a_newer_version_are_one_sentence(database: Database) -> None:
+    await migrate(database)
+    async with database.write() as tx:
+        await tx.execute(text("UPDATE registry.alembic_version SET version_num = '9999'"))
+    with pytest.raises(StartupError, match=rf"{NEWER} \(.*9999'\): run that one, or name") as said:
+        await migrate(database)
+    assert "\n" not in str(said.value)
 
 
 async def test_tables_that_are_missing_are_one_sentence(database: Database) -> None:

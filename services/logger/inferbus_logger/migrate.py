@@ -11,6 +11,7 @@ from typing import Final
 
 from alembic import command
 from alembic.config import Config
+from alembic.util.exc import CommandError
 from sqlalchemy import Connection, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
@@ -27,7 +28,7 @@ async def migrate(postgres_url: str) -> None:
     """Upgrade to the newest version.
 
     Raises:
-        StartupError: the database does not answer or refuses.
+        StartupError: the database does not answer or refuses, or a newer version made the tables.
     """
     url = make_url(postgres_url).set(drivername="postgresql+asyncpg")
     engine = create_async_engine(url, poolclass=NullPool)
@@ -39,6 +40,11 @@ async def migrate(postgres_url: str) -> None:
         raise StartupError(
             "the tables of the log could not be made: see that INFERBUS_POSTGRES_URL names a "
             "Postgres that runs and a user who may create schemas, then run this again"
+        ) from error
+    except CommandError as error:
+        raise StartupError(
+            f"the tables are those of a newer Inferbus ({error}): run that one, or name another "
+            "database in INFERBUS_POSTGRES_URL"
         ) from error
     finally:
         await engine.dispose()

@@ -8,6 +8,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util.exc import CommandError
 from sqlalchemy import Connection, text
 
 from inferbus_kit.errors import StartupError
@@ -44,7 +45,7 @@ async def migrate(database: Database) -> str | None:
     """Upgrade to the newest revision and return it.
 
     Raises:
-        StartupError: Postgres does not answer.
+        StartupError: Postgres does not answer, or a newer version made the tables.
     """
     try:
         # The lock of all writes: two that migrate at once run one after another.
@@ -54,4 +55,9 @@ async def migrate(database: Database) -> str | None:
     except errors.DatabaseUnavailableError as error:
         raise StartupError(
             "Postgres does not answer; check INFERBUS_POSTGRES_URL and that it runs"
+        ) from error
+    except CommandError as error:
+        raise StartupError(
+            f"the tables are those of a newer Inferbus ({error}): run that one, or name another "
+            "database in INFERBUS_POSTGRES_URL"
         ) from error
