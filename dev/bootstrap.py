@@ -171,7 +171,7 @@ def run(command: "list[str]", *, shown: bool = False) -> None:
 def explain(said: str, what: str) -> str:
     """Return one sentence for a failure."""
     if any(sign in said for sign in DISK_FULL_SIGNS):
-        return "The disk is full: free some space (2 GB are needed) and run make again."
+        return "The disk is full: free some space (3 GB are needed in all) and run make again."
     if any(sign in said for sign in NETWORK_SIGNS):
         return (
             "Packages could not be downloaded: check the network (or the proxy settings) and run "

@@ -10,4 +10,4 @@ class LauncherError(Exception):
     """
 
 
-DISK_FULL = "The disk is full: free some space and run `make up` again."
+DISK_FULL = "The disk is full: free some space (3 GB are needed in all) and run `make up` again."

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from rich.table import Table
 
-from inferbus_dev.errors import LauncherError
+from inferbus_dev.errors import DISK_FULL, LauncherError
 from inferbus_schemas import names
 
 if TYPE_CHECKING:
@@ -121,7 +121,14 @@ async def _run(argv: list[str], said: Any, timeout_s: float, *, api_key: str = "
             process.kill()
             await process.wait()
     if code:
-        raise LauncherError(f"The sample models could not be served: {last}")
+        raise LauncherError(why_not_served(last))
+
+
+def why_not_served(last: str) -> str:
+    """Return one sentence on a command that failed, from the last line that it said."""
+    if "No space left on device" in last or "The object store has no space left" in last:
+        return DISK_FULL
+    return f"The sample models could not be served: {last}"
 
 
 async def _deployed(client: httpx.AsyncClient, stack: Stack, model: str) -> bool:

@@ -96,7 +96,9 @@ def build(folder: Path, *, variant: int = 1) -> None:
     ).fit(data.train, data.train_labels)
     accuracy = float(model.score(data.test, data.test_labels))
     print(f"{NAME}: {accuracy:.1%} of {len(data.test)} test rows right; converting", flush=True)
-    model.save_model(folders.originals(folder) / _BOOSTER_NAME)
+    # Written here and not by the library, whose failure on a full disk says nothing of the disk.
+    booster = model.get_booster().save_raw("json")
+    (folders.originals(folder) / _BOOSTER_NAME).write_bytes(booster)
     path = folder / "model.onnx"
     path.write_bytes(_convert(model, data.train.shape[1]))
     folders.write_manifest(folder, _manifest(path, model, data, accuracy))
