@@ -7,6 +7,7 @@ that says what to do.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -149,12 +150,15 @@ class _Session:
         await self._watch(stack)
 
     async def _watch(self, stack: Stack) -> None:
-        """Keep the status line current until cancelled."""
+        """Keep the status line current until cancelled: at each interval and each change."""
         window = status.Window()
         said = ""
         terminal_line = self._console.is_terminal
+        interval_s = STATUS_INTERVAL_S if terminal_line else PLAIN_STATUS_INTERVAL_S
+        changed = stack.supervisor.changed
         with Live(console=self._console, auto_refresh=False, transient=True) as live:
             while True:
+                changed.clear()
                 reading = await status.read(stack.metrics_ports())
                 members = stack.supervisor.members.values()
                 if terminal_line:
@@ -163,7 +167,8 @@ class _Session:
                 elif (line := window.line(reading, members)) != said:
                     print(line, flush=True)
                 said = line
-                await asyncio.sleep(STATUS_INTERVAL_S if terminal_line else PLAIN_STATUS_INTERVAL_S)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(changed.wait(), interval_s)
 
     async def _stop(self, stack: Stack) -> None:
         with terminal.report(self._console) as report:

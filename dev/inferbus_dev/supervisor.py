@@ -67,11 +67,12 @@ class Supervisor:
     """All children of one launcher.
 
     Invariants: a member that was stopped is not restarted; `stop` of a group returns when every
-    process of the group is gone.
+    process of the group is gone; `changed` is set at each change of a member's state.
     """
 
     def __init__(self, on_change: Callable[[], None] = lambda: None) -> None:
         self.members: dict[str, Member] = {}
+        self.changed = asyncio.Event()
         self._on_change = on_change
 
     async def start(self, spec: ChildSpec) -> Member:
@@ -186,6 +187,7 @@ class Supervisor:
 
     def _enter(self, member: Member, state: State) -> None:
         member.state = state
+        self.changed.set()
         if state is not State.READY:
             member.became_ready.clear()
         # Where the change cannot be written down, say on a full disk, the child is kept.

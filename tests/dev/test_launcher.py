@@ -10,25 +10,34 @@ import socket
 import subprocess
 import sys
 import time
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from inferbus_dev.errors import DISK_FULL
 from inferbus_dev.paths import PROJECT
 from tests.dev import processes
+from tests.support import small_disk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 START_TIMEOUT_S = 60
 pytestmark = pytest.mark.slow
 
 
-def _up(state: Path, *flags: str) -> subprocess.Popen[str]:
+def _up(
+    state: Path,
+    *flags: str,
+    before: tuple[str, ...] = (),
+    env: Mapping[str, str] = MappingProxyType({}),
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "inferbus_dev", "up", "--state-dir", str(state), *flags],
+        [*before, sys.executable, "-m", "inferbus_dev", "up", "--state-dir", str(state), *flags],
         cwd=PROJECT,
+        env={**os.environ, **env},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -53,8 +62,10 @@ def _wait_until_serving(launcher: subprocess.Popen[str]) -> str:
 
 
 @contextlib.contextmanager
-def _serving(state: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    launcher = _up(state, "--only", "kafka,postgres")
+def _serving(
+    state: Path, only: str = "kafka,postgres", env: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    launcher = _up(state, "--only", only, env=env)
     try:
         yield launcher, _wait_until_serving(launcher)
     finally:
@@ -68,7 +79,7 @@ def _pids(stack: dict[str, Any]) -> dict[str, int]:
 
 
 def test_the_life_of_a_stack(tmp_path: Path) -> None:
-    """Start; refuse a second; die by kill -9; clear up and start again; stop by Ctrl-C."""
+    """Start; refuse a second; serve another's; die by kill -9; start again; stop by Ctrl-C."""
     state = tmp_path / ".inferbus"
     with _serving(state) as (launcher, said):
         assert "to do: Kafka's jars, start Postgres, start Kafka, topics" in said
@@ -84,6 +95,18 @@ def test_the_life_of_a_stack(tmp_path: Path) -> None:
         assert "Inferbus already runs from the folder .inferbus" in error
         assert error.count("\n") == 1
         assert _pids(_stack(state)) == pids
+
+        named = {
+            "INFERBUS_KAFKA_BOOTSTRAP": stack["kafka"],
+            "INFERBUS_POSTGRES_URL": stack["postgres"],
+            "INFERBUS_VALKEY_URL": "redis://127.0.0.1:1/0",
+        }
+        other = tmp_path / "other"
+        with _serving(other, "kafka,postgres,valkey", named) as (guest, shown):
+            assert "to do: topics\n" in shown
+            told = _stack(other)
+            assert _pids(told) == {"launcher": guest.pid}
+            assert [told[name] for name in ("kafka", "postgres", "valkey")] == [*named.values()]
 
         launcher.send_signal(signal.SIGKILL)
         launcher.communicate(timeout=START_TIMEOUT_S)
@@ -121,9 +144,11 @@ def test_a_second_signal_kills_at_once(tmp_path: Path) -> None:
 
 def test_a_killed_server_is_started_again(tmp_path: Path) -> None:
     state = tmp_path / ".inferbus"
-    with _serving(state):
+    with _serving(state) as (launcher, _):
         before = _pids(_stack(state))
         os.kill(before["postgres"], signal.SIGKILL)
+        assert launcher.stdout is not None
+        assert any("postgres-0 ended with -9, restarting" in line for line in launcher.stdout)
         deadline = time.monotonic() + 20
         while (after := _pids(_stack(state))).get("postgres") in {None, before["postgres"]}:
             assert time.monotonic() < deadline
@@ -149,6 +174,7 @@ def test_ctrl_c_during_the_start_leaves_nothing(tmp_path: Path) -> None:
     [
         (("--only", "kafka,zebra"), "There is no part called zebra"),
         (("--only", "worker"), "The services need kafka (or INFERBUS_KAFKA_BOOTSTRAP)"),
+        (("--port-base", "70000"), "--port-base 70000 leaves no 4 ports: choose one from 1 to"),
         (("--only", "kafka", "--java", "/bin/echo"), "The Java given by --java has version"),
         (("--only", "kafka", "--java", "/nowhere"), "is not a Java runtime"),
     ],
@@ -171,6 +197,14 @@ def test_a_taken_port_is_one_sentence(tmp_path: Path) -> None:
     assert launcher.returncode == 1
     assert error.startswith(f"Port {port} on 127.0.0.1, where the gateway (HTTP) should listen")
     assert error.count("\n") == 1
+
+
+def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
+    if (before := small_disk.prefix(tmp_path, "8m")) is None:
+        pytest.skip(small_disk.NO_SMALL_DISK)
+    launcher = _up(tmp_path / ".inferbus", "--only", "postgres", before=before)
+    _, error = launcher.communicate(timeout=START_TIMEOUT_S)
+    assert (launcher.returncode, error) == (1, f"{DISK_FULL}\n")
 
 
 def test_another_format_is_one_sentence(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,12 +39,12 @@ def _four_free_ports() -> int:
 
 
 @contextmanager
-def _up(state: Path, base: int) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def _up(state: Path, base: int, *flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Run the launcher until its status line; yield it and what it said."""
     launcher = subprocess.Popen(
         [
             *(sys.executable, "-m", "inferbus_dev", "up"),
-            *("--state-dir", str(state), "--port-base", str(base)),
+            *("--state-dir", str(state), "--port-base", str(base), *flags),
         ],
         cwd=ROOT,
         env={**os.environ, "COLUMNS": "120"},
@@ -72,6 +73,19 @@ def _shows_real_answers(said: str) -> None:
     assert said.count("differs by") == N_SHOWN, said
     for model in ("breast-cancer", "digits", "minilm", "smollm2"):
         assert f"{model} version 1: " in said
+
+
+def _answers(model: str) -> None:
+    """Wait until a model that an earlier run registered is ready, and ask it."""
+    body = {"inputs": [{"name": "features", "datatype": "FP32", "shape": [1, 30]}]}
+    body["inputs"][0]["data"] = [1.0] * 30
+    with httpx.Client(trust_env=False, timeout=35) as client:
+        until_s = time.monotonic() + 60
+        while client.get(f"{model}/ready").status_code != httpx.codes.OK:
+            assert time.monotonic() < until_s
+            time.sleep(0.1)
+        answer = client.post(f"{model}/infer", json=body)
+    assert answer.status_code == httpx.codes.OK, answer.text
 
 
 def _stack(state: Path) -> dict[str, Any]:
@@ -109,7 +123,9 @@ def test_the_show_the_stop_and_what_is_left(tmp_path: Path) -> None:
         launcher.wait(10)
     assert (state / "stack.json").exists()
 
-    with _up(state, base) as (launcher, said):
-        _shows_real_answers(said)
+    with _up(state, base, "--no-models") as (launcher, said):
+        assert "sample models" not in said
+        assert "Real inputs" not in said
         assert all(processes.gone(pid) for pid in left)
+        _answers(f"http://127.0.0.1:{base}/v2/models/breast-cancer")
     assert launcher.returncode == 0
