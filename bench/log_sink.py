@@ -32,7 +32,7 @@ from inferbus_logger.migrate import migrate  # noqa: E402
 from inferbus_logger.partitions import Partitions  # noqa: E402
 from inferbus_logger.plan import Buffer  # noqa: E402
 from inferbus_logger.sink import Planned, Sink  # noqa: E402
-from tests.support import ledger, predictions, servers  # noqa: E402
+from tests.support import predictions, reconcile, servers  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results" / "log_sink.json"
 TOPIC = "bench"
@@ -153,7 +153,7 @@ async def _whole(infra: servers.Infra, count: int, repeats: int) -> dict[str, ob
             len(each) if isinstance(each, bytes) else each.ByteSize() for _, each in mixed
         ) / len(mixed)
         await predictions.produce(infra.kafka, topic, mixed)
-        ends = await ledger.end_offsets(infra.kafka, topic)
+        ends = await reconcile.end_offsets(infra.kafka, topic)
         async with servers.fresh_database(infra.postgres) as url:
             await migrate(url)
             rates.append(await _drain(infra.kafka, url, topic, sum(ends.values())))

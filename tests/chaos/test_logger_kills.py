@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from inferbus_logger import audit
-from tests.support import answer_topics, ledger, predictions
+from tests.support import answer_topics, predictions, reconcile
 from tests.support.forkserver import ForkServer
 from tests.support.logs import Log, forked, fresh_log, logger, until
 
@@ -64,21 +64,22 @@ async def _owner(
     rng: random.Random,
     first_rows_s: float,
     output: Path,
-) -> int:
-    """Start and kill one logger after another; return how many ended at a fail point."""
-    at_fail_points = 0
+) -> set[str]:
+    """Start and kill one logger after another; return the fail points at which one ended."""
+    reached: set[str] = set()
     for n in range(KILLS // len(OWNERS)):
         settings = {"log_partitions": partitions, "answer_tenants": tenant}
         # Every third is to kill itself at a certain place.
+        point = FAIL_POINTS[n // 3 % len(FAIL_POINTS)]
         if n % 3 == 0:
-            settings["fail_point"] = FAIL_POINTS[n // 3 % len(FAIL_POINTS)]
+            settings["fail_point"] = point
         pid = server.start(log.environment(**settings), output)
         if n % 3:
             await asyncio.sleep(first_rows_s * rng.uniform(0.1, 2.0))
-        else:
-            at_fail_points += await _reached(server, pid, 10 * first_rows_s)
+        elif await _reached(server, pid, 10 * first_rows_s):
+            reached.add(point)
         assert server.kill(pid) == -signal.SIGKILL, f"a logger ended by itself, see {output}"
-    return at_fail_points
+    return reached
 
 
 async def _reached(server: ForkServer, pid: int, timeout_s: float) -> bool:
@@ -130,17 +131,16 @@ async def test_rows_are_exact_whatever_dies(
             ]
             await asyncio.sleep(10 * first_s)
             await _crash_postgres(log)
-            at_fail_points = sum(await asyncio.gather(*owners))
+            reached = set().union(*await asyncio.gather(*owners))
         stop.set()
         wanted = await producing
-        ends = await ledger.end_offsets(log.bootstrap, log.topic)
+        ends = await reconcile.end_offsets(log.bootstrap, log.topic)
         middle = sum((await log.next_offsets()).values())
         async with logger(log, output, answer_tenants=tenant):
             await log.caught_up(180)
         await _check(log, wanted)
         await _check_copies(log, tenant)
-        # Else the kills hit loggers that had written nothing.
-        assert at_fail_points >= len(FAIL_POINTS), f"only {at_fail_points} fail points were reached"
+        assert reached == set(FAIL_POINTS)
         assert b'"fenced"' in output.read_bytes(), "the two owners never met"
         assert middle > sum(ends.values()) // 2, f"only {middle} were logged between the kills"
 
@@ -152,7 +152,7 @@ async def _check(log: Log, wanted: set[bytes]) -> None:
     assert set(ids) == wanted
     # Each duplicate says deadline_exceeded: the first terminal record by offset won.
     assert {row["outcome"] for row in rows} == {"ok"}
-    ends = await ledger.end_offsets(log.bootstrap, log.topic)
+    ends = await reconcile.end_offsets(log.bootstrap, log.topic)
     assert await log.next_offsets() == ends
     (counted,) = await log.fetch(
         "SELECT sum(n_rows + n_dups + n_nonterminal + n_quarantined) AS records, sum(n_dups) AS"
@@ -163,7 +163,7 @@ async def _check(log: Log, wanted: set[bytes]) -> None:
     assert counted["quarantined"] > 0
     report = await audit.verify(log.postgres_url, log.topic)
     assert report.findings == []
-    assert await ledger.chain_violations(log.postgres_url, log.topic) == []
+    assert await reconcile.chain_violations(log.postgres_url, log.topic) == []
 
 
 async def _check_copies(log: Log, tenant: str) -> None:

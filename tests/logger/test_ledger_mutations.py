@@ -20,10 +20,12 @@ from inferbus_schemas import ids
 from inferbus_schemas import messages as m
 from tests.support import predictions
 from tests.support.forkserver import ForkServer
-from tests.support.ledger import Ledger, Live, Violation, check_ledger
+from tests.support.ledger import OUTCOME_UNKNOWN, Ledger
 from tests.support.logs import Log, forked, fresh_log
+from tests.support.reconcile import Live, Violation, check_ledger
 
 VICTIM = "k-7"
+UNKNOWN = {20: "reset by peer", 21: "reset by peer", 22: OUTCOME_UNKNOWN}
 STATUS = {m.OUTCOME_OK: 200, m.OUTCOME_FAILED: 500, m.OUTCOME_DEADLINE_EXCEEDED: 504}
 
 
@@ -55,8 +57,8 @@ async def _make(
         for n, ((_, made), (partition, offset)) in enumerate(zip(records, receipts, strict=False)):
             key = made.client_request_id
             ledger.sent(key, made.input_sha256.hex())
-            if n in {20, 21}:
-                ledger.unknown(key, "reset by peer")
+            if n in UNKNOWN:
+                ledger.unknown(key, UNKNOWN[n])
                 continue
             ledger.answered(
                 key,
@@ -137,6 +139,16 @@ DAMAGE = {
         """ALTER TABLE log.predictions DROP CONSTRAINT predictions_pkey CASCADE;
         INSERT INTO log.predictions
         SELECT * FROM log.predictions WHERE client_request_id = 'k-7'""",
+    ),
+    "drop the row of an unknown outcome": (
+        {"I3", "I4", "I5"},
+        "DELETE FROM log.predictions WHERE client_request_id = 'k-22'",
+    ),
+    "double the row of an unknown outcome": (
+        {"I3", "I4", "I5"},
+        """INSERT INTO log.predictions
+        SELECT (jsonb_populate_record(p, jsonb_build_object('request_id', gen_random_uuid()))).*
+        FROM log.predictions AS p WHERE client_request_id = 'k-22'""",
     ),
     "double an unanswered row": (
         {"I3", "I4", "I5"},
@@ -281,4 +293,4 @@ def test_a_torn_line_is_left_out(tmp_path: Path) -> None:
         one.unknown("a", "timed out")
     path.write_bytes(path.read_bytes() + b"S b 0")
     entries = ledger.read(path)
-    assert (set(entries.sent), entries.unknown) == ({"a"}, {"a"})
+    assert (set(entries.sent), entries.unknown) == ({"a"}, {"a": "timed_out"})

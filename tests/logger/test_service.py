@@ -23,7 +23,7 @@ from inferbus_dev.ports import free_port
 from inferbus_dev.topics import create_topics
 from inferbus_logger import audit
 from inferbus_logger.rewind import rewind
-from tests.support import ledger, predictions
+from tests.support import predictions, reconcile
 from tests.support.forkserver import ForkServer
 from tests.support.logs import Log, forked, fresh_log, http, until
 from tests.support.proxy import Proxy
@@ -224,7 +224,7 @@ async def test_another_record_in_the_last_place_stops_the_partition(
         _, metrics = await http(port, "/metrics")
         assert b"inferbus_log_stopped_partitions 1.0" in metrics
         # The others go on.
-        ends = await ledger.end_offsets(log.bootstrap, log.topic) | {1: offset}
+        ends = await reconcile.end_offsets(log.bootstrap, log.topic) | {1: offset}
         await until(lambda: _at(log, ends))
 
 

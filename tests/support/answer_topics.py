@@ -14,7 +14,7 @@ from aiokafka.structs import TopicPartition
 
 from inferbus_dev.topics import create_topics
 from inferbus_schemas import topics
-from tests.support import ledger
+from tests.support import reconcile
 
 
 def name(tenant: str) -> str:
@@ -38,7 +38,7 @@ async def tenant(bootstrap: str, **config: str) -> str:
 
 async def records(bootstrap: str, topic: str) -> list[Any]:
     """Return all records that a topic has now, in the order of partitions and offsets."""
-    ends = await ledger.end_offsets(bootstrap, topic)
+    ends = await reconcile.end_offsets(bootstrap, topic)
     if not any(ends.values()):
         return []  # aiokafka stumbles over an end before its first read
     consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, auto_offset_reset="earliest")

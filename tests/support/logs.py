@@ -19,7 +19,7 @@ from pathlib import Path
 import asyncpg
 
 from inferbus_logger.migrate import migrate
-from tests.support import ledger, servers
+from tests.support import reconcile, servers
 from tests.support.forkserver import ForkServer
 
 
@@ -49,7 +49,7 @@ class Log:
         Raises:
             TimeoutError: it does not come so far.
         """
-        ends = await ledger.end_offsets(self.bootstrap, self.topic)
+        ends = await reconcile.end_offsets(self.bootstrap, self.topic)
         deadline_s = asyncio.get_running_loop().time() + timeout_s
         while (found := await self.next_offsets()) != ends:
             if asyncio.get_running_loop().time() > deadline_s:

@@ -26,7 +26,8 @@ from inferbus_dev.stack import Stack
 from inferbus_models import samples
 from inferbus_schemas import topics
 from tests.support import forkserver, traffic
-from tests.support.ledger import Ledger, end_offsets
+from tests.support.ledger import Ledger
+from tests.support.reconcile import end_offsets
 from tests.support.sample_models import model_folder
 
 

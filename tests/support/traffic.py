@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import httpx
 
-from tests.support.ledger import Ledger
+from tests.support.ledger import OUTCOME_UNKNOWN, Ledger
 
 
 @dataclass(slots=True)
@@ -37,8 +37,8 @@ class Seen:
 def note(ledger: Ledger, key: str, answer: httpx.Response) -> bool:
     """Write down an answer; False where it says that the outcome is unknown."""
     said = answer.headers
-    if said.get("x-inferbus-error-code") == "outcome_unknown":
-        ledger.unknown(key, "outcome_unknown")
+    if said.get("x-inferbus-error-code") == OUTCOME_UNKNOWN:
+        ledger.unknown(key, OUTCOME_UNKNOWN)
         return False
     accepted = "x-inferbus-receipt" in said
     ledger.answered(
@@ -142,7 +142,7 @@ class Traffic:
     def _note(self, key: str, which: int, answer: httpx.Response) -> None:
         self.seen.statuses[answer.status_code] += 1
         if not note(self._ledger, key, answer):
-            self.seen.unknown["outcome_unknown"] += 1
+            self.seen.unknown[OUTCOME_UNKNOWN] += 1
             return
         version = answer.headers.get("x-inferbus-model-version", "-")
         if answer.status_code != 200:

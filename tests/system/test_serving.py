@@ -19,7 +19,8 @@ from tests.support import stacks
 from tests.support.balancer import Balancer
 from tests.support.collector import Collector, collecting
 from tests.support.https_origin import HttpsOrigin
-from tests.support.ledger import Ledger, Live, check_ledger
+from tests.support.ledger import Ledger
+from tests.support.reconcile import Live, check_ledger
 from tests.support.sample_models import model_folder
 from tests.support.traffic import Traffic
 from tests.system import job_and_deaths, traces
