@@ -34,6 +34,10 @@ async def test_three_real_models_answer_what_the_original_libraries_say(side: Si
             (request(model, 1, golden_request(golden)), golden, manifest)
             for golden in manifest.golden
         ]
+    (lease,) = side.fleet.workers(side.pool)
+    memory = {one.model: one.memory_bytes for one in lease.beat.worker.residents}
+    assert memory.keys() == {model for model, _ in models.values()}
+    assert min(memory.values()) > 1 << 20, "a beat does not say what an engine takes"
     await side.send(inbox, *(one for one, _, _ in asked))
     for one, golden, manifest in asked:
         said = await side.answer(one.id)
