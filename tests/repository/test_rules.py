@@ -23,6 +23,7 @@ MACHINE_PATH = re.compile(r"(^|[^A-Za-z0-9_.])/(work|farm)/|/(root|home/[a-z]+)/
 UNSAFE = {"pickle", "cPickle", "dill", "joblib", "marshal", "shelve"}
 UNSAFE_CALLS = {("yaml", "load"), ("torch", "load"), ("np", "load"), ("numpy", "load")}
 UNSAFE_NAMES = {"eval", "exec"}
+METRIC = re.compile("(Counter|Gauge|Histogram|Summary|Info|Enum|.*MetricFamily)$")
 
 
 def _tracked(*patterns: str) -> list[Path]:
@@ -198,3 +199,68 @@ def test_the_environment_is_read_in_settings_only() -> None:
         if path.name not in allowed and re.search(r"os\.(environ|getenv)", path.read_text()):
             found.append(path.relative_to(ROOT))
     assert not found
+
+
+def _metrics_made(source: str) -> list[int]:
+    """Return the lines on which metrics of `prometheus_client` are made."""
+    tree = ast.parse(source)
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            package = (node.module or "").partition(".")[0]
+            found = [one for one in node.names if METRIC.match(one.name)]
+        else:
+            package = "prometheus_client"
+            found = node.names if isinstance(node, ast.Import) else []
+            found = [one for one in found if one.name.partition(".")[0] == package]
+        if package == "prometheus_client":
+            names |= {one.asname or one.name.partition(".")[0] for one in found}
+    return [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func).partition(".")[0] in names
+        and METRIC.match(ast.unparse(node.func).rpartition(".")[2])
+    ]
+
+
+def test_metrics_are_named_in_one_module() -> None:
+    assert _metrics_made("from prometheus_client import Counter as C, Gauge\nx: C\nGauge('a')") == [
+        3
+    ]
+    assert _metrics_made("import prometheus_client as p\np.Counter('a')\np.start()") == [2]
+    assert _metrics_made("import prometheus_client.core\nprometheus_client.core.Info('a')") == [2]
+    assert not _metrics_made("from collections import Counter\nCounter('a')")
+    metrics = ROOT / "kit" / "inferbus_kit" / "metrics.py"
+    assert {path for path in _shipped() if _metrics_made(path.read_text())} == {metrics}
+
+
+def _bases(path: Path) -> dict[str, set[str]]:
+    """Return each class of a module, and the last word of each of its bases."""
+    return {
+        node.name: {ast.unparse(base).rpartition(".")[2] for base in node.bases}
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    }
+
+
+def test_errors_with_a_code_stand_in_one_place_per_package() -> None:
+    classes = {path: _bases(path) for path in _shipped()}
+    coded = {"InferbusError"}
+    while True:
+        more = {
+            name for found in classes.values() for name, bases in found.items() if bases & coded
+        }
+        if more <= coded:
+            break
+        coded |= more
+    holders = [path for path, found in classes.items() if coded & found.keys()]
+    assert not [path for path in holders if "errors" not in {path.stem, path.parent.name}]
+    places = {path.parent if path.parent.name == "errors" else path for path in holders}
+    packages = [path.parent.name for path in places]
+    assert sorted(packages) == [
+        "inferbus_gateway",
+        "inferbus_kit",
+        "inferbus_registry",
+        "inferbus_worker",
+    ]

@@ -10,7 +10,8 @@ import pytest
 from inferbus_kit.errors import StartupError
 from inferbus_kit.objects import open_store
 from inferbus_schemas.manifest import FileEntry, Manifest, Signature, TensorSpec
-from inferbus_worker.artifacts import ArtifactError, Artifacts, blob_path
+from inferbus_worker.artifacts import Artifacts, blob_path
+from inferbus_worker.errors import ArtifactError
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,10 +14,11 @@ import pytest
 from inferbus_schemas import manifest as manifests
 from inferbus_schemas import tensors
 from inferbus_worker.engines import golden, wire
-from inferbus_worker.engines.contract import EngineError, EngineSpec
+from inferbus_worker.engines.contract import EngineSpec
 from inferbus_worker.engines.host import EngineHost
 from inferbus_worker.engines.patience import Patience
 from inferbus_worker.engines.process import Death, EngineProcess
+from inferbus_worker.errors import EngineError
 from tests.support import onnx_graphs
 from tests.support.sample_models import model_folder
 

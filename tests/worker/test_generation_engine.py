@@ -16,8 +16,9 @@ from inferbus_schemas import generation, tensors
 from inferbus_schemas import manifest as manifests
 from inferbus_schemas import messages as m
 from inferbus_worker.engines import wire
-from inferbus_worker.engines.contract import EngineError, EngineSpec
+from inferbus_worker.engines.contract import EngineSpec
 from inferbus_worker.engines.host import EngineHost
+from inferbus_worker.errors import EngineError
 from tests.support.sample_models import model_folder
 from tests.worker.test_engines import Listener, until
 

@@ -11,9 +11,9 @@ from inferbus_kit.health import Health
 from inferbus_kit.metrics import worker_metrics
 from inferbus_kit.telemetry import Tracing
 from inferbus_schemas import messages as m
-from inferbus_worker.artifacts import ArtifactError
 from inferbus_worker.control.desired import Version
 from inferbus_worker.control.residents import EngineLimits, Residents
+from inferbus_worker.errors import ArtifactError
 from inferbus_worker.hot.loops import Loops
 from inferbus_worker.hot.spans import Spans
 from inferbus_worker.hot.tokens import TokenSender

@@ -26,7 +26,7 @@ from inferbus_worker.control.holding import Key, versions_to_hold
 from inferbus_worker.control.residents import Residents
 from inferbus_worker.control.tenure import Tenure
 from inferbus_worker.engines.child import memory_bytes
-from inferbus_worker.engines.contract import EngineError
+from inferbus_worker.errors import EngineError
 from inferbus_worker.hot.cancellations import Cancellations
 from inferbus_worker.hot.consume import Desk
 from inferbus_worker.hot.emit import Emitter

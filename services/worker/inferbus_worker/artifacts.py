@@ -19,18 +19,12 @@ import obstore
 import structlog
 from obstore.store import ObjectStore
 
-from inferbus_kit.errors import InferbusError
 from inferbus_schemas.manifest import FileEntry, Manifest, version_sha256
+from inferbus_worker.errors import ArtifactError
 
 _log = structlog.get_logger("artifacts")
 
 _CHUNK_BYTES = 4 << 20
-
-
-class ArtifactError(InferbusError):
-    """A file of a version is not to be had, or is not what its digest says."""
-
-    code = "artifact_unavailable"
 
 
 def blob_path(sha256: str) -> str:

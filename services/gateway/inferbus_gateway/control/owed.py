@@ -6,9 +6,18 @@ tenant has to wait before another submission of it is handed to a worker.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from inferbus_gateway.control.jobs.spent import KEPT_MS, MINUTE_MS, Spent
-from inferbus_kit.consume import Record
 from inferbus_schemas import messages as m
+
+
+class Record(Protocol):
+    """What a record of `access.spent` is read for; `timestamp` in ms since 1970."""
+
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
 
 
 class Owed:

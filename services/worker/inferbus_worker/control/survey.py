@@ -14,16 +14,11 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
-from inferbus_kit.errors import BusUnavailableError, InferbusError
+from inferbus_kit.errors import BusUnavailableError
 from inferbus_kit.kafka import client_options
+from inferbus_worker.errors import NoTopicError
 
 _TIMEOUT_S = 5.0
-
-
-class NoTopicError(InferbusError):
-    """The pool has no topic for requests."""
-
-    code = "no_topic"
 
 
 @dataclass(frozen=True, slots=True)

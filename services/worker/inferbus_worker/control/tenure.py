@@ -22,7 +22,8 @@ from inferbus_kit.lifecycle import cancel
 from inferbus_kit.metrics import WorkerMetrics
 from inferbus_schemas import messages as m
 from inferbus_worker.control import lease as leases
-from inferbus_worker.control.survey import NoTopicError, Sight, Survey
+from inferbus_worker.control.survey import Sight, Survey
+from inferbus_worker.errors import NoTopicError
 from inferbus_worker.hot.consume import Inbox
 from inferbus_worker.hot.loops import Loops
 

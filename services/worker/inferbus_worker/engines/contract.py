@@ -10,16 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from inferbus_kit.errors import InferbusError
 from inferbus_schemas.manifest import Manifest
 from inferbus_worker.engines import wire
 from inferbus_worker.engines.process import Death
-
-
-class EngineError(InferbusError):
-    """The version cannot be run here; the message says why."""
-
-    code = "engine_failed"
 
 
 class Listener(Protocol):

@@ -15,8 +15,9 @@ import structlog
 
 from inferbus_kit.lifecycle import cancel, watched
 from inferbus_worker.engines import golden, patience, wire
-from inferbus_worker.engines.contract import EngineError, EngineSpec, Listener
+from inferbus_worker.engines.contract import EngineSpec, Listener
 from inferbus_worker.engines.process import Answer, Death, EngineProcess
+from inferbus_worker.errors import EngineError
 
 _log = structlog.get_logger("engine")
 
