@@ -1,9 +1,10 @@
 """11,400 hostile requests and 3,600 hostile gRPC calls against a running stack.
 
-None may end in a 500, INTERNAL or UNKNOWN, in silence, in a telling word, or grow the gateway by
-50 MB; the exit code says so. Models are not loaded or unloaded, which would end the rest. All comes
-from seeds, so a finding can be made again. Memory is read after others that fill caches, and at the
-end, each time once the transports have given back what they hold for large messages.
+None may end in a 500, INTERNAL or UNKNOWN, in silence, in a telling word, grow the gateway by
+50 MB for good or by 256 MiB for a moment; the exit code says so. Models are not loaded or unloaded,
+which would end the rest. All comes from seeds, so a finding can be made again. Memory is read after
+others that fill caches, and at the end, each time once the transports have given back what they
+hold for large messages.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bench.deployed import deployed
-from bench.record import memory_mib, store
+from bench.record import memory_mib, peak_mib, reset_peak, store
 from inferbus_dev.stack import Stack
 from tests.support import hostile, hostile_rpc
 
@@ -28,6 +29,8 @@ CONNECTIONS = 6
 SETTLE_S = 5.0
 SEED = 20261126
 MOST_GROWTH_MIB = 50e6 / 2**20
+MOST_PEAK_MIB = 256.0
+"""Bodies of all connections on their way, and what one of them becomes while it is read."""
 
 
 async def measure() -> dict[str, object]:
@@ -56,6 +59,7 @@ async def _requests(stack: Stack, pid: int) -> dict[str, object]:
 
     await throw(WARM, SEED)
     before_mib = memory_mib([pid])
+    peak = _Peak(pid)
     start_s = time.monotonic()
     await throw(N, SEED + 1)
     spent_s = time.monotonic() - start_s
@@ -69,6 +73,7 @@ async def _requests(stack: Stack, pid: int) -> dict[str, object]:
         "broken": [what for what, _, _ in tally.broken],
         "seconds": round(spent_s, 1),
         "gateway_memory_mib": {"before": before_mib, "after": memory_mib([pid])},
+        "gateway_peak_mib": peak.figures(),
     }
 
 
@@ -86,6 +91,7 @@ async def _calls(stack: Stack, pid: int) -> dict[str, object]:
 
     await throw(RPC_WARM, SEED)
     before_mib = await _settled_mib(pid)
+    peak = _Peak(pid)
     start_s = time.monotonic()
     await throw(RPC_N, SEED + 1)
     spent_s = time.monotonic() - start_s
@@ -97,7 +103,21 @@ async def _calls(stack: Stack, pid: int) -> dict[str, object]:
         "broken": [what for what, _, _ in tally.broken],
         "seconds": round(spent_s, 1),
         "gateway_memory_mib": {"before": before_mib, "after": await _settled_mib(pid)},
+        "gateway_peak_mib": peak.figures(),
     }
+
+
+class _Peak:
+    """Looks for the most resident memory of a process from now on."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        reset_peak(pid)
+        self._before_mib = peak_mib(pid)
+
+    def figures(self) -> dict[str, float]:
+        """Return what it had at the start, and the most that it had since."""
+        return {"before": self._before_mib, "peak": peak_mib(self._pid)}
 
 
 async def _settled_mib(pid: int) -> float:
@@ -114,6 +134,9 @@ def findings(figures: Any) -> list[str]:
         grown_mib = memory_mib["after"] - memory_mib["before"]
         if grown_mib >= MOST_GROWTH_MIB:
             found.append(f"the gateway grew by {grown_mib:.1f} MiB over the {what}")
+        peak = part["gateway_peak_mib"]
+        if (risen_mib := peak["peak"] - peak["before"]) >= MOST_PEAK_MIB:
+            found.append(f"the gateway rose by {risen_mib:.1f} MiB during the {what}")
     if not figures["gateway_still_the_same_process"]:
         found.append("the gateway is another process")
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -53,6 +54,22 @@ def store(name: str, figures: Any) -> Path:
     }
     path.write_text(json.dumps(whole, indent=1) + "\n")
     return path
+
+
+def reset_peak(pid: int) -> None:
+    """Begin anew to look for the most memory of a process, where the system can."""
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def peak_mib(pid: int) -> float:
+    """Return the most resident memory of a process since `reset_peak`; 0 where none can tell."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    (kib,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
+    return round(int(kib) / 1024, 1)
 
 
 def memory_mib(pids: list[int]) -> float:

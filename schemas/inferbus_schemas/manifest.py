@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from inferbus_schemas import generation, names
+from inferbus_schemas import generation, json_bounds, names
 
 MANIFEST_NAME = "manifest.json"
 """The file in a model folder that holds the manifest."""
@@ -138,9 +138,15 @@ def parse(raw: bytes) -> Manifest:
         ManifestError: it is not JSON, lacks a field, or names a file or format that is refused.
     """
     try:
+        json_bounds.check(raw)
         manifest = msgspec.json.decode(raw, type=Manifest)
         names.check_model(manifest.model)
-    except (msgspec.MsgspecError, names.InvalidNameError, RecursionError) as error:
+    except (
+        json_bounds.TooManyPartsError,
+        msgspec.MsgspecError,
+        names.InvalidNameError,
+        RecursionError,
+    ) as error:
         raise ManifestError(f"manifest.json: {error}") from error
     seen: set[str] = set()
     for entry in manifest.files:

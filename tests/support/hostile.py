@@ -22,7 +22,7 @@ from typing import Any
 import httpx
 
 from inferbus_gateway.hot.fit import MAX_ROWS
-from tests.support.hostile_shapes import JSON, Shape, shapes
+from tests.support.hostile_shapes import JSON, PARTS, Shape, many, shapes
 
 SILENCE_S = 5.0
 """An answer that takes longer counts as a hang."""
@@ -69,7 +69,18 @@ def requests(seed: int, file: str = "file-none") -> Iterator[bytes]:
     chance = random.Random(seed)
     every = shapes(file)
     quick = [shape for shape in every if not shape.generates]
-    json_kinds = (_json, _json, _json, _text, _binary, _encoded, _headed, _addressed, _rows)
+    json_kinds = (
+        _json,
+        _json,
+        _json,
+        _text,
+        _binary,
+        _encoded,
+        _headed,
+        _addressed,
+        _rows,
+        _filled,
+    )
     while True:
         # Text takes its time: a fifth of the requests may ask for some.
         shape = chance.choice(every if chance.random() < _GENERATING else quick)
@@ -176,6 +187,17 @@ def _rows(chance: random.Random, _shape: Shape) -> bytes:
         return _wire("/v2/models/minilm/infer", json.dumps({"inputs": [tensor]}).encode())
     tensor = {"name": "features", "datatype": "FP32", "shape": [count, 30], "data": [0]}
     return _wire("/v2/models/breast-cancer/infer", json.dumps({"inputs": [tensor]}).encode())
+
+
+def _filled(chance: random.Random, shape: Shape) -> bytes:
+    """Put what becomes many times as much in memory in some place, known or not."""
+    body = json.loads(shape.raw)
+    place, name = body, chance.choice((*body, "x"))
+    if "inputs" in body and chance.random() < 0.5:
+        place, name = body["inputs"][0], chance.choice(("data", "shape", "name", "parameters"))
+    place[name] = "\x00"
+    part = many(chance.choice(PARTS), chance.choice((64 << 10, 512 << 10, (4 << 20) - 2000)))
+    return _wire(shape.path, json.dumps(body).encode().replace(b'"\\u0000"', part))
 
 
 def _packed(data: bytes) -> bytes:

@@ -31,6 +31,11 @@ _ROWS = b"".join(
     json.dumps(row).encode() + b"\n"
     for row in ({"features": _ROW["data"]}, {"id": "x", "inputs": [_ROW]})
 )
+PARTS = (
+    *(b"[]", b"{}", b'{"":{}}', b'{"a":0}', b'{"a":[]}', b"[1]", b"[999]", b"999", b"1e9", b"5"),
+    *(b'"ab"', b'"a"', '"\u0100"'.encode(), '"\U0001f600"'.encode()),
+)
+"""Of JSON, each many times as large in memory as on the wire."""
 JSON, _JSON_LINES = "application/json", "application/x-ndjson"
 
 
@@ -51,6 +56,11 @@ class Shape:
     def generates(self) -> bool:
         """Whether an answer takes its time: text."""
         return b"smollm2" in self.raw or "smollm2" in self.path
+
+
+def many(part: bytes, n_bytes: int) -> bytes:
+    """Return a list of about `n_bytes` that holds a part as often as they allow."""
+    return b"[" + b",".join([part] * (n_bytes // (len(part) + 1))) + b"]"
 
 
 def _form(boundary: str) -> bytes:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, ValidationError
 from inferbus_gateway import errors
 from inferbus_gateway.api.views import AllStatistics, ModelConfig, ModelIndex, Views
 from inferbus_gateway.control.repository import ModelRepository
+from inferbus_schemas import json_bounds
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -153,6 +154,9 @@ async def _read(request: Request, kind: type[T]) -> T:
     """
     raw = await request.body()
     try:
+        json_bounds.check(raw)
         return kind.model_validate_json(raw) if raw else kind()
+    except json_bounds.TooManyPartsError as error:
+        raise errors.InvalidRequestError(str(error)) from None
     except ValidationError:
         raise errors.InvalidRequestError("the body does not fit this route; see /docs") from None

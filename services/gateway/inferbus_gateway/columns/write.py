@@ -7,6 +7,7 @@ without the dimension of rows.
 
 from __future__ import annotations
 
+import math
 import struct
 from typing import Any, BinaryIO
 
@@ -99,8 +100,9 @@ def _fields(row: m.RowResult, outputs: tuple[TensorSpec, ...]) -> dict[str, Any]
 def _value(one: m.Tensor) -> Any:
     """Return a tensor of one row as a scalar or nested lists."""
     values = _values(one.data, one.datatype, tensors.n_elements(one.shape))
-    for dim in reversed(one.shape[1:]):
-        values = [values[at : at + dim] for at in range(0, len(values), dim)] if dim else [[]]
+    for rank in range(len(one.shape) - 1, 0, -1):
+        dim, n_lists = one.shape[rank], math.prod(one.shape[:rank])
+        values = [values[at * dim : (at + 1) * dim] for at in range(n_lists)]
     return values[0]
 
 

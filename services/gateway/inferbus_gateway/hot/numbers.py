@@ -28,7 +28,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from inferbus_schemas import tensors
+from inferbus_schemas import json_bounds, tensors
 
 BINARY_ONLY: Final = frozenset({"FP16", "BF16"})
 """Datatypes without a JSON form."""
@@ -58,8 +58,6 @@ _ELEMENTS: Final[dict[str, Any]] = {
 
 _FLOATS: Final = frozenset({"FP32", "FP64"})
 _NESTED: Final = re.compile(rb"\[\s*\[")
-_CHARACTERS_PER_ELEMENT: Final = 64
-"""Text longer than this per element is counted before it becomes Python objects."""
 
 
 class NumbersError(ValueError):
@@ -80,7 +78,7 @@ def pack(text: msgspec.Raw, datatype: str, shape: Sequence[int], count: int) -> 
     """
     if datatype in BINARY_ONLY:
         raise NumbersError(f"{datatype} has no JSON form; send it as binary data")
-    _check_amount(text, datatype, shape, count)
+    _check_amount(text, count)
     nested = len(shape) > 1 and _NESTED.match(text) is not None
     try:
         values = _decoder(datatype, len(shape) if nested else 1).decode(text)
@@ -162,14 +160,13 @@ def unpack(data: bytes, datatype: str, count: int) -> Sequence[Any] | msgspec.Ra
     return values
 
 
-def _check_amount(text: msgspec.Raw, datatype: str, shape: Sequence[int], count: int) -> None:
-    """Refuse text with far more elements than `count` before each becomes an object."""
-    size = memoryview(text).nbytes
-    if size <= _CHARACTERS_PER_ELEMENT * (count + 1) or datatype == "BYTES":
+def _check_amount(text: msgspec.Raw, count: int) -> None:
+    """Refuse text with more elements than `count` before each becomes an object."""
+    if memoryview(text).nbytes <= json_bounds.SMALL_BYTES:
         return
-    found = bytes(text).count(b",") + 1
-    # An empty tensor, nested, still has commas between its empty lists.
-    if found > math.prod(max(dim, 1) for dim in shape):
+    if count == 0:
+        raise NumbersError("the shape says 0 elements; send data as []")
+    if (found := json_bounds.n_elements(bytes(text), count)) > count:
         raise NumbersError(f"the shape says {count} elements, data has about {found}")
 
 

@@ -12,9 +12,14 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from inferbus_schemas import json_bounds
+
 MAX_CLASSES: Final = 1_000
 """The most classes of an output that a request may ask for."""
 _SHOWN_CHARACTERS: Final = 64
+_MAX_SHAPE_BYTES: Final = 1024
+_MAX_REST_BYTES: Final = 8 << 20
+"""What a request without the elements of its tensors may become when it is read once more."""
 
 Natural = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 """An int64 that counts something."""
@@ -74,7 +79,29 @@ class Request(msgspec.Struct, frozen=True):
     outputs: list[Output] | None = None
 
 
-_decode = msgspec.json.Decoder(Request).decode
+class _RoughInput(msgspec.Struct, frozen=True):
+    """An `Input` whose shape may be of any length."""
+
+    name: str
+    shape: msgspec.Raw
+    datatype: str
+    data: msgspec.Raw | UnsetType = UNSET
+    parameters: InputParameters | None = None
+
+
+class _Rough(msgspec.Struct, frozen=True):
+    """A `Request` of which nothing was made that could be many times its text."""
+
+    inputs: list[_RoughInput]
+    id: str | None = None
+    parameters: Parameters | None = None
+    outputs: msgspec.Raw | None = None
+
+
+_decode_small = msgspec.json.Decoder(Request).decode
+_decode_rough = msgspec.json.Decoder(_Rough).decode
+_shape = msgspec.json.Decoder(tuple[Natural, ...]).decode
+_outputs = msgspec.json.Decoder(list[Output] | None).decode
 
 
 def decode(text: bytes) -> Request:
@@ -84,8 +111,11 @@ def decode(text: bytes) -> Request:
         BodyError: it is not JSON in UTF-8, a known key is missing or has another type, or a key
             is given twice in one object.
     """
+    small = len(text) <= json_bounds.SMALL_BYTES
     try:
-        request = _decode(text)
+        request = _decode_small(text) if small else _decode_large(text)
+    except json_bounds.TooManyPartsError as error:
+        raise BodyError(str(error)) from None
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise BodyError(f"the body is not an inference request: {error}") from None
     # msgspec takes the last of equal keys in silence. Each string that the request shows explains
@@ -93,11 +123,15 @@ def decode(text: bytes) -> Request:
     # escapes or doubles, and only then is the text read once more.
     if text.count(b'"') != _n_quotes(request):
         try:
+            rest = _without_elements(text, request)
+            json_bounds.check(rest, _MAX_REST_BYTES)
             json.loads(
-                text.decode(), object_pairs_hook=_refuse_doubles, parse_int=str, parse_float=str
+                rest.decode(), object_pairs_hook=_refuse_doubles, parse_int=str, parse_float=str
             )
         except BodyError:
             raise
+        except json_bounds.TooManyPartsError as error:
+            raise BodyError(str(error)) from None
         except (ValueError, RecursionError):
             raise BodyError("the body is not JSON in UTF-8") from None
     return request
@@ -106,6 +140,36 @@ def decode(text: bytes) -> Request:
 def show(name: str) -> str:
     """Return a client's word for a message, cut to a length that people read."""
     return repr(name[:_SHOWN_CHARACTERS])
+
+
+def _decode_large(text: bytes) -> Request:
+    """Return the request in a text that could become many times as much."""
+    rough = _decode_rough(text)
+    inputs = []
+    for item in rough.inputs:
+        if memoryview(item.shape).nbytes > _MAX_SHAPE_BYTES:
+            raise BodyError(f"input {show(item.name)}: its shape is too long")
+        shape = _shape(item.shape)
+        inputs.append(Input(item.name, shape, item.datatype, item.data, item.parameters))
+    outputs = None
+    if rough.outputs is not None:
+        json_bounds.check(bytes(rough.outputs))
+        outputs = _outputs(rough.outputs)
+    return Request(inputs, rough.id, rough.parameters, outputs)
+
+
+def _without_elements(text: bytes, request: Request) -> bytes:
+    """Return the text with a number in the place of each long `data`."""
+    parts, at = [], 0
+    for item in request.inputs:
+        if item.data is UNSET or memoryview(item.data).nbytes <= _MAX_SHAPE_BYTES:
+            continue
+        data = bytes(item.data)
+        # Inputs stand in the order of the text, so none is behind where this is found.
+        found = text.index(data, at)
+        parts.append(text[at:found])
+        at = found + len(data)
+    return b"0".join((*parts, text[at:]))
 
 
 def _n_quotes(request: Request) -> int:

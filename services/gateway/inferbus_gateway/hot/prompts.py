@@ -15,8 +15,8 @@ import msgspec
 from inferbus_gateway.errors import ParameterError
 from inferbus_gateway.hot import fit, prompt_lists, schemas
 from inferbus_schemas import generation as limits
+from inferbus_schemas import json_bounds, tensors
 from inferbus_schemas import messages as m
-from inferbus_schemas import tensors
 
 Body = dict[str, Any]
 
@@ -71,10 +71,13 @@ def decode(raw: bytes) -> Body:
     """Return a body as an object.
 
     Raises:
-        ParameterError: it is none.
+        ParameterError: it is none, or would become too much.
     """
     try:
+        json_bounds.check(raw)
         body = msgspec.json.decode(raw)
+    except json_bounds.TooManyPartsError as error:
+        raise ParameterError("", str(error)) from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         raise ParameterError("", "the body is not valid JSON") from None
     if not isinstance(body, dict):

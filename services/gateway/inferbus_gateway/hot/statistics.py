@@ -2,7 +2,7 @@
 
 In: the end of each accepted request. Out: `Figures` of each version. Pure; flat sums, since every
 request pays for them. An execution is counted by the request whose rows come first in its batch, so
-that the sum over all gateways is the number of batches.
+that it is counted once at most, and not at all where rows of a job or a submission come first.
 """
 
 from __future__ import annotations

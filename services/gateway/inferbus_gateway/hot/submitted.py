@@ -18,7 +18,7 @@ from inferbus_gateway import errors
 from inferbus_gateway.hot.fit import MAX_ID_CHARACTERS
 from inferbus_gateway.hot.route import Routes
 from inferbus_kit.consume import Record
-from inferbus_schemas import envelope, ids, names
+from inferbus_schemas import envelope, ids, json_bounds, names
 from inferbus_schemas import messages as m
 
 MAX_AGE_MS = 600_000
@@ -74,6 +74,7 @@ def read(record: Record, now_ms: float) -> m.Submission:
         if kind == _JSON:
             if len(value) > MAX_JSON_BYTES:
                 raise UnreadableSubmissionError("JSON may have 1 MiB at most; write Protobuf")
+            json_bounds.check(value)
             said: m.Submission = json_format.Parse(value, m.Submission(), max_recursion_depth=20)
         elif kind in _PROTOBUF:
             said = m.Submission.FromString(value)
@@ -81,6 +82,8 @@ def read(record: Record, now_ms: float) -> m.Submission:
             raise UnreadableSubmissionError(
                 "content-type must be application/protobuf or application/json"
             )
+    except json_bounds.TooManyPartsError as error:
+        raise UnreadableSubmissionError(f"{error}; write Protobuf") from error
     except (DecodeError, json_format.ParseError, UnicodeDecodeError, RecursionError) as error:
         raise UnreadableSubmissionError(f"it is no Submission: {str(error)[:200]}") from error
     if not 0 < len(said.requests) <= MAX_REQUESTS:

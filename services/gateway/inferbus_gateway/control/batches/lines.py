@@ -15,6 +15,7 @@ import msgspec
 from inferbus_gateway.errors import InferbusError, ParameterError
 from inferbus_gateway.hot import dialects, embeddings, kinds
 from inferbus_gateway.hot.route import Target
+from inferbus_schemas import json_bounds
 from inferbus_schemas import messages as m
 
 MAX_LINES = 50_000
@@ -102,12 +103,7 @@ class LineReader:
             raise _WrongError("too_many_lines", f"a batch has at most {MAX_LINES} lines", "")
         if line is None:
             raise _WrongError("invalid_json_line", "this line is too long", "")
-        try:
-            said = msgspec.json.decode(line)
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-            said = None
-        if not isinstance(said, dict):
-            raise _WrongError("invalid_json_line", "this line is no JSON object", "")
+        said = _object(line)
         self._name(said.get("custom_id"))
         if said.get("method") != "POST":
             raise _WrongError("invalid_method", "method must be POST", "method")
@@ -149,13 +145,30 @@ class _WrongError(Exception):
         self.param = param
 
 
+def _object(line: bytes) -> dict[str, Any]:
+    """Return the object that a line is.
+
+    Raises:
+        _WrongError: it is none, or would become too much.
+    """
+    try:
+        json_bounds.check(line)
+        said = msgspec.json.decode(line)
+    except json_bounds.TooManyPartsError as error:
+        raise _WrongError("invalid_json_line", str(error), "") from None
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        said = None
+    if not isinstance(said, dict):
+        raise _WrongError("invalid_json_line", "this line is no JSON object", "")
+    return said
+
+
 def model_of(line: bytes | None) -> str:
     """Return the model that a line asks; empty where it says none."""
     try:
-        said = msgspec.json.decode(line or b"")
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        body = _object(line or b"").get("body")
+    except _WrongError:
         return ""
-    body = said.get("body") if isinstance(said, dict) else None
     model = body.get("model") if isinstance(body, dict) else None
     return model if isinstance(model, str) and _encodable(model) else ""
 

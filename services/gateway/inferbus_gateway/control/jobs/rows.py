@@ -14,8 +14,8 @@ import msgspec
 from inferbus_gateway.errors import InvalidRequestError
 from inferbus_gateway.hot import fit, numbers, oip
 from inferbus_gateway.hot.oip_body import show
+from inferbus_schemas import json_bounds, tensors
 from inferbus_schemas import messages as m
-from inferbus_schemas import tensors
 from inferbus_schemas.manifest import Signature, TensorSpec
 
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -51,7 +51,10 @@ class RowReader:
 
     def _read(self, number: int, line: bytes) -> m.Row:
         try:
+            json_bounds.check_keys(line)
             fields = _fields(line)
+        except json_bounds.TooManyPartsError as error:
+            raise InvalidRequestError(str(error)) from None
         except (msgspec.MsgspecError, UnicodeError, RecursionError):
             raise InvalidRequestError("the row is not a JSON object in UTF-8") from None
         if "inputs" in fields:
@@ -92,7 +95,7 @@ def _tensor(spec: TensorSpec, value: bytes) -> tuple[bytes, bytes]:
         raise numbers.NumbersError("has a shape without rows; write the row as infer takes it")
     inner = spec.shape[1:]
     if -1 in inner:
-        inner = _measured(inner, value)
+        inner = _measured(inner, value, spec.datatype)
     shape = (1, *inner)
     count = tensors.n_elements(shape)
     data = numbers.pack(msgspec.Raw(b"[" + value + b"]"), spec.datatype, shape, count)
@@ -100,10 +103,16 @@ def _tensor(spec: TensorSpec, value: bytes) -> tuple[bytes, bytes]:
     return head.message, data
 
 
-def _measured(wanted: tuple[int, ...], value: bytes) -> tuple[int, ...]:
+def _measured(wanted: tuple[int, ...], value: bytes, datatype: str) -> tuple[int, ...]:
     """Return the lengths of a nested list, which must be as the signature says where it does."""
+    if len(wanted) == 1 and datatype != "BYTES" and len(value) > json_bounds.SMALL_BYTES:
+        # Numbers are as many as the commas say; that they are, whoever packs them sees.
+        return (value.count(b",") + 1,)
     try:
+        json_bounds.check(value)
         at: Any = msgspec.json.decode(value)
+    except json_bounds.TooManyPartsError as error:
+        raise numbers.NumbersError(str(error)) from None
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
         raise numbers.NumbersError("is not JSON") from None
     found: list[int] = []
