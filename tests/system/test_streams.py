@@ -127,6 +127,9 @@ async def _hostile_parameters_reach_no_engine(stack: Stack) -> None:
             }
         }
 
+    def tool(parameters: dict[str, Any]) -> dict[str, Any]:
+        return {"type": "function", "function": {"name": "f", "parameters": parameters}}
+
     chat: dict[str, Any] = {"model": "smollm2", "messages": [{"role": "user", "content": "hi"}]}
     hostile: list[dict[str, Any]] = [
         {"n": 1000},
@@ -146,7 +149,7 @@ async def _hostile_parameters_reach_no_engine(stack: Stack) -> None:
         {"chat_template_kwargs": {"a": 1}},
         {"grammar": "root ::= root root"},
         {"guided_regex": "(a+)+$"},
-        {"tools": [{"type": "function", "function": {"name": "f", "parameters": nested(3)}}]},
+        {"tools": [tool(nested(3))]},
         {"tool_choice": {"type": "function"}},
         {"messages": [{"role": "user", "content": "x" * 3_000_000}]},
         {"messages": []},
@@ -159,6 +162,12 @@ async def _hostile_parameters_reach_no_engine(stack: Stack) -> None:
         shaped({"type": "array", "items": {"type": "string"}, "maxItems": 1_000_000}),
         shaped({"$ref": "http://169.254.169.254/latest"}),
         shaped({"enum": [str(number) * 50 for number in range(2000)]}),
+        # What costs an engine seconds and hundreds of MiB.
+        shaped({"type": "integer", "multipleOf": 999983}),
+        shaped({"allOf": [{"anyOf": [{"multipleOf": p}, {}]} for p in (3, 7, 11, 13, 17, 19)]}),
+        # What an engine would drop without a word.
+        shaped({"type": "array", "uniqueItems": True}),
+        {"tools": [tool({"type": "object", "properties": {"a": {"oneOf": [{}]}}})]},
     ]
     before = await _restarts(stack)
     async with httpx.AsyncClient(timeout=60, trust_env=False) as client:

@@ -1,24 +1,19 @@
-"""Schemas and tools of a client: bounded before an engine makes grammars of them; pure.
+"""Schemas and tools of a client, read before an engine makes grammars of them; pure.
 
-In: `response_format`, `tools` and `tool_choice` as they arrive. Out: the same, without what could
-cost an engine more than it is worth: no expressions, no references elsewhere, no large repetitions.
+In: `response_format`, `tools` and `tool_choice` as they arrive. Out: the same, whose schemas an
+engine can keep to (`constraints`).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
 from inferbus_gateway.errors import ParameterError
+from inferbus_gateway.hot import constraints
 
-MAX_SCHEMA_BYTES = 16 << 10
-MAX_NODES = 256
-MAX_DEPTH = 12
-MAX_REPEAT = 256
 MAX_TOOLS = 32
-_REPEATS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
-_REFUSED = ("pattern", "patternProperties", "$dynamicRef", "$recursiveRef", "format")
+MAX_COST = 1024
+"""Of the schemas of all tools together."""
 _MAX_HOPS = 8
 _NO_OBJECT = ("anyOf", "oneOf", "allOf", "const", "enum")
 """What a grammar is made of before it looks at `type`: with one of them no object is sure."""
@@ -47,47 +42,8 @@ def response_format(said: Any) -> Any:
     schema = said["json_schema"].get("schema")
     if not isinstance(schema, dict):
         raise ParameterError("response_format", "response_format.json_schema.schema is missing")
-    check(schema, "response_format")
+    constraints.check(schema, "response_format")
     return schema
-
-
-def check(schema: Any, param: str) -> None:
-    """Check that a schema is small enough to be compiled.
-
-    Raises:
-        ParameterError: it is not, or it asks for what is not offered.
-    """
-    if len(msgspec.json.encode(schema)) > MAX_SCHEMA_BYTES:
-        raise ParameterError(param, f"a schema of {param} is over {MAX_SCHEMA_BYTES >> 10} KiB")
-    waiting = [(schema, 1)]
-    n_nodes = 0
-    while waiting:
-        node, depth = waiting.pop()
-        n_nodes += 1
-        if n_nodes > MAX_NODES or depth > MAX_DEPTH:
-            raise ParameterError(
-                param, f"a schema has at most {MAX_NODES} parts and is {MAX_DEPTH} deep"
-            )
-        if isinstance(node, dict):
-            _check_keywords(node, param)
-        below = node.values() if isinstance(node, dict) else node
-        waiting += [(one, depth + 1) for one in below if isinstance(one, dict | list)]
-
-
-def _check_keywords(node: dict[str, Any], param: str) -> None:
-    for name in _REFUSED:
-        if isinstance(node.get(name), str | dict):
-            # A property may have such a name; its schema then stands there as an object.
-            if name in {"pattern", "format"} and isinstance(node[name], dict):
-                continue
-            raise ParameterError(param, f"{name} is not supported in a schema")
-    for name in _REPEATS:
-        value = node.get(name)
-        if isinstance(value, int | float) and not 0 <= value <= MAX_REPEAT:
-            raise ParameterError(param, f"{name} of a schema is at most {MAX_REPEAT}")
-    reference = node.get("$ref")
-    if isinstance(reference, str) and not reference.startswith("#/"):
-        raise ParameterError(param, "a schema refers to its own parts only")
 
 
 def tools(said: Any) -> list[dict[str, Any]]:
@@ -100,6 +56,7 @@ def tools(said: Any) -> list[dict[str, Any]]:
         return []
     if not isinstance(said, list) or len(said) > MAX_TOOLS:
         raise ParameterError("tools", f"tools is a list of at most {MAX_TOOLS}")
+    cost = 0
     for tool in said:
         function = tool.get("function") if isinstance(tool, dict) else None
         if not isinstance(function, dict) or tool.get("type") != "function":
@@ -109,7 +66,9 @@ def tools(said: Any) -> list[dict[str, Any]]:
         parameters = function.get("parameters") or {}
         if not isinstance(parameters, dict) or parameters.get("type", "object") != "object":
             raise ParameterError("tools", "the parameters of a function are an object")
-        check(parameters, "tools")
+        cost += constraints.check(parameters, "tools")
+        if cost > MAX_COST:
+            raise ParameterError("tools", "the schemas of all tools together are too large")
         _check_object(parameters)
     return said
 
