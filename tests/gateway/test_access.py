@@ -260,6 +260,18 @@ async def test_every_route_by_every_scope(method: str, path: str, model: str) ->
             assert "x-request-id" in got.headers
 
 
+async def test_a_key_of_one_model_sees_its_versions_by_name() -> None:
+    gateway = Gateway()
+    gateway.keys.apply(record(1, "infer:digits"))
+    for prefix in ("", "/openai"):
+        for name in ("digits", "digits:1", "digits:champion"):
+            got = await gateway.ask("GET", f"{prefix}/v1/models/{name}", bearer(1))
+            assert (got.status_code, got.json().get("id")) == (200, name), got.text
+        for name in ("digits:2", "other:1", ":digits"):
+            got = await gateway.ask("GET", f"{prefix}/v1/models/{name}", bearer(1))
+            assert got.status_code == 404
+
+
 def dialect(got: httpx.Response) -> str:
     """Tell in whose words an error is."""
     said = got.json()

@@ -68,3 +68,19 @@ async def test_what_saves_nothing_stays_as_it_is(body: bytes) -> None:
 )
 def test_only_one_coding_by_name_asks_for_it(value: bytes, coding: bytes) -> None:
     assert read_head([(b"accept-encoding", value)]).coding == coding
+
+
+@pytest.mark.parametrize(
+    ("values", "later"),
+    [
+        ((b"respond-async",), True),
+        ((b"return=minimal ,  Respond-Async; x=1, wait=1",), True),
+        ((b"return=minimal", b"respond-async", b"wait=1"), True),
+        ((b"x-respond-async-not",), False),
+        ((b"respond-async-not, not-respond-async",), False),
+        ((b"wait=1; respond-async",), False),
+        ((b"", b",=;"), False),
+    ],
+)
+def test_only_a_preference_of_that_name_makes_a_job(values: tuple[bytes, ...], later: bool) -> None:  # noqa: FBT001 -- a parameter of the table
+    assert read_head([(b"prefer", value) for value in values]).respond_async == later

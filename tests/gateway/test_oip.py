@@ -240,6 +240,8 @@ def test_options(
         ({"parameters": {"binary_data_size": 12}}, "Inference-Header-Content-Length"),
         ({"parameters": {"binary_data_size": -1}}, "binary_data_size"),
         ({"parameters": {"binary_data_size": True}}, "binary_data_size"),
+        ({"parameters": {"shared_memory_region": "r"}}, "shared memory is not offered"),
+        ({"parameters": {"shared_memory_region": None}}, "shared memory is not offered"),
         ({"parameters": 1}, "$.inputs[0].parameters"),
     ],
 )

@@ -151,7 +151,8 @@ class Door:
                 headers.get(b"host", b""),
                 peer_of(scope),
                 found.policy,
-                found.model,
+                # No name has a colon: what follows one is a version.
+                found.model.partition(":")[0] or found.model,
                 headers=scope["headers"],
             )
         if isinstance(found, WrongMethod):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import zlib
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from inferbus_kit.health import Receive
 
 DEFAULT_TIMEOUT_S = 30.0
 MAX_TIMEOUT_S = 600.0
+_RESPOND_ASYNC = re.compile(rb"(?is)(?:.*,)?\s*respond-async\s*(?:[,;].*)?").fullmatch
+"""A preference of that name, among others or with parameters (RFC 7240)."""
 
 
 @dataclass(slots=True)
@@ -150,7 +153,7 @@ def read_head(headers: Headers) -> Head:  # noqa: C901 -- one look at each heade
         elif name == b"traceparent":
             head.traceparent = value.decode("latin-1")
         elif name == b"prefer":
-            head.respond_async = b"respond-async" in value
+            head.respond_async |= _RESPOND_ASYNC(value) is not None
         elif name == b"accept-encoding" and value in CODINGS:
             head.coding = value
         elif name == b"idempotency-key":

@@ -116,6 +116,10 @@ def _read_inputs(
     for item in inputs:
         index, spec = fit.place(item, plan, placed)
         rows = fit.check_shape(item, spec, rows, max_rows)
+        if item.parameters and item.parameters.shared_memory_region is not UNSET:
+            raise InvalidRequestError(
+                f"input {spec.name!r}: shared memory is not offered; leave that parameter out"
+            )
         try:
             count = tensors.n_elements(item.shape)
             size = item.parameters.binary_data_size if item.parameters else None

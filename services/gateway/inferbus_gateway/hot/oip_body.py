@@ -30,9 +30,13 @@ class BodyError(ValueError):
 
 
 class InputParameters(msgspec.Struct, frozen=True):
-    """Of one input: how many bytes of binary data follow the JSON for it."""
+    """Of one input: how many bytes of binary data follow the JSON for it.
+
+    A region of shared memory is known so that it can be refused.
+    """
 
     binary_data_size: Natural | None = None
+    shared_memory_region: msgspec.Raw | UnsetType = UNSET
 
 
 class Input(msgspec.Struct, frozen=True):
