@@ -1,9 +1,9 @@
 """Which JSON schemas an engine can keep to: known keywords, well formed, cheap to compile; pure.
 
 In: a schema as a client sent it. Out: the same, without what says how to read it (`$schema`,
-`$id`), or the refusal that names the keyword. llama.cpp drops a schema that it cannot compile and
-goes on without one, so what is not on the list is refused here; the numbers are from measurements
-of what its compiler (llguidance) then takes.
+`$id`), or the refusal that names the keyword. llama.cpp leaves out or drops what it cannot compile
+and goes on without a word, so what is not on the list is refused here; the numbers are from
+measurements of what one of its compilers (llguidance) then takes.
 """
 
 from __future__ import annotations
