@@ -203,7 +203,7 @@ def test_parameters_of_a_tool_that_are_no_object_are_refused(parameters: Any) ->
         None,
         {},
         {"type": "object", "properties": {"a": {"anyOf": [{"type": "string"}]}}},
-        {"$ref": "#/$defs/a~1b", "$defs": {"a/b": {"type": "object"}}},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"type": "object"}}},
         {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"type": "object"}}},
     ],
 )

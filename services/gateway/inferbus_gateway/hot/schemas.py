@@ -93,8 +93,7 @@ def _part(schema: Any, reference: Any) -> Any:
     """Return the part of a schema that a reference names; None where there is none."""
     node = schema
     for name in str(reference).split("/")[1:]:
-        key = name.replace("~1", "/").replace("~0", "~")
-        node = node.get(key) if isinstance(node, dict) else None
+        node = node.get(name) if isinstance(node, dict) else None
     return node
 
 
