@@ -107,7 +107,8 @@ def test_what_says_how_to_read_a_schema_reaches_no_engine() -> None:
     ],
 )
 def test_a_keyword_that_is_not_offered_is_refused_by_its_name(name: str) -> None:
-    for value in ({}, True, 1, "x", [S], None):
+    values: tuple[Any, ...] = ({}, True, 1, "x", [S], None)
+    for value in values:
         for schema in (
             {"type": "object", name: value},
             {"type": "array", "items": {"anyOf": [{"type": "null"}, {**S, name: value}]}},

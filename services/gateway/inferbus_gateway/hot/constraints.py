@@ -168,10 +168,9 @@ class _Document:
             raise _SchemaError(f"no finite value follows {_shown(min(endless))}")
 
     def _target(self, node: Node) -> str:
-        to = node["$ref"]
+        to: object = node["$ref"]
         # Engines differ in how they read what is escaped, and one knows no reference to the whole.
-        plain = isinstance(to, str) and to != "#" and not {"%", "~"} & set(to)
-        if not plain or to not in self.nodes:
+        if not isinstance(to, str) or {"%", "~"} & set(to) or to == "#" or to not in self.nodes:
             raise _SchemaError("$ref must lead to a schema within the document, as #/$defs/name")
         return to
 
