@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inferbus_gateway import errors
-from inferbus_gateway.hot import dialects
+from inferbus_gateway.hot import dialects, generations
 from inferbus_gateway.hot.generations import EventWriter
 from inferbus_gateway.hot.pending import Entry, Frame, Pending
 from inferbus_gateway.hot.streams import OpenStream
@@ -250,3 +252,44 @@ async def test_a_cut_between_the_text_and_the_end_of_one_chunk_loses_and_repeats
             {"content": json.loads(told), "refusal": None}
         ]
         assert choices[-1]["finish_reason"] == "length"
+
+
+async def test_a_silent_stream_is_kept_open_in_the_frame_of_server_sent_events(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a proxy and a browser look at: the head as sent, comments, nothing after the end."""
+    monkeypatch.setattr(generations, "PING_S", 0.01)
+    stream, told = OpenStream(3), list[Any]()
+    pinged = asyncio.Event()
+
+    async def send(message: Any) -> None:
+        told.append(message)
+        if message.get("body") == b": ping\n\n":
+            pinged.set()
+
+    owner: Any = SimpleNamespace(_streams=SimpleNamespace(leaving=asyncio.Event()))
+    call: Any = SimpleNamespace(ask=SimpleNamespace(generation=m.Generation()))
+    writer = EventWriter(send, [(b"x-request-id", b"r")], dialects.Chat(REQUEST_ID))
+    pumping = asyncio.create_task(generations.Generations._pump(owner, call, stream, writer))
+    await pinged.wait()
+    pinged.clear()
+    stream.chunk(chunk(0, finish_reason="stop"), 0)
+    await pinged.wait()
+    stream.end(record(1), None)
+    await pumping
+    head, *bodies = told
+    assert (head["type"], head["status"]) == ("http.response.start", 200)
+    assert head["headers"] == [
+        (b"content-type", b"text/event-stream; charset=utf-8"),
+        (b"cache-control", b"no-cache"),
+        (b"x-accel-buffering", b"no"),
+        (b"x-request-id", b"r"),
+    ]
+    assert [one["more_body"] for one in bodies] == [True] * (len(bodies) - 1) + [False]
+    frames = b"".join(one["body"] for one in bodies).split(b"\n\n")
+    assert frames[0] == b": ping"
+    assert frames[-2:] == [b"data: [DONE]", b""]
+    for frame in frames[:-1]:
+        lines = frame.split(b"\n")
+        assert lines == [b": ping"] or lines[-1].startswith(b"data: "), frame
+        assert all(line.startswith((b": ", b"id: ", b"data: ")) for line in lines)
