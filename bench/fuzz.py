@@ -1,7 +1,7 @@
 """11,400 hostile requests and 3,600 hostile gRPC calls against a running stack.
 
 None may end in a 500, INTERNAL or UNKNOWN, in silence, in a telling word, grow the gateway by
-50 MB for good or by 256 MiB for a moment; the exit code says so. Models are not loaded or unloaded,
+50 MB for good or by 128 MiB for a moment; the exit code says so. Models are not loaded or unloaded,
 which would end the rest. All comes from seeds, so a finding can be made again. Memory is read after
 others that fill caches, and at the end, each time once the transports have given back what they
 hold for large messages.
@@ -29,7 +29,7 @@ CONNECTIONS = 6
 SETTLE_S = 5.0
 SEED = 20261126
 MOST_GROWTH_MIB = 50e6 / 2**20
-MOST_PEAK_MIB = 256.0
+MOST_PEAK_MIB = 128.0
 """Bodies of all connections on their way, and what one of them becomes while it is read."""
 
 
