@@ -130,6 +130,7 @@ async def test_a_form_is_read_however_it_is_cut(size: int) -> None:
         form(("name=purpose", b"\xff"), ('name="file"', b"x")),
         form(*[(f"name=f{at}", b"x") for at in range(20)], ('name="file"', b"x")),
         b"--b\r\n" + b"x: y\r\n" * 50 + b"\r\n\r\n--b--\r\n",
+        form(*[("name=same", b"x" * 700)] * 300, ('name="file"', b"x")),
         b"--b\r\nx: " + b"y" * 9000 + b"\r\n\r\n\r\n--b--\r\n",
     ],
 )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import secrets
 from collections.abc import AsyncIterator
+from http import HTTPStatus
 from pathlib import Path
 
 import httpx
@@ -116,6 +118,9 @@ async def _one_key_is_one_job(side: GatewaySide, http: httpx.AsyncClient) -> Non
     assert sorted(one.status_code for one in answers) == [200, 200, 200, 202]
     assert len({one.json()["id"] for one in answers}) == 1
     other = await submit(http, side, lines(601), **head)
+    assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
+    where = f"/v1/jobs?model={side.model}&version={side.version}"
+    other = await http.post(where, content=lines(600), headers={**JSON_LINES, **head})
     assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
     named = [
         await http.post(
@@ -253,6 +258,39 @@ async def test_a_job_is_its_tenants_alone(side: GatewaySide, tmp_path: Path) -> 
             got = [await client.request(method, f"{job}{path}", headers=heads[4]) for _ in "ab"]
             assert (got[1].status_code, got[1].json()["code"]) == (429, "rate_limited")
         assert (await client.get("/v1/jobs", headers=heads[4])).status_code == 200
+        form = {"content-type": "multipart/form-data; boundary=b"}
+        for path, kind, fine in ((where, JSON_LINES, 202), ("/v1/files", form, 400)):
+            asked = [{**head, **kind} for head in heads]
+            async with contextlib.AsyncExitStack() as open_ones:
+                answer = await client.post(path, content=lines(1), headers=asked[0])
+                assert answer.status_code == fine
+                async with asyncio.timeout(20):
+                    while answer.status_code == fine:
+                        await open_ones.enter_async_context(_half_sent(gateway.url, path, asked[0]))
+                        answer = await client.post(path, content=lines(1), headers=asked[0])
+                assert answer.headers["x-inferbus-error-code"] == "too_many_in_flight"
+                answer = await client.post(path, content=lines(1), headers=asked[1])
+                assert answer.status_code == fine, "no other tenant has to wait"
+            async with asyncio.timeout(20):
+                # Who left makes room.
+                answer = await client.post(path, content=lines(1), headers=asked[0])
+                while answer.status_code == HTTPStatus.TOO_MANY_REQUESTS:
+                    answer = await client.post(path, content=lines(1), headers=asked[0])
+            assert answer.status_code == fine
+
+
+@contextlib.asynccontextmanager
+async def _half_sent(url: str, path: str, head: dict[str, str]) -> AsyncIterator[None]:
+    """Hold an upload open that does not come to its end."""
+    _, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(url).port)
+    sent = [f"POST {path} HTTP/1.1", "host: 127.0.0.1", "content-length: 9000"]
+    sent += [f"{name}: {value}" for name, value in head.items()]
+    writer.write("\r\n".join([*sent, "", "-"]).encode())
+    await writer.drain()
+    try:
+        yield
+    finally:
+        writer.close()
 
 
 @pytest.mark.timeout(120)

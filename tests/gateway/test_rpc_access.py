@@ -25,6 +25,7 @@ from inferbus_gateway.hot.placement import Placement
 from inferbus_gateway.hot.requests import Requests
 from inferbus_gateway.hot.route import Routes
 from inferbus_gateway.hot.rpc_infer import RpcInfer
+from inferbus_gateway.hot.shares import Shares
 from inferbus_kit.health import Health
 from inferbus_kit.metrics import gateway_metrics
 from inferbus_schemas import access
@@ -63,7 +64,13 @@ class Listener:
         self.server = RpcServer(
             "127.0.0.1",
             0,
-            infer=RpcInfer(access=known, routes=routes, requests=requests, metrics=metrics),
+            infer=RpcInfer(
+                access=known,
+                routes=routes,
+                requests=requests,
+                metrics=metrics,
+                streams=Shares("streams", 8, 2),
+            ),
             access=known,
             views=Views(routes, requests.statistics),
             repository=ModelRepository(routes, "http://127.0.0.1:9"),

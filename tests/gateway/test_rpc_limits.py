@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -120,3 +121,35 @@ async def test_connections_past_the_limit_are_refused_and_older_ones_go_on(
 async def _or_none(work: Any) -> bool | None:
     answer = (await asyncio.gather(work, return_exceptions=True))[0]
     return None if isinstance(answer, grpc.aio.AioRpcError) else bool(answer)
+
+
+async def test_open_calls_that_ask_nothing_fill_only_their_share(listener: Listener) -> None:
+    """Two calls an address are the most of each kind here; see `Listener`."""
+    listener.keys.apply(record(1, access.INFER_ALL))
+    known = (("authorization", bearer(1).decode()),)
+    raw: Any = {"request_serializer": bytes, "response_deserializer": bytes}
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{listener.server.port}", OWN) as channel:
+        watch = channel.unary_stream("/grpc.health.v1.Health/Watch", **raw)
+        describe = channel.stream_stream(
+            "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", **raw
+        )
+        infer = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer", **raw)
+        held = [watch(b"")]
+        assert await held[0].read()
+        streams = [infer(metadata=known), infer(metadata=known)]
+        await asyncio.gather(*(one.write(b"\xff") for one in streams))
+        assert all(await asyncio.gather(*(one.read() for one in streams)))
+        for call in (watch(b""), describe(), infer(metadata=known)):
+            assert await refused(call.read()) == grpc.StatusCode.RESOURCE_EXHAUSTED
+            codes = [value for key, value in await call.trailing_metadata() if "code" in key]
+            assert codes in (["too_many_in_flight"], [b"too_many_in_flight"])
+        assert listener.refused.count("too_many_in_flight") >= 2
+        assert await live(channel)
+        for one in (*held, *streams):
+            one.cancel()
+        async with asyncio.timeout(10):
+            while True:
+                again = describe(iter([b"\x3a\x00"]))
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    assert await again.read()
+                    break

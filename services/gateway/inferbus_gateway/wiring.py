@@ -37,6 +37,7 @@ from inferbus_gateway.hot.replies import Replies
 from inferbus_gateway.hot.requests import Requests
 from inferbus_gateway.hot.route import Routes
 from inferbus_gateway.hot.rpc_infer import RpcInfer
+from inferbus_gateway.hot.shares import Shares
 from inferbus_gateway.hot.streams import Streams
 from inferbus_gateway.hot.submissions import Submissions
 from inferbus_gateway.job_wiring import STREAMED, jobs_of
@@ -241,7 +242,14 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
             settings.http_host,
             settings.grpc_port,
             infer=RpcInfer(
-                access=access, routes=routes, requests=requests, metrics=metrics, once=once
+                access=access,
+                routes=routes,
+                requests=requests,
+                metrics=metrics,
+                streams=Shares(
+                    "streams", settings.max_connections // 2, settings.max_connections // 8
+                ),
+                once=once,
             ),
             access=access,
             views=views,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -19,12 +19,13 @@ from inferbus_gateway.control.batches.files import Files, now_ms
 from inferbus_gateway.control.batches.fold import BatchFold
 from inferbus_gateway.control.batches.upload import Form
 from inferbus_gateway.errors import ParameterError
+from inferbus_gateway.hot.shares import Shares
 from inferbus_schemas import batches, ids
 from inferbus_schemas import messages as m
 from inferbus_schemas.access import Principal
 
 INPUT = "batch"
-_AT_ONCE = 8
+_AT_ONCE, _AT_ONCE_EACH = 16, 4
 _KEPT_S = 7 * 24 * 3600
 LEAST_KEPT_S, MOST_KEPT_S = 3600, 30 * 24 * 3600
 _MAX_LIMIT = 10_000
@@ -40,6 +41,8 @@ class Parts:
     max_bytes: int
     new_id: Callable[[], bytes]
     charge: Callable[[Principal], None]
+    uploads: Shares = field(default_factory=lambda: Shares("uploads", _AT_ONCE, _AT_ONCE_EACH))
+    """One set of places, whatever the prefix of the route."""
 
 
 _UPLOAD: dict[str, Any] = {
@@ -99,7 +102,6 @@ class _Routes:
 
     def __init__(self, parts: Parts | None) -> None:
         self._maybe = parts
-        self._n_open = 0
 
     @property
     def _parts(self) -> Parts:
@@ -115,13 +117,17 @@ class _Routes:
         if request.headers.get("content-encoding", "identity") != "identity":
             raise errors.UnsupportedEncodingError("send the file without a Content-Encoding")
         parts.charge(caller)
-        if self._n_open >= _AT_ONCE:
-            raise errors.OverloadedError("too many files are being uploaded; try again shortly")
+        with parts.uploads.held(caller.tenant):
+            file = await self._take(parts, form, caller, request.stream())
+        return JSONResponse(described(file))
+
+    async def _take(
+        self, parts: Parts, form: Form, caller: Principal, body: AsyncIterator[bytes]
+    ) -> m.File:
         file = m.File(id=parts.new_id(), tenant=caller.tenant, purpose=INPUT, principal=caller.name)
         writer = parts.files.writer(file, parts.max_bytes)
-        self._n_open += 1
         try:
-            async for data in form.file(request.stream()):
+            async for data in form.file(body):
                 await writer.write(data)
             file.filename = form.filename or "file"
             file.expires_ms = now_ms() + 1000 * _kept_s(form.fields)
@@ -129,9 +135,7 @@ class _Routes:
         except BaseException:
             await asyncio.shield(writer.discard())
             raise
-        finally:
-            self._n_open -= 1
-        return JSONResponse(described(file))
+        return file
 
     async def listing(
         self,

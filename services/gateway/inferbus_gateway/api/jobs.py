@@ -193,7 +193,7 @@ class _Routes:
             raise errors.UnsupportedEncodingError("send the rows without a Content-Encoding")
         parts.charge(caller)
         key = _key(request, client_job_id)
-        wish = parts.wish(caller, target, key, client_job_id=client_job_id)
+        wish = parts.wish(caller, target, key, client_job_id=client_job_id, version=version)
         with parts.taking(wish, _SUBMIT, _traceparent(request)) as named:
             job, new = await parts.submissions.submit(named, request.stream(), form)
         return self._answer(job.id, HTTPStatus.ACCEPTED if new else HTTPStatus.OK)
@@ -205,7 +205,9 @@ class _Routes:
         target = _target(parts, caller, asked.model, asked.version)
         parts.charge(caller)
         key = _key(request, asked.client_job_id)
-        wish = parts.wish(caller, target, key, client_job_id=asked.client_job_id)
+        wish = parts.wish(
+            caller, target, key, client_job_id=asked.client_job_id, version=asked.version
+        )
         with parts.taking(wish, _SUBMIT, _traceparent(request)) as named:
             async with parts.remote.open(asked.input.uri) as found:
                 job, new = await parts.submissions.submit(named, found, asked.input.form)

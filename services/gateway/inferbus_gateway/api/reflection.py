@@ -7,7 +7,8 @@ made from that of v1alpha.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
 
 import grpc
 from google.protobuf import descriptor_pool, text_format
@@ -15,17 +16,28 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.message import DecodeError
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from inferbus_gateway.api.rpc_room import Room
+
 V1ALPHA = reflection.SERVICE_NAME
 V1 = V1ALPHA.replace(".v1alpha.", ".v1.")
 _METHOD = "ServerReflectionInfo"
 
 
-def add(server: grpc.aio.Server, names: Iterable[str]) -> None:
-    """Let clients find the services of these names, and reflection itself."""
+def add(server: grpc.aio.Server, names: Iterable[str], room: Room) -> None:
+    """Let clients find the services of these names, and reflection; each has a place of `room`."""
     _describe_v1()
-    servicer = reflection.aio.ReflectionServicer((*names, V1ALPHA, V1))
+    # Its stub calls the method a coroutine; it is a generator.
+    servicer: Any = reflection.aio.ReflectionServicer((*names, V1ALPHA, V1))
+
+    async def answered(
+        asked: AsyncIterator[reflection_pb2.ServerReflectionRequest], context: Any
+    ) -> AsyncIterator[reflection_pb2.ServerReflectionResponse]:
+        async with room.held(context):
+            async for one in servicer.ServerReflectionInfo(asked, context):
+                yield one
+
     handler = grpc.stream_stream_rpc_method_handler(
-        servicer.ServerReflectionInfo,
+        answered,
         request_deserializer=_read,
         response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
     )

@@ -21,6 +21,7 @@ from pydantic import BaseModel
 
 from inferbus_gateway.api import reflection, rpc_health
 from inferbus_gateway.api.rpc_door import RpcDoor
+from inferbus_gateway.api.rpc_room import Room
 from inferbus_gateway.api.views import Views
 from inferbus_gateway.control.repository import ModelRepository
 from inferbus_gateway.door import METHODS
@@ -28,6 +29,7 @@ from inferbus_gateway.gen import open_inference_pb2 as pb
 from inferbus_gateway.hot.access import Access
 from inferbus_gateway.hot.rpc_infer import RpcInfer
 from inferbus_gateway.hot.rpc_messages import bare, readable, reader, refusal_metadata, status
+from inferbus_gateway.hot.shares import Shares
 from inferbus_kit.errors import InferbusError, StartupError
 from inferbus_kit.health import Health
 from inferbus_kit.lifecycle import cancel
@@ -87,8 +89,12 @@ class RpcServer:
         )
         service = _Service(views, repository, health)
         self._server.add_generic_rpc_handlers((self._handler(service, infer),))
-        rpc_health.add(self._server, self._reports)
-        reflection.add(self._server, (SERVICE, rpc_health.NAME))
+        watching = Shares(
+            "calls that watch or describe", max_connections // 8, max_connections // 64 or 1
+        )
+        room = Room(watching, new_id=new_id, count=count)
+        rpc_health.add(self._server, self._reports, room)
+        reflection.add(self._server, (SERVICE, rpc_health.NAME), room)
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
             self.port = self._server.add_insecure_port(address)

@@ -11,13 +11,14 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2
 
+from inferbus_gateway.api.rpc_room import Room
 from inferbus_gateway.hot.rpc_messages import Unreadable, reader
 
 NAME = health.SERVICE_NAME
 
 
-def add(server: grpc.aio.Server, servicer: health.aio.HealthServicer) -> None:
-    """Serve what `servicer` is told."""
+def add(server: grpc.aio.Server, servicer: health.aio.HealthServicer, room: Room) -> None:
+    """Serve what `servicer` is told; who watches it has a place of `room`."""
 
     async def check(asked: Any, context: Any) -> health_pb2.HealthCheckResponse:
         await _demand_readable(asked, context)
@@ -26,7 +27,8 @@ def add(server: grpc.aio.Server, servicer: health.aio.HealthServicer) -> None:
 
     async def watch(asked: Any, context: Any) -> None:
         await _demand_readable(asked, context)
-        await servicer.Watch(asked, context)
+        async with room.held(context):
+            await servicer.Watch(asked, context)
 
     how: Any = {
         "request_deserializer": reader(health_pb2.HealthCheckRequest),

@@ -128,7 +128,7 @@ class Access:
         they can speak is refused by the listener.
         """
         authorization = presented(call.invocation_metadata())
-        return self.check(authorization, b"localhost", _address(call.peer()), policy, model)
+        return self.check(authorization, b"localhost", address_of(call.peer()), policy, model)
 
     def _anonymous(self, host: bytes, peer: str, headers: Headers) -> Principal:
         if self._local and access.is_loopback_address(peer):
@@ -189,7 +189,7 @@ def _port(host: bytes) -> bytes:
     return found if found.isdigit() else b"80"
 
 
-def _address(peer: str) -> str:
+def address_of(peer: str) -> str:
     """Return the address in gRPC's words for a peer: `ipv4:127.0.0.1:5`, `ipv6:[::1]:5`, quoted."""
     return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
 

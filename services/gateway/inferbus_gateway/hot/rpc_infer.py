@@ -8,6 +8,7 @@ deadline of its requests.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -42,12 +43,13 @@ from inferbus_gateway.hot.rpc_messages import (
     status,
     wrapped,
 )
+from inferbus_gateway.hot.shares import Shares
 from inferbus_kit.errors import InferbusError
 from inferbus_kit.lifecycle import cancel
 from inferbus_kit.metrics import GatewayMetrics
 from inferbus_schemas import ids
 from inferbus_schemas import messages as m
-from inferbus_schemas.access import INFER, Principal
+from inferbus_schemas.access import INFER, INFER_SOME, Principal
 
 _log = structlog.get_logger("rpc")
 
@@ -85,8 +87,10 @@ class RpcInfer:
         routes: Routes,
         requests: Requests,
         metrics: GatewayMetrics,
+        streams: Shares,
         once: Once | None = None,
     ) -> None:
+        self._streams = streams
         self._once = once
         self._access = access
         self._routes = routes
@@ -108,7 +112,23 @@ class RpcInfer:
     async def stream(
         self, asked: AsyncIterator[Asked], context: StreamContext
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
-        """Answer the requests of a stream in their order; a failure ends only its request."""
+        """Answer the requests of a stream in their order; a failure ends only its request.
+
+        A tenant that has its share of open streams gets no other one.
+        """
+        with contextlib.ExitStack() as place:
+            try:
+                caller = self._access.check_call(context, INFER_SOME)
+                place.enter_context(self._streams.held(caller.tenant))
+            except InferbusError as error:
+                ended = self.refused(error, self._requests.new_id())
+                await context.abort(status(error), str(error), ended.metadata)
+            async for answer in self._answers(asked, context):
+                yield answer
+
+    async def _answers(
+        self, asked: AsyncIterator[Asked], context: StreamContext
+    ) -> AsyncIterator[pb.ModelStreamInferResponse]:
         window: asyncio.Queue[tuple[str, asyncio.Future[Ended]] | None] = asyncio.Queue(
             STREAM_WINDOW
         )

@@ -17,6 +17,8 @@ _FORM = b"multipart/form-data"
 _MAX_BOUNDARY_BYTES = 200
 _MAX_FIELD_BYTES = 4 << 10
 _MAX_FIELDS = 16
+_MAX_BESIDE_BYTES = 128 << 10
+"""What a form may hold beside its file: heads, boundaries, fields."""
 _MAX_FILENAME = 255
 _TEXTS = "fields are texts in UTF-8"
 
@@ -68,11 +70,15 @@ class Form:
         Raises:
             ParameterError: the body is no form, or none with one file.
         """
+        n_beside = 0
         async for piece in body:
             try:
                 self._parser.write(piece)
             except MultipartParseError:
                 raise ParameterError("", "the body is not a well-formed form") from None
+            n_beside += len(piece) - sum(map(len, self._data))
+            if n_beside > _MAX_BESIDE_BYTES:
+                raise ParameterError("", "the form has too much beside its file")
             while self._data:
                 yield self._data.popleft()
         if not self._ended:

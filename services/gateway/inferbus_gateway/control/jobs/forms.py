@@ -47,7 +47,8 @@ class Limits:
     max_tenant_rows: int
     max_parquet_bytes: int
     max_line_rows: int = MAX_ROWS
-    max_at_once: int = 8
+    max_at_once: int = 16
+    max_tenant_at_once: int = 4
     parquet: Slots = field(default_factory=Slots)
 
 

@@ -21,6 +21,7 @@ from inferbus_gateway.control.jobs.dispatch import Dispatcher
 from inferbus_gateway.control.jobs.forms import Form, Limits
 from inferbus_gateway.control.jobs.turns import Busy, Turns
 from inferbus_gateway.hot.route import Target
+from inferbus_gateway.hot.shares import Shares
 from inferbus_kit.objects import Objects
 from inferbus_schemas import generation, jobs
 from inferbus_schemas import messages as m
@@ -30,7 +31,7 @@ from inferbus_schemas import messages as m
 class Wish:
     """What a client wants. `key`, or a given `job_id`, makes a second submission the same job.
 
-    `version` is what the client called it, for rows whose address is a part of what they are.
+    `version` is what the client called it: with the same key it cannot call it otherwise.
     `check` raises where who wants it may hand in no new one; what was taken before it may ask for.
     `traceparent` is of the span that takes it, empty where that is not sampled.
     """
@@ -81,7 +82,7 @@ class Submissions:
         self._limits = limits
         self._new_id = new_id
         self._busy = busy
-        self._n_open = 0
+        self._uploads = Shares("uploads", limits.max_at_once, limits.max_tenant_at_once)
 
     async def submit(
         self, wish: Wish, body: AsyncIterator[bytes], form: Form = "lines"
@@ -93,21 +94,23 @@ class Submissions:
             KeyReusedError: the key stands for another job.
             TooManyJobsError, TooManyJobRowsError: its tenant has as many as it may.
             RateLimitedError: earlier ones have used too many tokens.
-            OverloadedError: too many are on their way in.
+            TenantBusyError, OverloadedError: too many are on their way in, of its tenant or in all.
             ObjectStoreError, BusUnavailableError: it was not accepted, or will go on by itself;
                 with a key, sending it again tells.
         """
-        if self._n_open >= self._limits.max_at_once:
-            raise errors.OverloadedError("too many jobs are being uploaded; try again shortly")
+        with self._uploads.held(wish.tenant):
+            return await self._submit(wish, body, form)
+
+    async def _submit(
+        self, wish: Wish, body: AsyncIterator[bytes], form: Form
+    ) -> tuple[m.Job, bool]:
         max_rows = await self._room(wish)
-        self._n_open += 1
         folder = f"uploads/{secrets.token_hex(16)}"
         accepted = False
         try:
             received = await self._receive(wish, body, folder, form, max_rows)
             job, accepted = await self._accept(wish, received)
         finally:
-            self._n_open -= 1
             if not accepted:
                 await asyncio.shield(self._discard(folder))
         if accepted or not self._dispatcher.knows(job.id):
@@ -156,7 +159,7 @@ class Submissions:
         chunks = Chunks(rows_per_chunk(wish.target.manifest, generation.TASK))
         n_rows = n_refused = n_chunks = 0
         digest = hashlib.sha256(parent)
-        digest.update(f"{len(wish.version)}:{wish.version}".encode())
+        digest.update(_named(wish.version))
         async for row in rows:
             n_rows += 1
             n_refused += bool(row.refused)
@@ -206,7 +209,7 @@ class Submissions:
         self, wish: Wish, body: AsyncIterator[bytes], folder: str, form: Form, max_rows: int
     ) -> _Received:
         """Read an upload to its end, keeping its chunks under `folder`."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(_named(wish.version) if wish.version else b"")
         manifest, limits = wish.target.manifest, self._limits
         chunks = Chunks(rows_per_chunk(manifest, generation.TASK))
         n_rows = n_refused = n_chunks = 0
@@ -280,3 +283,7 @@ class Submissions:
     async def _discard(self, folder: str) -> None:
         with contextlib.suppress(errors.InferbusError):
             await self._objects.delete_folder(folder)
+
+
+def _named(version: str) -> bytes:
+    return f"{len(version)}:{version}".encode()
