@@ -5,6 +5,8 @@ In: a service's URL. Out: answers that are good, or a `CommandError` with what t
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
@@ -16,13 +18,17 @@ from inferbus_cli import places
 from inferbus_cli.errors import CommandError
 
 _TIMEOUT = httpx.Timeout(30.0, connect=3.0)
+_PATIENCE_S = 60.0
+"""How long a change of ours comes back while changes of others hold the lock of all changes."""
+_LONGEST_WAIT_S = 10.0
+_BUSY = "busy"
 
 
 class Service:
     """One of our HTTP services.
 
-    Invariants: `call` returns only answers below 400 or those in `accept`; nothing goes through a
-    proxy of the environment.
+    Invariants: `call` returns only answers below 400 or those in `accept`; it sends again only what
+    was refused as `busy`, which changed nothing; nothing goes through a proxy of the environment.
     """
 
     def __init__(self, name: str, url: str, option: str, key: str) -> None:
@@ -70,10 +76,19 @@ class Service:
         options: dict[str, Any] = {} if timeout_s is None else {"timeout": timeout_s}
         if json is not None:
             options["json"] = json
-        with self._trouble():
-            answer = self._client.request(
-                method, path, content=content, headers=dict(headers or {}), **options
-            )
+        until_s = time.monotonic() + _PATIENCE_S
+        while True:
+            with self._trouble():
+                answer = self._client.request(
+                    method, path, content=content, headers=dict(headers or {}), **options
+                )
+            wait_s = _busy_s(answer)
+            # What streams its body has none to send again.
+            streams = content is not None and not isinstance(content, bytes)
+            if not wait_s or streams or time.monotonic() + wait_s > until_s:
+                break
+            sys.stderr.write(f"The {self._name} is busy; again in {wait_s:.0f} s.\n")
+            time.sleep(wait_s)
         if answer.status_code >= httpx.codes.BAD_REQUEST and answer.status_code not in accept:
             raise CommandError(self._refusal(answer))
         return answer
@@ -114,12 +129,7 @@ class Service:
         return body(self.call("GET", path))
 
     def _refusal(self, answer: httpx.Response) -> str:
-        try:
-            said = answer.json()
-        except ValueError:
-            said = {}
-        if not isinstance(said, dict):
-            said = {}
+        said = _problem(answer)
         if answer.status_code == httpx.codes.UNAUTHORIZED:
             how = "it does not take that of" if self._key else "set"
             return f"The {self._name} wants a key or token: {how} INFERBUS_API_KEY."
@@ -127,6 +137,23 @@ class Service:
         code = said.get("code")
         mark = f"{answer.status_code} {code}" if code else str(answer.status_code)
         return f"The {self._name} refuses ({mark}): {detail}"
+
+
+def _problem(answer: httpx.Response) -> dict[str, Any]:
+    """Return the members of an error's document; a body that is none has none."""
+    try:
+        said = answer.json()
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _busy_s(answer: httpx.Response) -> float:
+    """Return after how long a refusal asks to come back, or 0 where it does not."""
+    if _problem(answer).get("code") != _BUSY:
+        return 0.0
+    asked = answer.headers.get("retry-after", "")
+    return min(float(asked) if asked.isdecimal() else 1.0, _LONGEST_WAIT_S)
 
 
 def registry(url: str) -> Service:

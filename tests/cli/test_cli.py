@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import pytest
 
 from tests.support import forkserver, registry, servers
@@ -26,22 +27,27 @@ NOWHERE = "http://127.0.0.1:1"
 
 
 @pytest.fixture(scope="module")
-def running(kafka_bootstrap: str, postgres_url: str) -> Iterator[RegistryProcess]:
+def database(postgres_url: str) -> Iterator[str]:
     with asyncio.Runner() as runner:
         context = servers.fresh_database(postgres_url)
         url = runner.run(context.__aenter__())
         registry.migrate_process(url)
         try:
-            # Its provider of tokens is down: that is no reason not to start, nor to take keys.
-            env = {
-                "INFERBUS_OIDC_ISSUER": "https://idp.example",
-                "INFERBUS_OIDC_AUDIENCE": "inferbus",
-                "INFERBUS_OIDC_JWKS_URL": f"{NOWHERE}/keys",
-            }
-            with registry.registry_process(kafka_bootstrap, url, env=env) as process:
-                yield process
+            yield url
         finally:
             runner.run(context.__aexit__(None, None, None))
+
+
+@pytest.fixture(scope="module")
+def running(kafka_bootstrap: str, database: str) -> Iterator[RegistryProcess]:
+    # Its provider of tokens is down: that is no reason not to start, nor to take keys.
+    env = {
+        "INFERBUS_OIDC_ISSUER": "https://idp.example",
+        "INFERBUS_OIDC_AUDIENCE": "inferbus",
+        "INFERBUS_OIDC_JWKS_URL": f"{NOWHERE}/keys",
+    }
+    with registry.registry_process(kafka_bootstrap, database, env=env) as process:
+        yield process
 
 
 @pytest.fixture
@@ -154,6 +160,41 @@ def test_a_refusal_of_the_registry_is_one_sentence(
     run = inferbus("models", "push", str(folder), "--registry", running.url)
     assert failed(run, "(422 format_refused): model.onnx is not an ONNX model.")
     assert failed(inferbus("models", "show", "none", "--registry", running.url), "404")
+
+
+BUSY_ONCE = """
+CREATE SEQUENCE tries;
+CREATE FUNCTION busy_once() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF nextval('tries') = 1 THEN
+        RAISE EXCEPTION 'as if the lock were not free' USING ERRCODE = 'lock_not_available';
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER busy_once BEFORE INSERT ON registry.versions
+FOR EACH ROW EXECUTE FUNCTION busy_once();
+"""
+
+
+@pytest.mark.slow
+def test_a_push_comes_back_to_a_busy_registry(
+    running: RegistryProcess, database: str, tmp_path: Path, model: str
+) -> None:
+    asyncio.run(done_in(database, BUSY_ONCE))
+    folder = registry.write_folder(tmp_path, model)
+    run = inferbus("models", "push", str(folder), "--registry", running.url)
+    assert run.returncode == 0, run.stderr
+    assert run.stderr == "The registry is busy; again in 2 s.\n"
+    assert f"{model} version 1 registered" in run.stdout
+    asyncio.run(done_in(database, "DROP FUNCTION busy_once CASCADE"))
+
+
+async def done_in(database: str, statements: str) -> None:
+    connection = await asyncpg.connect(database)
+    try:
+        await connection.execute(statements)
+    finally:
+        await connection.close()
 
 
 @pytest.mark.parametrize(
