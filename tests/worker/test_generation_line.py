@@ -1,4 +1,4 @@
-"""The line before an engine that generates: requests before rows of jobs, not for ever; pure."""
+"""The line before an engine that generates: rows of jobs make way for requests; pure."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from inferbus_schemas.manifest import FileEntry, Manifest, Signature, TensorSpec
 from inferbus_worker.engines import wire
 from inferbus_worker.hot.emit import Served, Used
 from inferbus_worker.hot.generate import GenerationMetrics, Generator
+from inferbus_worker.hot.runs import MAX_YIELDS
 from inferbus_worker.hot.spans import Spans
 from inferbus_worker.hot.work import Work
 from tests.support.worker_side import tensor_set
@@ -86,21 +87,105 @@ def waiting_for(emitter: Any, tokens: Any = None, parallel: int = 99) -> tuple[G
     return line, engine
 
 
-def test_rows_that_have_waited_long_enough_keep_their_place() -> None:
-    line, engine = waiting_for(emitter=None)
-    for one in (
-        work(b"old row", 0.0, of_a_job=True),
-        work(b"row", 5.0, of_a_job=True),
-        work(b"first", 11.0),
-        work(b"last row", 11.5, of_a_job=True),
-        work(b"second", 12.0),
-    ):
-        line.add(one)
-    assert line.oldest_s == 0.0
+class Keeper:
+    """Keeps the rows that came back."""
+
+    def __init__(self) -> None:
+        self.back: list[bytes] = []
+
+    def again(self, work: Work) -> None:
+        self.back.append(work.request.id)
+
+
+def rows_of(keeper: Keeper, *names: bytes, n_yields: int = 0) -> list[Work]:
+    rows = [work(name, time.monotonic(), of_a_job=True) for name in names]
+    for one in rows:
+        one.keeper, one.n_yields = cast("Any", keeper), n_yields
+    return rows
+
+
+def aborted(line: Generator, run: Any) -> None:
+    """Say what an engine says of a generation that it stopped."""
+    line.on_done(run, wire.Done(0, (), {}, "", 1, 0, aborted=True), memoryview(b""))
+
+
+def test_rows_make_way_for_a_request_but_the_one_that_answers() -> None:
+    keeper = Keeper()
+    line, engine = waiting_for(emitter=None, parallel=4)
     engine.up = True
-    line.pump(13.0)
-    assert engine.taken == [b"old row", b"first", b"second", b"row", b"last row"]
+    for row in rows_of(keeper, b"answers", b"answers too", b"reads", b"waits"):
+        line.add(row)
+    line.pump(0.0)
+    for count in (1, 2):
+        assert len(engine.runs) == count, "prompts of rows are read one after another"
+        line.on_tokens(engine.runs[-1], wire.Tokens(0, 0, n_tokens=1))
+    _answers, too, reads = engine.runs
+    assert line.asked_s == float("-inf")
+    now_s = time.monotonic()
+    line.add(work(b"request", now_s))
+    line.pump(now_s)
+    assert engine.aborted == [too, reads]
+    assert keeper.back == [b"waits"]
+    line.add(work(b"next", now_s))
+    assert engine.aborted == [too, reads], "they were told before"
+    for run in engine.aborted:
+        aborted(line, run)
+    assert keeper.back == [b"waits", b"answers too", b"reads"]
+    assert engine.taken[3:] == [b"request", b"next"]
+    assert line.asked_s >= now_s
+    assert not line._waiting
+
+
+@pytest.mark.parametrize("where", ["in the engine", "in line"])
+def test_a_row_that_made_way_often_enough_stays(where: str) -> None:
+    keeper = Keeper()
+    line, engine = waiting_for(emitter=None)
+    engine.up = where == "in the engine"
+    (young,) = rows_of(keeper, b"young")
+    first, second = rows_of(keeper, b"first", b"second", n_yields=MAX_YIELDS)
+    for row in (first, young, second):
+        line.add(row)
+        line.pump(0.0)
+    before = len(engine.taken)
+    line.add(work(b"request", time.monotonic()))
+    assert keeper.back == [b"young", b"second"]
     assert not engine.aborted
+    engine.up = True
+    line.pump(1.0)
+    assert engine.taken[before:] == ([b"request"] if before else [b"first", b"request"])
+
+
+def test_a_row_that_reads_beside_a_request_reads_in_pieces() -> None:
+    keeper = Keeper()
+    line, engine = waiting_for(emitter=None)
+    engine.up = True
+    now_s = time.monotonic()
+    line.add(work(b"request", now_s))
+    (row,) = rows_of(keeper, b"row")
+    line.add(row)
+    line.pump(now_s)
+    line.tick(now_s + 0.4)
+    assert not engine.aborted
+    line.tick(now_s + 0.6)
+    (run,) = engine.aborted
+    aborted(line, run)
+    assert keeper.back == [b"row"]
+
+
+def test_a_row_that_ends_before_it_hears_of_the_request_has_its_record() -> None:
+    keeper = Keeper()
+    told: list[bytes] = []
+    emitter = SimpleNamespace(ok=lambda work, *_: told.append(work.request.id))
+    line, engine = waiting_for(emitter)
+    engine.up = True
+    (row,) = rows_of(keeper, b"row")
+    line.add(row)
+    line.pump(0.0)
+    line.add(work(b"request", time.monotonic()))
+    (run,) = engine.aborted
+    head = wire.TensorHead(generation.TEXT, "BYTES", (1,), 0)
+    line.on_done(run, wire.Done(0, (head,), {}, "", 1, 0), memoryview(b""))
+    assert (told, keeper.back) == ([b"row"], [])
 
 
 def test_what_is_aborted_at_its_deadline_has_cost_its_tokens() -> None:

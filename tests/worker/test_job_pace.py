@@ -63,6 +63,23 @@ def test_slow_rows_go_one_at_a_time_or_as_many_as_run_side_by_side() -> None:
     assert pace.room(1, lately(100.5, 1), 101.0) == 0
 
 
+def test_between_answers_of_requests_rows_rest_for_seconds() -> None:
+    pace = Pace(7, 7)
+    assert pace.room(0, Requests(1, 90.0, 90.0), 90.0) == 1, "what a row takes is not known yet"
+    pace = learnt(7, 7, 2.0)
+    assert pace.room(0, NONE, 100.0) == 7
+    assert pace.room(1, Requests(1, 103.0, 103.0), 103.0) == 0
+    pace.ended(104.0)
+    assert pace.room(0, Requests(1, 113.9, 113.9), 113.9) == 0
+    assert pace.room(0, Requests(1, 114.1, 114.1), 114.1) == 1
+    assert pace.room(1, Requests(1, 125.0, 125.0), 125.0) == 0
+    pace.ended(125.5)
+    # Requests for other engines of the worker: as before.
+    assert pace.room(0, Requests(1, 125.9, 123.0), 125.9) == 1
+    pace.ended(126.0)
+    assert pace.room(0, Requests(0, 126.0, 126.0), 128.1) == 7
+
+
 @given(
     st.lists(
         st.tuples(st.integers(0, 300), st.integers(0, 2), st.floats(0.001, 1.0), st.floats(0, 10))

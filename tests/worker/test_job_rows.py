@@ -9,6 +9,7 @@ import pytest
 
 from inferbus_schemas import generation, ids
 from inferbus_schemas import messages as m
+from inferbus_worker.hot.work import Work
 from inferbus_worker.jobs import rows
 
 
@@ -37,3 +38,28 @@ def test_a_row_whose_answer_is_not_kept_has_cost_its_tokens(
     assert (said.outcome, said.outputs) == (m.OUTCOME_OUTPUT_TOO_LARGE, b"")
     assert generation.n_tokens(said) == 15
     assert not said.generated.choices
+
+
+def test_a_row_that_makes_way_is_first_again_and_was_not_tried() -> None:
+    given: list[Work] = []
+    executor = SimpleNamespace(
+        failed_reason="",
+        job_rows=(2, 2),
+        asked_s=float("-inf"),
+        add=given.append,
+        pump=lambda _now_s: None,
+    )
+    desk: Any = SimpleNamespace(executors={("m", 1): executor}, open_rows=0, last_s=float("-inf"))
+    job = m.Job(id=ids.uuid7(1, 1), model="m", version=1)
+    chunk = m.Chunk(rows=[m.Row(number=at) for at in range(3)])
+    run = rows._Run(rows.RowRunner(desk, "w"), job, chunk)
+    run._waiting.extend(range(3))
+    for n_yields in range(20):
+        assert run._give(100.0 + n_yields)
+        first, second = given
+        assert first.request.may_retry
+        assert first.n_yields == n_yields
+        given.clear()
+        run.again(second)
+        run.again(first)
+    assert list(run._waiting) == [0, 1, 2]

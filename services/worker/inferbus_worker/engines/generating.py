@@ -153,14 +153,18 @@ class Generations:
         def tell(piece: Piece) -> bool:
             nonlocal told_s
             _grow(answer, piece)
+            first = 0 < piece.n_tokens == answer.n_tokens
             if asked.abort.is_set():
                 return False
             now_s = time.monotonic()
             ends = piece.finish_reason
             if stream and piece.is_said:
                 self._send(_tokens(asked.number, answer, piece))
-            elif ends or now_s - told_s >= _AT_WORK_S:
-                self._send(wire.Tokens(asked.number, answer.index, finish_reason=ends))
+            elif ends or first or now_s - told_s >= _AT_WORK_S:
+                said = wire.Tokens(
+                    asked.number, answer.index, n_tokens=piece.n_tokens, finish_reason=ends
+                )
+                self._send(said)
             else:
                 return True
             told_s = now_s

@@ -22,8 +22,12 @@ from inferbus_worker.engines import calls, telling
 from inferbus_worker.engines.pieces import DemandedCall, OfferedCalls, Piece, Reader, Text
 from inferbus_worker.engines.refusals import LoadError
 
-_BATCH_TOKENS = 128
-"""Tokens of prompts between two signs of progress; a small core reads them in seconds."""
+_PROMPT_TOKENS = 16
+"""Tokens of prompts that are computed in one go, beside a token of each answer.
+
+What else there is to do, as the first token of a request or an abort, waits for them. On one core
+more of them are no faster.
+"""
 _MAGIC = b"GGUF"
 _CONTEXT_EXCEEDED = "exceed_context_size_error"
 _BAD_REQUEST = 400
@@ -67,7 +71,7 @@ class LlamaEngine:
         params.model_alias = {manifest.model}
         params.n_parallel = said.parallel
         params.n_ctx = settings.context_tokens * said.parallel
-        params.n_batch = params.n_ubatch = _BATCH_TOKENS
+        params.n_batch = params.n_ubatch = said.parallel + _PROMPT_TOKENS
         params.ctx_shift = False
         params.cache_ram_mib = 0
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads

@@ -110,6 +110,8 @@ class Executor:
         self.failed_reason = ""
         self.job_rows = (1, max(DEPTH * max_rows, MAX_JOB_ROWS))
         """Rows of jobs that should be here for the engine to be full, and that may be."""
+        self.asked_s = float("-inf")
+        """No row of a job outlasts the next request: who paces them needs to know of none."""
 
     def attach(self, engine: Engine) -> None:
         """Use this engine; once, before the first request."""

@@ -12,7 +12,6 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import structlog
@@ -23,6 +22,7 @@ from inferbus_schemas import messages as m
 from inferbus_schemas.manifest import Manifest, Signature, TensorSpec
 from inferbus_worker.engines import wire
 from inferbus_worker.hot.emit import Emitter, OkAnswer, Served, Used
+from inferbus_worker.hot.runs import Run, staying
 from inferbus_worker.hot.signature import InvalidInputError, SignatureCheck
 from inferbus_worker.hot.spans import Spans
 from inferbus_worker.hot.tokens import TokenSender
@@ -31,8 +31,8 @@ from inferbus_worker.hot.work import Batch, Work
 _log = structlog.get_logger("generate")
 
 _FATAL_DEATHS = 2
-_ROW_WAITS_S = 10.0
-"""How long a row of a job, or a line of a batch, lets requests go before it."""
+_ROW_READS_S = 0.5
+"""How long a row's prompt is read beside a request; its engine remembers what it has read."""
 
 
 class Engine(Protocol):
@@ -62,35 +62,14 @@ class GenerationMetrics:
         self.engine_seconds = metrics.engine_seconds.labels(*labels)
 
 
-@dataclass(slots=True, eq=False)
-class _Run:
-    """One execution of a request.
-
-    `cancelled` and `expired`: why it was aborted; `prompt_tokens` and `sent_tokens`: what is known
-    of those prompts of which chunks left, and stands for the chunks; `n_running`: its choices that
-    the engine still makes.
-    """
-
-    work: Work
-    run: int
-    stream: bool
-    batch: Batch
-    n_chunks: int = 0
-    n_unacknowledged: int = 0
-    prompt_tokens: dict[int, int] = field(default_factory=dict)
-    sent_tokens: int = 0
-    n_running: int = 0
-    cancelled: bool = False
-    expired: bool = False
-    done: tuple[wire.Done, bytes] | None = None
-
-
 class Generator:
     """The hot side of one resident version that generates.
 
     Invariants: each request that was added leaves with exactly one call of the emitter, after all
-    of its chunks are acknowledged; chunks of a run are numbered without a hole; a stream of which a
-    chunk left is never run again; at most `parallel` choices are in the engine, or one request.
+    of its chunks are acknowledged, or goes back to its keeper; chunks of a run are numbered without
+    a hole; a stream of which a chunk left is never run again; at most `parallel` choices are in the
+    engine, or one request. Of the rows of jobs one at a time has its prompt read, and of those that
+    a request finds here one stays at most.
     """
 
     def __init__(
@@ -114,8 +93,9 @@ class Generator:
         several = TensorSpec(generation.PROMPT, "BYTES", (-1,))
         self._check = SignatureCheck(Signature((several,), manifest.signature.outputs))
         self._waiting: deque[Work] = deque()
-        self._runs: dict[int, _Run] = {}
+        self._runs: dict[int, Run] = {}
         self._n_choices = 0
+        self._asked_s = float("-inf")
         self._engine: Engine | None = None
         self.served = served
         self.failed_reason = ""
@@ -130,6 +110,14 @@ class Generator:
     def oldest_s(self) -> float | None:
         """Arrival of the request that waits longest."""
         return min((one.arrived_s for one in self._waiting), default=None)
+
+    @property
+    def asked_s(self) -> float:
+        """When a request, no row of a job, was here last: now where one waits or runs."""
+        works = (*self._waiting, *(run.work for run in self._runs.values()))
+        if any(work.keeper is None for work in works):
+            self._asked_s = time.monotonic()
+        return self._asked_s
 
     @property
     def idle(self) -> bool:
@@ -154,16 +142,27 @@ class Generator:
             return False
         work.rows = n_prompts * max(1, request.generation.n)
         work.n_bytes = len(request.tensors)
-        self._waiting.insert(self._place_of(work), work)
+        if work.keeper is None:
+            self._asked_s = work.arrived_s
+            self._make_way()
+        self._waiting.append(work)
         return True
 
-    def _place_of(self, work: Work) -> int:
-        """Return where a request joins the line: before rows of jobs that have just come."""
-        patient_s = work.arrived_s - _ROW_WAITS_S
-        for at, one in enumerate(self._waiting if work.keeper is None else ()):
-            if one.keeper is not None and one.arrived_s > patient_s:
-                return at
-        return len(self._waiting)
+    def _make_way(self, began_s: float = float("inf")) -> None:
+        """Send rows of jobs back to their keepers, but one, and none that began to run later."""
+        running = [
+            run for run in self._runs.values() if run.work.keeper is not None and not run.yields
+        ]
+        waiting = [work for work in self._waiting if work.keeper is not None]
+        stays = staying(running, waiting)
+        for run in running:
+            if run.work is not stays and run.batch.started_s <= began_s:
+                run.yields = True
+                self._abort(run)
+        for work in waiting:
+            if work is not stays:
+                self._waiting.remove(work)
+                _send_back(work)
 
     def _invalid(self, work: Work, code: str, message: str) -> None:
         self._emitter.ended(work, m.OUTCOME_INVALID_INPUT, code, message, self.served)
@@ -177,16 +176,25 @@ class Generator:
             work = self._waiting[0]
             if self._runs and self._n_choices + work.rows > self._parallel:
                 return
+            if work.keeper is not None and self._row_reads():
+                return
             self._waiting.popleft()
             if work.deadline_s <= now_s:
                 self._emitter.expired(work, self.served)
             else:
                 self._start(engine, work, now_s)
 
+    def _row_reads(self) -> bool:
+        """Tell whether a row's prompt is being read: an engine hears of no abort before its turn.
+
+        Prompts are read one after another anyway.
+        """
+        return any(run.work.keeper is not None and not run.began for run in self._runs.values())
+
     def _start(self, engine: Engine, work: Work, now_s: float) -> None:
         request = work.request
         batch = Batch([work], work.rows, os.urandom(16), now_s, time.time_ns())
-        run = _Run(work, secrets.randbits(64), request.generation.stream, batch)
+        run = Run(work, secrets.randbits(64), request.generation.stream, batch)
         run.n_running = work.rows
         self._runs[run.run] = run
         self._n_choices += work.rows
@@ -205,6 +213,8 @@ class Generator:
             if run.work.deadline_s <= now_s and not run.expired:
                 run.expired = True
                 self._abort(run)
+        if any(run.work.keeper is None for run in self._runs.values()):
+            self._make_way(now_s - _ROW_READS_S)
         self.pump(now_s)
 
     def cancel(self, request_id: bytes) -> bool:
@@ -219,7 +229,7 @@ class Generator:
             self._emitter.cancelled(work, self.served)
         return bool(running or waiting)
 
-    def _abort(self, run: _Run) -> None:
+    def _abort(self, run: Run) -> None:
         if self._engine is not None and run.done is None:
             self._engine.abort(run)
 
@@ -228,8 +238,11 @@ class Generator:
     def on_up(self) -> None:
         self.pump(time.monotonic())
 
-    def on_tokens(self, run: _Run, piece: wire.Tokens) -> None:
+    def on_tokens(self, run: Run, piece: wire.Tokens) -> None:
         """Send a piece on; where a choice ends, its place in the engine is free."""
+        if not run.began and (piece.n_tokens or piece.finish_reason):
+            run.began = True
+            self.pump(time.monotonic())
         if run.stream and (piece.n_tokens or piece.tool_calls or piece.finish_reason):
             self._send(run, piece)
         if piece.finish_reason and run.n_running:
@@ -237,7 +250,7 @@ class Generator:
             self._n_choices -= 1
             self.pump(time.monotonic())
 
-    def _send(self, run: _Run, piece: wire.Tokens) -> None:
+    def _send(self, run: Run, piece: wire.Tokens) -> None:
         request = run.work.request
         prompt = piece.choice // max(1, request.generation.n)
         known = run.prompt_tokens.get(prompt)
@@ -269,12 +282,12 @@ class Generator:
         run.n_unacknowledged += 1
         self._tokens.put(run.work, chunk, lambda: self._acknowledged(run))
 
-    def _acknowledged(self, run: _Run) -> None:
+    def _acknowledged(self, run: Run) -> None:
         run.n_unacknowledged -= 1
         if run.n_unacknowledged == 0 and run.done is not None:
             self._finish(run, *run.done)
 
-    def on_done(self, run: _Run, done: wire.Done, body: memoryview) -> None:
+    def on_done(self, run: Run, done: wire.Done, body: memoryview) -> None:
         self._leave_engine(run)
         run.batch.engine_us = done.engine_us
         run.done = (done, bytes(body))
@@ -282,11 +295,11 @@ class Generator:
             self._finish(run, *run.done)
         self.pump(time.monotonic())
 
-    def _leave_engine(self, run: _Run) -> None:
+    def _leave_engine(self, run: Run) -> None:
         self._n_choices -= run.n_running
         run.n_running = 0
 
-    def _finish(self, run: _Run, done: wire.Done, body: bytes) -> None:
+    def _finish(self, run: Run, done: wire.Done, body: bytes) -> None:
         """Write the record of a run whose chunks are all acknowledged."""
         work = run.work
         del self._runs[run.run]
@@ -296,13 +309,15 @@ class Generator:
             _log.warning("generation_failed", model=work.request.model, error=done.error)
             message = "the model cannot go on from this prompt"
             self._failed(run, "engine_error", message)
+        elif run.yields and done.aborted and not (run.expired or run.cancelled):
+            _send_back(work)
         elif run.expired and done.aborted:
             used = Used(generation.usage(self._generated(run, done)))
             self._emitter.expired(work, self.served, used)
         else:
             self._answer(run, done, body)
 
-    def _generated(self, run: _Run, done: wire.Done) -> m.Generated:
+    def _generated(self, run: Run, done: wire.Done) -> m.Generated:
         """Return what the engine says of a run, counted."""
         generated = m.Generated.FromString(done.generated)
         generated.run, generated.n_chunks = run.run, run.n_chunks
@@ -314,7 +329,7 @@ class Generator:
             self._metrics.first_token_seconds.observe(generated.first_token_us / 1e6)
         return generated
 
-    def _answer(self, run: _Run, done: wire.Done, body: bytes) -> None:
+    def _answer(self, run: Run, done: wire.Done, body: bytes) -> None:
         (head,) = done.outputs
         request = run.work.request
         tensor = m.Tensor(name=head.name, datatype=head.datatype, shape=head.shape, data=body)
@@ -328,7 +343,7 @@ class Generator:
         )
         self._emitter.ok(run.work, run.batch, self.served, answer)
 
-    def on_down(self, runs: list[_Run], *_death: Any) -> None:
+    def on_down(self, runs: list[Run], *_death: Any) -> None:
         """Run again what a dead process left, but no stream that has begun: two runs differ."""
         for run in reversed(runs):
             self._leave_engine(run)
@@ -341,7 +356,7 @@ class Generator:
             else:
                 self._waiting.appendleft(run.work)
 
-    def _failed(self, run: _Run, code: str, message: str) -> None:
+    def _failed(self, run: Run, code: str, message: str) -> None:
         """Write that a run failed; what left of it has cost its tokens."""
         used = Used()
         if run.n_chunks:
@@ -357,7 +372,7 @@ class Generator:
         outcome = m.OUTCOME_FAILED
         self._emitter.ended(run.work, outcome, code, message, self.served, used=used)
 
-    def on_stopped(self, runs: list[_Run]) -> None:
+    def on_stopped(self, runs: list[Run]) -> None:
         """Queue again, or end, what ran when the engine was stopped on purpose."""
         self.on_down(runs)
 
@@ -371,6 +386,11 @@ class Generator:
         waiting, self._waiting = list(self._waiting), deque()
         for work in waiting:
             self._emitter.attempt_failed(work, "engine_lost", reason, self.served)
+
+
+def _send_back(work: Work) -> None:
+    if work.keeper is not None:
+        work.keeper.again(work)
 
 
 def _excess(said: m.Generation, n_prompts: int) -> str:

@@ -26,6 +26,9 @@ class Keeper(Protocol):
     def keep(self, work: Work, record: m.Prediction) -> None:
         """Take the record that ends this attempt at a request; must not raise."""
 
+    def again(self, work: Work) -> None:
+        """Take back a request that made way for others and has no record; must not raise."""
+
 
 class Frame:
     """A frame that was read and the number of its members that are not done.
@@ -60,7 +63,7 @@ class Work:
     """One request on its way. Times are seconds of the monotonic clock.
 
     `data` and `shapes` stand in the order of the version's inputs; with a `keeper` its record goes
-    there and nowhere else.
+    there and nowhere else; `n_yields`: how often it made way for requests.
     """
 
     request: m.Request
@@ -72,6 +75,7 @@ class Work:
     shapes: tuple[tuple[int, ...], ...] = ()
     data: tuple[bytes, ...] = ()
     n_alone_deaths: int = 0
+    n_yields: int = 0
     keeper: Keeper | None = None
 
     def frame_age_ms(self, now_s: float) -> float:

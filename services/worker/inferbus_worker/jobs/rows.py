@@ -119,6 +119,7 @@ class _Run:
         self._rows = chunk.rows
         self._records: list[m.Prediction | None] = [None] * len(chunk.rows)
         self._tries = [0] * len(chunk.rows)
+        self._yields = [0] * len(chunk.rows)
         self._waiting: deque[int] = deque()
         self._by_id: dict[bytes, int] = {}
         self._n_out = 0
@@ -170,7 +171,9 @@ class _Run:
         if executor is None or executor.failed_reason or not self._waiting:
             return False
         pace = self._runner.pace(self._job, executor.job_rows)
-        room = pace.room(self._n_out, Requests(desk.open_rows, desk.last_s), now_s)
+        room = pace.room(
+            self._n_out, Requests(desk.open_rows, desk.last_s, executor.asked_s), now_s
+        )
         given = 0
         while self._waiting and given < room:
             at = self._waiting.popleft()
@@ -201,15 +204,18 @@ class _Run:
         )
         if row.HasField("generation"):
             request.generation.CopyFrom(row.generation)
-        return Work(request, self._frame, now_s, now_s + _ROW_DEADLINE_S, keeper=self)
+        return Work(
+            request,
+            self._frame,
+            now_s,
+            now_s + _ROW_DEADLINE_S,
+            n_yields=self._yields[at],
+            keeper=self,
+        )
 
     def keep(self, work: Work, record: m.Prediction) -> None:
         """Take the record of a row, or put the row back in line."""
-        at = self._by_id[work.request.id]
-        self._n_out -= 1
-        if not self._n_out:
-            self._runner.ended(self._job)
-        self._moved.set()
+        at = self._back(work)
         if record.outcome == m.OUTCOME_ATTEMPT_FAILED:
             self._waiting.append(at)
             return
@@ -220,6 +226,20 @@ class _Run:
             why = ("output_too_large", "the answers of the rows around this one are too large")
             record = self._without_answer(record, self._rows[at], why)
         self._records[at] = record
+
+    def again(self, work: Work) -> None:
+        """Put a row that made way for requests first in line: it was not tried."""
+        at = self._back(work)
+        self._tries[at] -= 1
+        self._yields[at] += 1
+        self._waiting.appendleft(at)
+
+    def _back(self, work: Work) -> int:
+        self._n_out -= 1
+        if not self._n_out:
+            self._runner.ended(self._job)
+        self._moved.set()
+        return self._by_id[work.request.id]
 
     def _without_answer(
         self, record: m.Prediction, row: m.Row, why: tuple[str, str]
