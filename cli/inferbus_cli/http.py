@@ -150,10 +150,14 @@ def _problem(answer: httpx.Response) -> dict[str, Any]:
 
 def _busy_s(answer: httpx.Response) -> float:
     """Return after how long a refusal asks to come back, or 0 where it does not."""
-    if _problem(answer).get("code") != _BUSY:
+    if (
+        answer.status_code != httpx.codes.SERVICE_UNAVAILABLE
+        or _problem(answer).get("code") != _BUSY
+    ):
         return 0.0
     asked = answer.headers.get("retry-after", "")
-    return min(float(asked) if asked.isdecimal() else 1.0, _LONGEST_WAIT_S)
+    wait_s = float(asked) if asked.isdecimal() else 0.0
+    return min(max(1.0, wait_s), _LONGEST_WAIT_S)
 
 
 def registry(url: str) -> Service:

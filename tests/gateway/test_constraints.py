@@ -122,6 +122,8 @@ def test_a_keyword_that_is_not_offered_is_refused_by_its_name(name: str) -> None
     ("schema", "words"),
     [
         ({"type": "nonsense"}, "type must be"),
+        ({"properties": {"additionalProperties": True}}, "must be an object"),
+        ({"$defs": {"additionalProperties": False}}, "must be an object"),
         ({"type": []}, "type must be"),
         ({"type": ["string", "string"]}, "type must be"),
         ({"type": None}, "type must be"),

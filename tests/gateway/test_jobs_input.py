@@ -28,6 +28,10 @@ OPEN = RowReader(
     1 << 20,
 )
 
+FLAT = RowReader(
+    manifests.Signature(inputs=(manifests.TensorSpec("x", "FP32", (-1, -1)),), outputs=()), 1 << 20
+)
+
 
 def cut(data: bytes, *places: int, max_bytes: int = 1 << 20) -> list[bytes | None]:
     """Feed `data` in pieces that end at `places`."""
@@ -87,6 +91,21 @@ def test_open_dimensions_are_measured() -> None:
     assert list(m.TensorSet.FromString(row.tensors).tensors[0].shape) == [1, 3, 2]
     for bad in (b'{"x": [[1, 2], [3]]}', b'{"x": [1, 2]}', b'{"x": [[1, 2, 3]]}', b'{"x": 4}'):
         assert OPEN.read(0, bad).refused
+
+
+@pytest.mark.parametrize(
+    ("value", "n"),
+    [
+        (b"1" + b" " * 20_000, None),
+        (b"[" + b" " * 20_000 + b"]", None),
+        (b" [" + b"1," * 9999 + b"1 ] ", 10_000),
+    ],
+)
+def test_a_long_list_of_numbers_is_measured_by_its_commas(value: bytes, n: int | None) -> None:
+    row = FLAT.read(0, b'{"x": %s}' % value)
+    assert bool(row.refused) == (n is None)
+    if n is not None:
+        assert list(m.TensorSet.FromString(row.tensors).tensors[0].shape) == [1, n]
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,20 @@ def test_a_large_request_with_a_key_of_its_own_is_not_made_twice() -> None:
             oip.parse(said, None, FP32)
 
 
+def test_a_large_request_may_name_its_outputs() -> None:
+    data = many(b"0.25", 1 << 16)
+    plain = INPUT % (b"FP32", b"[1,%d]" % (data.count(b",") + 1), data)
+    for outputs, names in (b'[{"name":"y"}]', ("y",)), (b"null", ()), (b"[]", ()):
+        found = infer(b'{"inputs":[%s],"outputs":%s}' % (plain, outputs))
+        assert found is not None
+        assert found.outputs == names
+    with pytest.raises(InvalidRequestError, match="array"):
+        oip.parse(b'{"inputs":[%s],"outputs":{}}' % plain, None, FP32)
+    many_inputs = b",".join([INPUT % (b"FP32", b"[1]", b"[1]")] * 2000)
+    with pytest.raises(InvalidRequestError, match="inputs"):
+        oip.parse(b'{"inputs":[%s]}' % many_inputs, None, FP32)
+
+
 def test_texts_full_of_quotes_and_commas_are_taken() -> None:
     inside = rb"{\"a\": [\"b, c\", 1], \\\": 2}, " * 100_000
     body = b'{"model":"m","messages":[{"role":"user","content":"%s"}]}' % inside

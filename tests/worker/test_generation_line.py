@@ -148,11 +148,52 @@ def test_a_row_that_made_way_often_enough_stays(where: str) -> None:
         line.pump(0.0)
     before = len(engine.taken)
     line.add(work(b"request", time.monotonic()))
-    assert keeper.back == [b"young", b"second"]
+    assert keeper.back == [b"second", b"young"], "the first is the first of its keeper again"
     assert not engine.aborted
     engine.up = True
     line.pump(1.0)
     assert engine.taken[before:] == ([b"request"] if before else [b"first", b"request"])
+
+
+def test_no_request_waits_behind_a_row_that_waits_for_another() -> None:
+    keeper = Keeper()
+    line, engine = waiting_for(emitter=None)
+    engine.up = True
+    (reads,) = rows_of(keeper, b"reads")
+    (stays,) = rows_of(keeper, b"stays", n_yields=MAX_YIELDS)
+    for one in (reads, stays, work(b"request", time.monotonic())):
+        line.add(one)
+        line.pump(0.0)
+    assert engine.taken == [b"reads", b"request"]
+    aborted(line, engine.aborted[0])
+    assert engine.taken[2:] == [b"stays"]
+    assert keeper.back == [b"reads"]
+
+
+def test_a_row_that_makes_way_while_its_engine_dies_goes_back_with_that_death() -> None:
+    keeper = Keeper()
+    line, engine = waiting_for(emitter=None)
+    engine.up = True
+    (row,) = rows_of(keeper, b"row")
+    line.add(row)
+    line.pump(0.0)
+    line.add(work(b"request", time.monotonic()))
+    engine.up = False
+    line.on_down(list(engine.aborted))
+    assert (keeper.back, row.n_alone_deaths) == ([b"row"], 1)
+    assert not line._runs
+
+
+def test_a_call_that_is_kept_back_has_begun() -> None:
+    line, engine = waiting_for(emitter=None)
+    engine.up = True
+    for row in rows_of(Keeper(), b"calls", b"next"):
+        line.add(row)
+    line.pump(0.0)
+    line.on_tokens(engine.runs[0], wire.Tokens(0))
+    assert engine.taken == [b"calls"]
+    line.on_tokens(engine.runs[0], wire.Tokens(0, began=True))
+    assert engine.taken == [b"calls", b"next"]
 
 
 def test_a_row_that_reads_beside_a_request_reads_in_pieces() -> None:

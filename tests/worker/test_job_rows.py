@@ -58,7 +58,8 @@ def test_a_row_that_makes_way_is_first_again_and_was_not_tried() -> None:
         assert run._give(100.0 + n_yields)
         first, second = given
         assert first.request.may_retry
-        assert first.n_yields == n_yields
+        assert (first.n_yields, first.n_alone_deaths) == (n_yields, n_yields)
+        first.n_alone_deaths += 1
         given.clear()
         run.again(second)
         run.again(first)

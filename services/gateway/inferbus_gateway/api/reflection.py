@@ -7,6 +7,7 @@ made from that of v1alpha.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
@@ -32,8 +33,11 @@ def add(server: grpc.aio.Server, names: Iterable[str], room: Room) -> None:
     async def answered(
         asked: AsyncIterator[reflection_pb2.ServerReflectionRequest], context: Any
     ) -> AsyncIterator[reflection_pb2.ServerReflectionResponse]:
-        async with room.held(context):
-            async for one in servicer.ServerReflectionInfo(asked, context):
+        async with (
+            room.held(context),
+            contextlib.aclosing(servicer.ServerReflectionInfo(asked, context)) as answers,
+        ):
+            async for one in answers:
                 yield one
 
     handler = grpc.stream_stream_rpc_method_handler(

@@ -90,7 +90,7 @@ class RpcServer:
         service = _Service(views, repository, health)
         self._server.add_generic_rpc_handlers((self._handler(service, infer),))
         watching = Shares(
-            "calls that watch or describe", max_connections // 8, max_connections // 64 or 1
+            "calls that watch or describe", max_connections // 8, max_connections // 64
         )
         room = Room(watching, new_id=new_id, count=count)
         rpc_health.add(self._server, self._reports, room)

@@ -111,8 +111,6 @@ class _Document:
     def read(self, node: Any, at: str) -> None:
         """Read a part and all below it."""
         self.nodes[at] = node
-        if isinstance(node, bool) and at.endswith("/additionalProperties"):
-            return
         if not isinstance(node, dict):
             raise _SchemaError(f"{_shown(at)} must be an object")
         for name in _READINGS:
@@ -133,7 +131,10 @@ class _Document:
         _check_values(node, types)
         self._count(node)
         for part, below in _below(node):
-            self.read(below, f"{at}/{part}")
+            if part == "additionalProperties" and isinstance(below, bool):
+                self.nodes[f"{at}/{part}"] = below
+            else:
+                self.read(below, f"{at}/{part}")
 
     def _count(self, node: Node) -> None:
         self.n_options += len(node.get("anyOf", ()))

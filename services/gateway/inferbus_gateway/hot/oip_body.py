@@ -18,6 +18,7 @@ MAX_CLASSES: Final = 1_000
 """The most classes of an output that a request may ask for."""
 _SHOWN_CHARACTERS: Final = 64
 _MAX_SHAPE_BYTES: Final = 1024
+_MAX_INPUTS: Final = 1024
 _MAX_REST_BYTES: Final = 8 << 20
 """What a request without the elements of its tensors may become when it is read once more."""
 
@@ -96,10 +97,10 @@ class _RoughInput(msgspec.Struct, frozen=True):
 class _Rough(msgspec.Struct, frozen=True):
     """A `Request` of which nothing was made that could be many times its text."""
 
-    inputs: list[_RoughInput]
+    inputs: Annotated[list[_RoughInput], msgspec.Meta(max_length=_MAX_INPUTS)]
     id: str | None = None
     parameters: Parameters | None = None
-    outputs: msgspec.Raw | None = None
+    outputs: msgspec.Raw | UnsetType = UNSET
 
 
 _decode_small = msgspec.json.Decoder(Request).decode
@@ -156,7 +157,7 @@ def _decode_large(text: bytes) -> Request:
         shape = _shape(item.shape)
         inputs.append(Input(item.name, shape, item.datatype, item.data, item.parameters))
     outputs = None
-    if rough.outputs is not None:
+    if rough.outputs is not UNSET:
         json_bounds.check(bytes(rough.outputs))
         outputs = _outputs(rough.outputs)
     return Request(inputs, rough.id, rough.parameters, outputs)

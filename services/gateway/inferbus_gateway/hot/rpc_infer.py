@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
@@ -123,12 +123,13 @@ class RpcInfer:
             except InferbusError as error:
                 ended = self.refused(error, self._requests.new_id())
                 await context.abort(status(error), str(error), ended.metadata)
-            async for answer in self._answers(asked, context):
-                yield answer
+            async with contextlib.aclosing(self._answers(asked, context)) as answers:
+                async for answer in answers:
+                    yield answer
 
     async def _answers(
         self, asked: AsyncIterator[Asked], context: StreamContext
-    ) -> AsyncIterator[pb.ModelStreamInferResponse]:
+    ) -> AsyncGenerator[pb.ModelStreamInferResponse]:
         window: asyncio.Queue[tuple[str, asyncio.Future[Ended]] | None] = asyncio.Queue(
             STREAM_WINDOW
         )

@@ -13,7 +13,7 @@ from inferbus_gateway.errors import OverloadedError, TenantBusyError
 
 
 class Shares:
-    """Places of one kind.
+    """Places of one kind; there is always one, and always one for each holder.
 
     Invariants: at most `n` are held, and at most `n_each` by one holder; who holds none is not
     remembered.
@@ -21,8 +21,8 @@ class Shares:
 
     def __init__(self, what: str, n: int, n_each: int) -> None:
         self._what = what
-        self._n = n
-        self._n_each = n_each
+        self._n = max(1, n)
+        self._n_each = max(1, n_each)
         self._held: Counter[str] = Counter()
 
     @contextlib.contextmanager

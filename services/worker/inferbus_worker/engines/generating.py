@@ -60,6 +60,7 @@ class _Answer:
     n_tokens: int = 0
     n_prompt_tokens: int = 0
     first_ns: int = 0
+    began: bool = False
     usage: dict[str, Any] = field(default_factory=dict)
     error: Exception | None = None
 
@@ -98,8 +99,9 @@ class Generations:
                 abort = self._aborted[command.number] = threading.Event()
                 work = threading.Thread(target=self._run, args=(command, body, abort), daemon=True)
                 work.start()
-            elif isinstance(command, wire.Abort) and command.number in self._aborted:
-                self._aborted[command.number].set()
+            # What is to be aborted may end in its thread just now.
+            elif isinstance(command, wire.Abort) and (found := self._aborted.get(command.number)):
+                found.set()
 
     def _send(self, said: wire.Said, buffers: list[bytes] | None = None) -> None:
         head = wire.frame(said, sum(map(len, buffers or ())))
@@ -153,7 +155,8 @@ class Generations:
         def tell(piece: Piece) -> bool:
             nonlocal told_s
             _grow(answer, piece)
-            first = 0 < piece.n_tokens == answer.n_tokens
+            first = not answer.began and (piece.held or piece.n_tokens > 0)
+            answer.began |= first
             if asked.abort.is_set():
                 return False
             now_s = time.monotonic()
@@ -161,9 +164,7 @@ class Generations:
             if stream and piece.is_said:
                 self._send(_tokens(asked.number, answer, piece))
             elif ends or first or now_s - told_s >= _AT_WORK_S:
-                said = wire.Tokens(
-                    asked.number, answer.index, n_tokens=piece.n_tokens, finish_reason=ends
-                )
+                said = wire.Tokens(asked.number, answer.index, finish_reason=ends, began=first)
                 self._send(said)
             else:
                 return True

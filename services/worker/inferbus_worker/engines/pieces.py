@@ -26,6 +26,8 @@ class Piece:
     n_tokens: int = 0
     n_prompt_tokens: int = 0
     usage: dict[str, Any] | None = None
+    held: bool = False
+    """A token came, and is kept back until it is known what it belongs to."""
 
     @property
     def is_said(self) -> bool:
@@ -105,7 +107,7 @@ class OfferedCalls:
         if piece.finish_reason:
             text += self._reader.end()
         # Held back, the answer goes on all the same.
-        return [self._let_go(text)] if text or piece.finish_reason else [Piece()]
+        return [self._let_go(text)] if text or piece.finish_reason else [Piece(held=True)]
 
     def end(self) -> list[Piece]:
         return [self._let_go(text)] if (text := self._reader.end()) else []

@@ -80,7 +80,7 @@ class Done(msgspec.Struct, frozen=True, array_like=True, tag="done"):
 class Tokens(msgspec.Struct, frozen=True, array_like=True, tag="tokens"):
     """A piece of an answer that is being generated; without tokens it says only: I am at work.
 
-    `prompt_tokens` are those of its prompt, once the engine knows.
+    `prompt_tokens` are those of its prompt, once the engine knows; `began`: its prompt was read.
     """
 
     number: int
@@ -92,6 +92,7 @@ class Tokens(msgspec.Struct, frozen=True, array_like=True, tag="tokens"):
     tool_calls: str = ""
     finish_reason: str = ""
     prompt_tokens: int = 0
+    began: bool = False
 
 
 Command = Load | Run | Abort

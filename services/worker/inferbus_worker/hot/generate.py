@@ -114,10 +114,14 @@ class Generator:
     @property
     def asked_s(self) -> float:
         """When a request, no row of a job, was here last: now where one waits or runs."""
-        works = (*self._waiting, *(run.work for run in self._runs.values()))
-        if any(work.keeper is None for work in works):
+        if self._asked():
             self._asked_s = time.monotonic()
         return self._asked_s
+
+    def _asked(self) -> bool:
+        """Tell whether a request, no row of a job, waits or runs."""
+        works = (*self._waiting, *(run.work for run in self._runs.values()))
+        return any(work.keeper is None for work in works)
 
     @property
     def idle(self) -> bool:
@@ -159,7 +163,8 @@ class Generator:
             if run.work is not stays and run.batch.started_s <= began_s:
                 run.yields = True
                 self._abort(run)
-        for work in waiting:
+        # The first of them is the first of its keeper again.
+        for work in reversed(waiting):
             if work is not stays:
                 self._waiting.remove(work)
                 _send_back(work)
@@ -172,13 +177,15 @@ class Generator:
         engine = self._engine
         if engine is None or not engine.up:
             return
-        while self._waiting:
-            work = self._waiting[0]
+        at = 0
+        while at < len(self._waiting):
+            work = self._waiting[at]
             if self._runs and self._n_choices + work.rows > self._parallel:
                 return
             if work.keeper is not None and self._row_reads():
-                return
-            self._waiting.popleft()
+                at += 1  # The requests behind it need not wait.
+                continue
+            del self._waiting[at]
             if work.deadline_s <= now_s:
                 self._emitter.expired(work, self.served)
             else:
@@ -213,7 +220,7 @@ class Generator:
             if run.work.deadline_s <= now_s and not run.expired:
                 run.expired = True
                 self._abort(run)
-        if any(run.work.keeper is None for run in self._runs.values()):
+        if self._asked():
             self._make_way(now_s - _ROW_READS_S)
         self.pump(now_s)
 
@@ -240,7 +247,7 @@ class Generator:
 
     def on_tokens(self, run: Run, piece: wire.Tokens) -> None:
         """Send a piece on; where a choice ends, its place in the engine is free."""
-        if not run.began and (piece.n_tokens or piece.finish_reason):
+        if not run.began and (piece.began or piece.n_tokens or piece.finish_reason):
             run.began = True
             self.pump(time.monotonic())
         if run.stream and (piece.n_tokens or piece.tool_calls or piece.finish_reason):
@@ -353,6 +360,8 @@ class Generator:
                 self._emitter.cancelled(run.work, self.served)
             elif run.n_chunks or run.work.n_alone_deaths >= _FATAL_DEATHS:
                 self._failed(run, "engine_lost", "the model's engine died while it answered")
+            elif run.yields:
+                _send_back(run.work)
             else:
                 self._waiting.appendleft(run.work)
 

@@ -120,6 +120,7 @@ class _Run:
         self._records: list[m.Prediction | None] = [None] * len(chunk.rows)
         self._tries = [0] * len(chunk.rows)
         self._yields = [0] * len(chunk.rows)
+        self._deaths = [0] * len(chunk.rows)
         self._waiting: deque[int] = deque()
         self._by_id: dict[bytes, int] = {}
         self._n_out = 0
@@ -209,6 +210,7 @@ class _Run:
             self._frame,
             now_s,
             now_s + _ROW_DEADLINE_S,
+            n_alone_deaths=self._deaths[at],
             n_yields=self._yields[at],
             keeper=self,
         )
@@ -232,6 +234,7 @@ class _Run:
         at = self._back(work)
         self._tries[at] -= 1
         self._yields[at] += 1
+        self._deaths[at] = work.n_alone_deaths
         self._waiting.appendleft(at)
 
     def _back(self, work: Work) -> int:

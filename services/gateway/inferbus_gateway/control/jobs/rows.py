@@ -107,7 +107,10 @@ def _measured(wanted: tuple[int, ...], value: bytes, datatype: str) -> tuple[int
     """Return the lengths of a nested list, which must be as the signature says where it does."""
     if len(wanted) == 1 and datatype != "BYTES" and len(value) > json_bounds.SMALL_BYTES:
         # Numbers are as many as the commas say; that they are, whoever packs them sees.
-        return (value.count(b",") + 1,)
+        inner = value.strip()
+        if inner[:1] != b"[":
+            raise numbers.NumbersError(f"must be nested as {list(wanted)} says")
+        return (inner.count(b",") + 1 if inner[1:-1].strip() else 0,)
     try:
         json_bounds.check(value)
         at: Any = msgspec.json.decode(value)
