@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 
 import structlog
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError, ProducerClosed
 from aiokafka.structs import RecordMetadata
 
 from inferbus_kit.errors import BusUnavailableError, OverloadedError
@@ -27,6 +27,8 @@ MAX_RECORD_BYTES = 8 << 20
 _RESENDS = 5
 _LOOKS = 5
 _LOOK_S = 0.1
+_STOP_S = 2.0
+_CUT_S = 1.0
 
 Delivery = asyncio.Future[RecordMetadata]
 
@@ -107,7 +109,7 @@ class Producer:
             async with asyncio.timeout(timeout_s):
                 await client.start()
         except (TimeoutError, KafkaError) as error:
-            await _close(client)
+            await close(client)
             raise BusUnavailableError("Kafka does not answer; is it running?") from error
         return client
 
@@ -117,7 +119,9 @@ class Producer:
             with contextlib.suppress(TimeoutError, KafkaError):
                 async with asyncio.timeout(timeout_s):
                     await self._client.flush()
-            await _close(self._client)
+            client, self._client = self._client, None
+            self._epoch += 1  # what fails from now on is not sent again
+            await close(client)
         for task in list(self._tasks):
             task.cancel()
 
@@ -261,7 +265,7 @@ class Producer:
             self._epoch += 1
             self.n_replaced += 1
             if old is not None:
-                task = asyncio.get_running_loop().create_task(_close(old))
+                task = asyncio.get_running_loop().create_task(close(old))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
@@ -294,8 +298,40 @@ async def _look_for(client: AIOKafkaProducer, parcel: _Parcel) -> None:
     raise BusUnavailableError("a topic has too few partitions; add them to the topic")
 
 
-async def _close(client: AIOKafkaProducer) -> None:
-    """Stop a client; with idempotence and no broker its own stop may hang for ever."""
-    with contextlib.suppress(TimeoutError, KafkaError, asyncio.CancelledError):
-        async with asyncio.timeout(2.0):
+def fail_queued(client: AIOKafkaProducer) -> None:
+    """Fail what a client has not begun to send, so that it never does."""
+    queues = client._message_accumulator._batches  # noqa: SLF001 -- as in `close`
+    batches = [batch for queue in queues.values() for batch in queue]
+    queues.clear()
+    _fail(batches)
+
+
+def _fail(batches: Sequence[Any]) -> None:
+    for batch in batches:
+        batch.failure(ProducerClosed())
+        batch._drain_waiter.exception()  # noqa: SLF001 -- it may be that nobody waits for it
+
+
+async def close(client: AIOKafkaProducer) -> None:
+    """Stop a client, within 3 s: what it has not delivered by then fails.
+
+    With no broker its own stop may hang for ever, and cut off it leaves sender and sockets behind.
+    """
+    over = (TimeoutError, KafkaError, asyncio.CancelledError)
+    with contextlib.suppress(*over):
+        async with asyncio.timeout(_STOP_S):
             await client.stop()
+            return
+    sender = client._sender.sender_task  # noqa: SLF001 -- there is no other way
+    if sender is not None:
+        sender.cancel()
+    for connection in client.client._conns.values():  # noqa: SLF001 -- as above
+        if (writer := connection._writer) is not None:  # noqa: SLF001 -- as above
+            writer.transport.abort()  # else it first sends what it has
+    with contextlib.suppress(*over):
+        async with asyncio.timeout(_CUT_S):
+            await client.client.close()
+            if sender is not None:
+                await sender
+    fail_queued(client)
+    _fail(list(client._message_accumulator._pending_batches))  # noqa: SLF001 -- as above

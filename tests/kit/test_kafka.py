@@ -10,6 +10,7 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 from aiokafka.errors import KafkaConnectionError, MessageSizeTooLargeError
 
+from inferbus_kit import produce
 from inferbus_kit.consume import PartitionReader, Record, StateReader
 from inferbus_kit.dlq import DeadLetters
 from inferbus_kit.errors import BusUnavailableError, OverloadedError
@@ -18,7 +19,7 @@ from inferbus_kit.produce import Delivery, Message, Producer, _Parcel
 from inferbus_kit.topics import create_topics
 from inferbus_schemas import messages as m
 from inferbus_schemas import topics
-from tests.support import servers
+from tests.support import proxy, servers
 
 
 @pytest.fixture
@@ -117,6 +118,31 @@ async def test_an_added_partition_is_found_at_once_and_a_missing_one_is_an_error
 async def test_no_broker_is_one_sentence() -> None:
     with pytest.raises(BusUnavailableError, match="Kafka does not answer"):
         await Producer("127.0.0.1:9", client_id="test").start(timeout_s=2)
+
+
+async def test_of_a_client_that_cannot_stop_nothing_lives_on(
+    kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = await servers.fresh_topic(kafka_bootstrap)
+    monkeypatch.setattr(produce, "_STOP_S", 0.1)
+    tasks = asyncio.all_tasks()
+    async with proxy.before_kafka(kafka_bootstrap, monkeypatch) as between:
+        made = Producer(kafka_bootstrap, client_id="test")
+        await made.start()
+        await (await made.send(topic, 0, b"known"))
+        between.hold()
+        values = [b"x" * (7 << 20), b"queued", b"too"]  # sockets do not hold the first
+        deliveries = [await made.send(topic, 0, value) for value in values]
+        await made.stop(timeout_s=0.1)
+        for delivery in deliveries:
+            with pytest.raises(BusUnavailableError):
+                await asyncio.wait_for(delivery, 5)
+        assert made.n_in_flight == made.in_flight_bytes == 0
+        between.go_on()
+        while between.n_connections:  # noqa: ASYNC110 -- sockets tell nobody
+            await asyncio.sleep(0.01)
+        left = [task.get_coro() for task in asyncio.all_tasks() - tasks]
+        assert [each for each in left if "aiokafka" in repr(each)] == []
 
 
 async def test_reader_commits_and_restarts(kafka_bootstrap: str, producer: Producer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import secrets
 import signal
 import time
 from collections import Counter
@@ -14,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiokafka import client
 from aiokafka.admin import AIOKafkaAdminClient
 from prometheus_client import CollectorRegistry
 
 from inferbus_dev.ports import free_port
+from inferbus_kit import produce
 from inferbus_kit.health import Health
 from inferbus_kit.metrics import logger_metrics
 from inferbus_logger import answers, audit, rows
@@ -132,19 +133,6 @@ async def test_a_crash_may_double_a_copy_and_loses_none(
         assert (await audit.verify(log.postgres_url, log.topic)).findings == []
 
 
-async def test_a_tenant_without_its_topic_is_one_sentence(
-    kafka_bootstrap: str, postgres_url: str, loggers: ForkServer, tmp_path: Path
-) -> None:
-    out = tmp_path / "log"
-    async with fresh_log(kafka_bootstrap, postgres_url, 1) as log:
-        pid = loggers.start(log.environment(answer_tenants="nobody-yet"), out)
-        await until(lambda: _ended(loggers, pid))
-    assert loggers.ended(pid) == 2
-    said = out.read_text().splitlines()[-1]
-    assert "INFERBUS_ANSWER_TENANTS: Kafka shows this logger no topic" in said
-    assert "inferbus topics add-tenant nobody-yet" in said
-
-
 @dataclass(frozen=True)
 class Record:
     value: bytes
@@ -165,12 +153,12 @@ class Copying:
     bootstrap: str
     now_s: float = 1000.0
 
-    def batch(self, base: int, *tenants: str) -> Batch:
+    def batch(self, base: int, *tenants: str, partition: int = 3) -> Batch:
         """Return a batch with one record for each name, from `base` on."""
-        buffer = Buffer(3, base)
+        buffer = Buffer(partition, base)
         for offset, tenant in enumerate(tenants, base):
             (made,) = _made(random.Random(offset), 1, tenant)
-            record = Record(made.SerializeToString(), offset)
+            record = Record(made.SerializeToString(), offset, partition)
             buffer.offer(rows.read(record, 0, answered=frozenset(tenants)), 0.0)
         return buffer.take(0, 0.0)
 
@@ -243,20 +231,60 @@ async def test_a_topic_that_is_gone_holds_the_others_up_for_a_moment_only(
         assert await at.n_copies(there) == [1] * 4
 
 
+async def test_a_topic_that_is_not_there_yet_is_told_and_looked_for(kafka_bootstrap: str) -> None:
+    tenant = f"t{secrets.token_hex(4)}"
+    async with _copying(kafka_bootstrap, [tenant]) as at:
+        at.answers.look({3})
+        (said,) = at.health.reasons().values()
+        assert "INFERBUS_ANSWER_TENANTS: Kafka shows this logger no topic" in said
+        assert f"inferbus topics add-tenant {tenant}" in said
+        await answer_topics.make(kafka_bootstrap, tenant)
+        assert at.answers._client is not None
+        await at.answers._client.client.force_metadata_update()
+        at.answers.look({3})
+        assert at.health.reasons() == {}
+        await at.answers.hand_over([at.batch(0, tenant)])
+        assert await at.n_copies(tenant) == [1]
+
+
 @pytest.fixture
 async def between(
     kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[proxy.Proxy]:
-    """What all connections to the broker that aiokafka makes go through."""
-    host, _, port = kafka_bootstrap.partition(":")
-    made = client.create_conn
-    async with proxy.Proxy(host, int(port)) as one:
-
-        async def through(_host: str, _port: int, **options: Any) -> Any:
-            return await made(host, one.port, **options)
-
-        monkeypatch.setattr(client, "create_conn", through)
+    async with proxy.before_kafka(kafka_bootstrap, monkeypatch) as one:
         yield one
+
+
+async def test_of_a_client_that_was_dropped_nothing_lives_on(
+    kafka_bootstrap: str, between: proxy.Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenant = await answer_topics.tenant(kafka_bootstrap)
+    monkeypatch.setattr(produce, "_STOP_S", 0.1)
+    monkeypatch.setattr(answers, "TIMEOUT_S", 0.3)
+    tasks = asyncio.all_tasks()
+    async with _copying(kafka_bootstrap, [tenant]) as at:
+        await at.answers.hand_over([at.batch(0, tenant)])
+        assert between.n_connections > 0
+        between.hold()
+        # Both go to one partition: the second waits in the client for the first.
+        under_way, queued = at.batch(1, tenant), at.batch(0, tenant, partition=7)
+        with pytest.raises(AnswersError):
+            await at.answers.hand_over([under_way, queued])
+        await asyncio.wait(at.answers._closing)
+        between.go_on()
+
+        async def alone() -> bool:
+            return between.n_connections == 0
+
+        await until(alone)
+        left = [task.get_coro() for task in asyncio.all_tasks() - tasks]
+        assert [each for each in left if "aiokafka" in repr(each)] == []
+        monkeypatch.setattr(answers, "TIMEOUT_S", 5.0)
+        await at.answers.hand_over([under_way, queued])
+        copies = await _copies(kafka_bootstrap, tenant)
+        assert len(copies) == 3
+        assert copies[queued.rows[0].value] == 1
+        assert at.counted(tenant, "copied") == 3
 
 
 async def test_while_kafka_answers_nobody_nothing_is_given_up(

@@ -2,18 +2,17 @@
 
 In: batches that a transaction is about to commit. Out: their records, value, key and headers as
 they were, on `inference.answers.<tenant>`, acknowledged before the commit, or an error that rolls
-it back. So none is lost, and one stands there twice only where a process ends in between.
+it back. So none is lost; a try after a time-out, or another logger's, may double and reorder.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import structlog
 from aiokafka import AIOKafkaProducer
@@ -32,6 +31,7 @@ from inferbus_kit.errors import StartupError
 from inferbus_kit.health import Health
 from inferbus_kit.kafka import client_options
 from inferbus_kit.metrics import LoggerMetrics
+from inferbus_kit.produce import close, fail_queued
 from inferbus_logger.plan import Batch
 from inferbus_logger.rows import Item
 from inferbus_schemas import topics
@@ -41,16 +41,14 @@ _log = structlog.get_logger("answers")
 TIMEOUT_S: Final = 5.0
 """Longest wait for Kafka; Postgres lets a transaction idle for twice as long."""
 PATIENCE_S: Final = 10.0
-"""A topic that refuses for this long is not waited for any more."""
+"""A topic that refuses a partition's copies for this long is not waited for any more."""
 RETRY_S: Final = 30.0
 """How long nothing is tried then."""
 _START_TIMEOUT_S: Final = 30.0
-_STOP_TIMEOUT_S: Final = 2.0
+_TOO_LARGE: Final = (MessageSizeTooLargeError, RecordListTooLargeError)
 _REFUSALS: Final = (
     InvalidTopicError,
-    MessageSizeTooLargeError,
     PolicyViolationError,
-    RecordListTooLargeError,
     TopicAuthorizationFailedError,
     UnknownTopicOrPartitionError,
 )
@@ -71,10 +69,11 @@ class Place(NamedTuple):
 
 @dataclass(slots=True)
 class _Way:
-    """A tenant's topic, since when it refuses, and until when nothing is tried."""
+    """A tenant's topic, whether it is known to be no good, and until when nothing is tried."""
 
     topic: str
-    refuses_s: float | None = None
+    missing: bool = False
+    given_up: bool = False
     shut_until_s: float = 0.0
 
 
@@ -82,9 +81,10 @@ class Answers:
     """The topics of some tenants.
 
     Invariants: `hand_over` returns when each record of theirs is acknowledged, or was given up,
-    counted and told, since its topic has refused for `PATIENCE_S`; it takes `TIMEOUT_S` at most,
-    however many tenants there are; what was acknowledged is not sent again by this process; copies
-    of one partition stand in one partition, in its order.
+    counted and told: it is too large for its topic, or the topic has refused its partition for
+    `PATIENCE_S`; it takes `TIMEOUT_S` at most, however many tenants there are; what was
+    acknowledged is not sent again by this process; copies of one partition go to one partition,
+    in its order, each parcel when the one before is acknowledged.
     """
 
     def __init__(
@@ -115,41 +115,59 @@ class Answers:
         self._client: AIOKafkaProducer | None = None
         self._connecting = asyncio.Lock()
         self._closing: set[asyncio.Task[None]] = set()
-        self._acknowledged: dict[Place, int] = {}
+        self._settled: dict[Place, int] = {}
+        self._stuck: dict[Place, float | None] = {}
+        """Since when a place is refused; None: Kafka does not answer."""
 
     async def start(self) -> None:
-        """Connect, and see that each tenant has its topic.
+        """Connect, and tell of each tenant that has no topic.
 
         Raises:
-            StartupError: Kafka does not answer, or a topic is not there.
+            StartupError: Kafka does not answer.
         """
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):
                 client = await self._connected()
-                missing = [
-                    (tenant, way.topic)
-                    for tenant, way in self._ways.items()
-                    if not await _partitions(client, way.topic)
-                ]
+                for tenant, way in self._ways.items():
+                    if not await _partitions(client, way.topic):
+                        self._missing(tenant)
         except (OSError, KafkaError) as error:
             await self.stop()
             raise StartupError(
                 "Kafka does not answer: see that it runs and that INFERBUS_KAFKA_BOOTSTRAP is right"
             ) from error
-        if missing:
-            await self.stop()
-            tenant, topic = missing[0]
-            raise StartupError(
-                f"INFERBUS_ANSWER_TENANTS: Kafka shows this logger no topic {topic}: run `inferbus "
-                f"topics add-tenant {tenant}` first"
-            )
+
+    def _missing(self, tenant: str) -> None:
+        way = self._ways[tenant]
+        way.missing = True
+        reason = (
+            f"INFERBUS_ANSWER_TENANTS: Kafka shows this logger no topic {way.topic}: run `inferbus "
+            f"topics add-tenant {tenant}`"
+        )
+        self._health.not_ready(f"answers of {tenant}", reason)
+        _log.error("answers_without_topic", tenant=tenant, reason=reason)
 
     async def stop(self) -> None:
         """Close, bounded."""
-        if self._client is not None:
-            await _close(self._client)
-        for task in list(self._closing):
-            task.cancel()
+        self._drop(self._client)
+        if self._closing:
+            await asyncio.wait(self._closing)
+
+    def look(self, held: Collection[int]) -> None:
+        """Take back what is not so any more, told the partitions that are this logger's."""
+        for place in [place for place in self._stuck if place.partition not in held]:
+            del self._stuck[place]
+        for tenant, way in self._ways.items():
+            if way.missing and self._client is not None:
+                self._client.client.add_topic(way.topic)
+                if self._client.client.cluster.partitions_for_topic(way.topic):
+                    way.missing = way.given_up = False
+            self._tell(tenant)
+
+    def _tell(self, tenant: str) -> None:
+        way = self._ways[tenant]
+        if not (way.missing or way.given_up or any(each.tenant == tenant for each in self._stuck)):
+            self._health.ready(f"answers of {tenant}")
 
     async def hand_over(self, batches: Sequence[Batch]) -> None:
         """Copy what these batches store of the tenants.
@@ -163,7 +181,7 @@ class Answers:
             for item in sorted(stored, key=lambda item: item.offset):
                 assert item.answer is not None  # noqa: S101 -- as asked above
                 place = Place(item.answer.tenant, batch.partition, batch.era)
-                if item.offset > self._acknowledged.get(place, -1):
+                if item.offset > self._settled.get(place, -1):
                     due.setdefault(place.tenant, {}).setdefault(place, []).append(item)
         if not due:
             return
@@ -176,70 +194,128 @@ class Answers:
 
     async def _copy(self, tenant: str, places: Mapping[Place, Sequence[Item]]) -> None:
         way = self._ways[tenant]
-        n_records = sum(map(len, places.values()))
         if self._clock() < way.shut_until_s:
-            self._metrics.answers.labels(tenant, "refused").inc(n_records)
+            for place, items in places.items():
+                self._settle(place, items, "refused")
             return
         client: AIOKafkaProducer | None = None
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 client = await self._connected()
-                await self._send(client, way.topic, places)
-        except _REFUSALS as error:
-            self._refused(tenant, error, n_records)
-        except (OSError, KafkaError) as error:
+                refusals = await self._send(client, way.topic, places)
+        except Exception as error:
+            # Whatever it is, the next try has a client of its own.
             self._drop(client)
+            for place, items in places.items():
+                if self._settled.get(place, -1) < items[-1].offset:
+                    self._stuck.setdefault(place, None)
             reason = f"Kafka does not take the answers of {tenant}"
             self._health.not_ready(f"answers of {tenant}", reason)
             raise AnswersError(reason) from error
-        else:
-            way.refuses_s = None
-            self._health.ready(f"answers of {tenant}")
-            self._metrics.answers.labels(tenant, "copied").inc(n_records)
+        if refusals:
+            self._refused(tenant, places, refusals)
 
-    def _refused(self, tenant: str, error: KafkaError, n_records: int) -> None:
+    def _refused(
+        self,
+        tenant: str,
+        places: Mapping[Place, Sequence[Item]],
+        refusals: Mapping[Place, BaseException],
+    ) -> None:
         """Ask for another try, or give the records up once that has gone on for long."""
         way, now_s = self._ways[tenant], self._clock()
+        error = next(iter(refusals.values()))
         reason = (
             f"Kafka refuses the answers of {tenant}: see that the topic {way.topic} is there and "
             "that this logger may write to it"
         )
         self._health.not_ready(f"answers of {tenant}", reason)
-        if way.refuses_s is None:
-            way.refuses_s = now_s
-        if now_s - way.refuses_s < PATIENCE_S:
+        if any(isinstance(each, UnknownTopicOrPartitionError) for each in refusals.values()):
+            way.missing = True
+        for place in refusals:
+            if self._stuck.get(place) is None:
+                self._stuck[place] = now_s
+        longest_s = max(now_s - (self._stuck[place] or now_s) for place in refusals)
+        if longest_s < PATIENCE_S and not way.given_up:
             raise AnswersError(reason) from error
-        way.shut_until_s = now_s + RETRY_S
-        self._metrics.answers.labels(tenant, "refused").inc(n_records)
+        way.given_up, way.shut_until_s = True, now_s + RETRY_S
+        for place in refusals:
+            self._settle(place, places[place], "refused")
         _log.error("answers_given_up", tenant=tenant, reason=reason, error=repr(error))
 
     async def _send(
         self, client: AIOKafkaProducer, topic: str, places: Mapping[Place, Sequence[Item]]
-    ) -> None:
+    ) -> dict[Place, BaseException]:
+        """Send, and return what is refused.
+
+        Raises:
+            KafkaError: Kafka does not say.
+        """
         numbers = await _partitions(client, topic)
         if not numbers:
-            raise UnknownTopicOrPartitionError(topic)
-        sent: list[asyncio.Future[Any]] = []
-        failed: set[Place] = set()
-        for place, items in places.items():
-            number = numbers[place.partition % len(numbers)]
-            for parcel, last in _parcels(client, items):
-                delivery = await client.send_batch(parcel, topic, partition=number)
-                delivery.add_done_callback(functools.partial(self._heard, place, last, failed))
-                sent.append(delivery)
-        # Not cancelled when time is up: aiokafka's sender would stumble over that.
-        await asyncio.wait(sent)
-        for delivery in sent:
-            await delivery
+            return dict.fromkeys(places, UnknownTopicOrPartitionError(topic))
+        ended = await asyncio.gather(
+            *(
+                self._send_in_order(
+                    client, topic, numbers[place.partition % len(numbers)], place, items
+                )
+                for place, items in places.items()
+            ),
+            return_exceptions=True,
+        )
+        failed = {place: error for place, error in zip(places, ended, strict=True) if error}
+        for error in failed.values():
+            if not isinstance(error, _REFUSALS):
+                raise error
+        return failed
 
-    def _heard(
-        self, place: Place, last: int, failed: set[Place], delivery: asyncio.Future[Any]
+    async def _send_in_order(
+        self,
+        client: AIOKafkaProducer,
+        topic: str,
+        number: int,
+        place: Place,
+        items: Sequence[Item],
     ) -> None:
-        """Note what was acknowledged, if only after the time was up; a hole is not passed."""
+        for parcel, held in _parcels(client, items):
+            delivery = await client.send_batch(parcel, topic, partition=number)
+            delivery.add_done_callback(functools.partial(self._heard, place, held))
+            # Not cancelled when time is up: it may be acknowledged a moment later.
+            await asyncio.wait([delivery])
+            try:
+                delivery.result()
+            except _TOO_LARGE as error:
+                if middle := len(held) // 2:
+                    for half in (held[:middle], held[middle:]):
+                        await self._send_in_order(client, topic, number, place, half)
+                    continue
+                self._settle(place, held, "refused")
+                _log.error(
+                    "answer_too_large",
+                    tenant=place.tenant,
+                    reason=f"the topic {topic} takes no record as large; see max.message.bytes",
+                    partition=place.partition,
+                    offset=held[0].offset,
+                    error=repr(error),
+                )
+
+    def _heard(self, place: Place, held: Sequence[Item], delivery: asyncio.Future[Any]) -> None:
+        """Note what was acknowledged, if only after the time was up."""
         if delivery.cancelled() or delivery.exception() is not None:
-            failed.add(place)
-        elif place not in failed:
-            self._acknowledged[place] = max(last, self._acknowledged.get(place, -1))
+            return
+        self._settle(place, held, "copied")
+        way = self._ways[place.tenant]
+        way.missing = way.given_up = False
+        self._tell(place.tenant)
+
+    def _settle(
+        self, place: Place, items: Sequence[Item], ended: Literal["copied", "refused"]
+    ) -> None:
+        """Note that these are done with; each is counted once, however often it was sent."""
+        before = self._settled.get(place, -1)
+        n_records = sum(item.offset > before for item in items)
+        self._metrics.answers.labels(place.tenant, ended).inc(n_records)
+        self._settled[place] = max(before, items[-1].offset)
+        self._stuck.pop(place, None)
 
     async def _connected(self) -> AIOKafkaProducer:
         async with self._connecting:
@@ -257,10 +333,11 @@ class Answers:
         """Let the next try have a client of its own; this one may hold what nobody waits for."""
         if client is not None and client is self._client:
             self._client = None
+            fail_queued(client)  # else it would still send that, beside the next one
             self._close_later(client)
 
     def _close_later(self, client: AIOKafkaProducer) -> None:
-        task = asyncio.get_running_loop().create_task(_close(client))
+        task = asyncio.get_running_loop().create_task(close(client))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
@@ -282,10 +359,12 @@ async def _partitions(client: AIOKafkaProducer, topic: str) -> list[int]:
     return sorted(found or ())
 
 
-def _parcels(client: AIOKafkaProducer, items: Sequence[Item]) -> Iterator[tuple[Any, int]]:
-    """Yield batches as large as they may be, each with the offset that its last copy is of."""
-    parcel, last = client.create_batch(), -1
-    for item in items:
+def _parcels(
+    client: AIOKafkaProducer, items: Sequence[Item]
+) -> Iterator[tuple[Any, Sequence[Item]]]:
+    """Yield batches as large as they may be, each with what it holds."""
+    parcel, first = client.create_batch(), 0
+    for index, item in enumerate(items):
         assert item.answer is not None  # noqa: S101 -- `hand_over` looked
         told = {
             "timestamp": None,
@@ -294,15 +373,7 @@ def _parcels(client: AIOKafkaProducer, items: Sequence[Item]) -> Iterator[tuple[
             "headers": list(item.answer.headers),
         }
         if parcel.append(**told) is None:
-            yield parcel, last
-            parcel = client.create_batch()
+            yield parcel, items[first:index]
+            parcel, first = client.create_batch(), index
             parcel.append(**told)
-        last = item.offset
-    yield parcel, last
-
-
-async def _close(client: AIOKafkaProducer) -> None:
-    """Stop a client; with no broker its own stop waits for what it holds."""
-    with contextlib.suppress(TimeoutError, KafkaError):
-        async with asyncio.timeout(_STOP_TIMEOUT_S):
-            await client.stop()
+    yield parcel, items[first:]

@@ -19,6 +19,7 @@ from aiokafka.structs import TopicPartition
 
 from inferbus_kit.metrics import LoggerMetrics
 from inferbus_logger import database, identity
+from inferbus_logger.answers import Answers
 from inferbus_logger.consume import Reader
 from inferbus_logger.database import Connection
 from inferbus_logger.lanes import Board
@@ -45,6 +46,7 @@ class Upkeep:
         reader: Reader,
         board: Board,
         partitions: Partitions,
+        answers: Answers | None,
         metrics: LoggerMetrics,
         retention_days: int,
     ) -> None:
@@ -52,6 +54,7 @@ class Upkeep:
         self._reader = reader
         self._board = board
         self._partitions = partitions
+        self._answers = answers
         self._metrics = metrics
         self._retention_days = retention_days
         self._connections: frozenset[object] = frozenset()
@@ -66,6 +69,8 @@ class Upkeep:
         while True:
             self._look_again_after_reconnect()
             self._measure_lag()
+            if self._answers is not None:
+                self._answers.look(self._board.lanes)
             await self._count_rows()
             await self.commit()
             if clock() >= tables_due_s and await self._tables():

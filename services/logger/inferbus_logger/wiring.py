@@ -104,6 +104,7 @@ def build(settings: LoggerSettings) -> Process:
             reader=reader,
             board=board,
             partitions=partitions,
+            answers=answers,
             metrics=metrics,
             retention_days=settings.log_retention_days,
         ),

@@ -1,0 +1,162 @@
+"""What becomes of copies that Kafka refuses, told the time; a list stands for Kafka."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from aiokafka.errors import MessageSizeTooLargeError, PolicyViolationError
+from prometheus_client import CollectorRegistry
+
+from inferbus_kit.health import Health
+from inferbus_kit.metrics import logger_metrics
+from inferbus_logger import answers
+from inferbus_logger.answers import Answers, AnswersError
+from inferbus_logger.plan import Batch
+from inferbus_logger.rows import Answer, Item
+
+
+@dataclass
+class Parcel:
+    values: list[bytes] = field(default_factory=list)
+
+    def append(self, *, value: bytes, **_told: Any) -> bool | None:
+        if len(self.values) == 4:
+            return None
+        self.values.append(value)
+        return True
+
+
+class Taken(list[tuple[int, bytes]]):
+    """Partitions and values that were taken; has what `Answers` asks of a producer."""
+
+    def __init__(self, refuse: Callable[[int, Sequence[bytes]], Exception | None]) -> None:
+        super().__init__()
+        self.refuse = refuse
+        self.client = self.cluster = self._message_accumulator = self
+        self._batches: defaultdict[object, deque[Any]] = defaultdict(deque)
+        self.create_batch = Parcel
+
+    def partitions_for_topic(self, _topic: str) -> set[int]:
+        return {0, 1, 2, 3}
+
+    async def send_batch(
+        self, parcel: Parcel, _topic: str, *, partition: int
+    ) -> asyncio.Future[None]:
+        delivery: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if error := self.refuse(partition, parcel.values):
+            delivery.set_exception(error)
+        else:
+            self.extend((partition, value) for value in parcel.values)
+            delivery.set_result(None)
+        return delivery
+
+    async def stop(self) -> None:
+        return None
+
+
+@dataclass
+class Copying:
+    taken: Taken
+    health: Health = field(default_factory=Health)
+    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+    now_s: float = 1000.0
+
+    def __post_init__(self) -> None:
+        self.health.ready("start")
+        self.answers = Answers(
+            "unused:1",
+            client_id="test",
+            tenants=["acme"],
+            metrics=logger_metrics(self.registry),
+            health=self.health,
+            clock=lambda: self.now_s,
+        )
+        self.answers._client = self.taken
+
+    async def copy(self, partition: int, base: int, *values: bytes) -> None:
+        rows = tuple(
+            Item(at, at + 1, "row", b"", 1, value=value, answer=Answer("acme", b"k", ()))
+            for at, value in enumerate(values, base)
+        )
+        await self.answers.hand_over([Batch(partition, 0, base, base + len(rows), rows=rows)])
+
+    def counted(self) -> tuple[float | None, float | None]:
+        """Return how many were copied and how many given up."""
+        copied, refused = (
+            self.registry.get_sample_value(
+                "inferbus_log_answers_total", {"tenant": "acme", "ended": ended}
+            )
+            for ended in ("copied", "refused")
+        )
+        return copied, refused
+
+
+async def test_a_place_that_is_refused_is_given_up_while_others_succeed() -> None:
+    at = Copying(Taken(lambda number, _: PolicyViolationError() if number == 3 else None))
+    n_tries = 0
+    for step in range(100):
+        n_tries += 1
+        try:
+            await at.copy(3, 0, b"never")
+        except AnswersError:
+            await at.copy(1, step, b"%d" % step)
+            assert list(at.health.reasons()) == ["answers of acme"]
+            at.now_s += answers.PATIENCE_S / 4
+        else:
+            break
+    assert n_tries == 5
+    assert at.counted() == (4, 1)
+    at.now_s += answers.RETRY_S
+    await at.copy(1, 100, b"again")
+    assert at.health.reasons() == {}
+
+
+async def test_a_record_that_is_too_large_costs_itself_only() -> None:
+    def refuse(_number: int, values: Sequence[bytes]) -> Exception | None:
+        return MessageSizeTooLargeError() if sum(map(len, values)) > 10 else None
+
+    at = Copying(Taken(refuse))
+    await at.copy(2, 0, b"aaaa", b"bbbb", b"c" * 11, b"dddd", b"e", b"f")
+    await at.copy(2, 6, b"g")
+    assert at.taken == [(2, value) for value in (b"aaaa", b"bbbb", b"dddd", b"e", b"f", b"g")]
+    assert at.counted() == (6, 1)
+    assert at.health.reasons() == {}
+
+
+@pytest.mark.parametrize("error", [AssertionError("no such partition"), OSError()])
+async def test_whatever_it_is_the_transaction_is_tried_again(error: Exception) -> None:
+    at = Copying(Taken(lambda *_: error))
+    with pytest.raises(AnswersError):
+        await at.copy(3, 0, b"a")
+    assert at.answers._client is None
+    at.answers.look({3})
+    assert list(at.health.reasons()) == ["answers of acme"]
+    at.answers.look({1, 2})
+    assert at.health.reasons() == {}
+    await at.answers.stop()
+
+
+async def test_an_acknowledgement_after_the_time_was_up_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    at, late = Copying(Taken(lambda *_: None)), asyncio.get_running_loop().create_future()
+
+    async def send_batch(*_: Any, **__: Any) -> asyncio.Future[None]:
+        return late
+
+    monkeypatch.setattr(at.taken, "send_batch", send_batch)
+    monkeypatch.setattr(answers, "TIMEOUT_S", 0.05)
+    with pytest.raises(AnswersError):
+        await at.copy(3, 0, b"a")
+    late.set_result(None)
+    await asyncio.sleep(0)
+    assert at.counted() == (1, None)
+    assert at.health.reasons() == {}
+    await at.copy(3, 0, b"a")  # nothing is left to do
+    await at.answers.stop()
+    assert at.taken == []
