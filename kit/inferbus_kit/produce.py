@@ -303,13 +303,15 @@ def fail_queued(client: AIOKafkaProducer) -> None:
     queues = client._message_accumulator._batches  # noqa: SLF001 -- as in `close`
     batches = [batch for queue in queues.values() for batch in queue]
     queues.clear()
-    _fail(batches)
-
-
-def _fail(batches: Sequence[Any]) -> None:
     for batch in batches:
-        batch.failure(ProducerClosed())
-        batch._drain_waiter.exception()  # noqa: SLF001 -- it may be that nobody waits for it
+        # One that was under way before takes itself out of these.
+        client._message_accumulator._pending_batches.add(batch)  # noqa: SLF001 -- as above
+        _fail(batch)
+
+
+def _fail(batch: Any) -> None:
+    batch.failure(ProducerClosed())
+    batch._drain_waiter.exception()  # noqa: SLF001 -- it may be that nobody waits for it
 
 
 async def close(client: AIOKafkaProducer) -> None:
@@ -334,4 +336,5 @@ async def close(client: AIOKafkaProducer) -> None:
             if sender is not None:
                 await sender
     fail_queued(client)
-    _fail(list(client._message_accumulator._pending_batches))  # noqa: SLF001 -- as above
+    for batch in list(client._message_accumulator._pending_batches):  # noqa: SLF001 -- as above
+        _fail(batch)

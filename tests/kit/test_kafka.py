@@ -125,6 +125,7 @@ async def test_of_a_client_that_cannot_stop_nothing_lives_on(
 ) -> None:
     topic = await servers.fresh_topic(kafka_bootstrap)
     monkeypatch.setattr(produce, "_STOP_S", 0.1)
+    monkeypatch.setattr(produce, "_CUT_S", 0.3)
     tasks = asyncio.all_tasks()
     async with proxy.before_kafka(kafka_bootstrap, monkeypatch) as between:
         made = Producer(kafka_bootstrap, client_id="test")

@@ -260,6 +260,7 @@ async def test_of_a_client_that_was_dropped_nothing_lives_on(
 ) -> None:
     tenant = await answer_topics.tenant(kafka_bootstrap)
     monkeypatch.setattr(produce, "_STOP_S", 0.1)
+    monkeypatch.setattr(produce, "_CUT_S", 0.3)
     monkeypatch.setattr(answers, "TIMEOUT_S", 0.3)
     tasks = asyncio.all_tasks()
     async with _copying(kafka_bootstrap, [tenant]) as at:
@@ -281,10 +282,28 @@ async def test_of_a_client_that_was_dropped_nothing_lives_on(
         assert [each for each in left if "aiokafka" in repr(each)] == []
         monkeypatch.setattr(answers, "TIMEOUT_S", 5.0)
         await at.answers.hand_over([under_way, queued])
-        copies = await _copies(kafka_bootstrap, tenant)
-        assert len(copies) == 3
-        assert copies[queued.rows[0].value] == 1
+        assert len(await at.n_copies(tenant)) == 3
         assert at.counted(tenant, "copied") == 3
+
+
+async def test_what_a_dropped_client_had_queued_only_the_next_one_sends(
+    kafka_bootstrap: str, between: proxy.Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenant = await answer_topics.tenant(kafka_bootstrap)
+    monkeypatch.setattr(answers, "TIMEOUT_S", 0.3)
+    async with _copying(kafka_bootstrap, [tenant]) as at:
+        await at.answers.hand_over([at.batch(0, tenant)])
+        between.hold()
+        under_way, queued = at.batch(1, tenant), at.batch(0, tenant, partition=7)
+        with pytest.raises(AnswersError):
+            await at.answers.hand_over([under_way, queued])
+        between.go_on()
+        await asyncio.wait(at.answers._closing)
+        assert queued.rows[0].value not in await _copies(kafka_bootstrap, tenant)
+        monkeypatch.setattr(answers, "TIMEOUT_S", 5.0)
+        await at.answers.hand_over([under_way, queued])
+        assert await at.n_copies(tenant) == [1, 1, 1]  # what was under way was acknowledged yet
+        assert at.health.reasons() == {}
 
 
 async def test_while_kafka_answers_nobody_nothing_is_given_up(
