@@ -155,6 +155,10 @@ async def _until(
             await asyncio.sleep(0.2)
 
 
+async def _completed(http: httpx.AsyncClient, name: str) -> int:
+    return int((await http.get(f"/v1/batches/{name}")).json()["request_counts"]["completed"])
+
+
 async def _end(http: httpx.AsyncClient, name: str) -> int:
     """Cancel a batch; return how many of its lines were answered."""
     now = (await http.get(f"/v1/batches/{name}")).json()
@@ -186,11 +190,11 @@ async def _measure(stack: Stack, path: Path, rounds: int, streams: int) -> dict[
             for _ in range(streams):
                 await of_the_platform(http, quiet)
             name = await _batch(http)
-            began_s = time.perf_counter()
+            before, began_s = await _completed(http, name), time.perf_counter()
             for _ in range(streams):
                 await of_the_platform(http, beside)
             lasted_s = time.perf_counter() - began_s
-            lines_per_s.append(round(await _end(http, name) / lasted_s, 1))
+            lines_per_s.append(round((await _end(http, name) - before) / lasted_s, 2))
             sys.stderr.write(f"round {number + 1}: {quiet.figures()} {beside.figures()}\n")
     part_ms = statistics.median(ours.first_ms) - statistics.median(alone.first_ms)
     return {
