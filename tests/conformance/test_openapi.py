@@ -40,7 +40,7 @@ async def run(
     *more: str,
     checks: Sequence[str] = CHECKS,
     phases: str = "coverage,fuzzing",
-    n_examples: int = 8,
+    n_examples: int = 20,
 ) -> None:
     home = await asyncio.to_thread(clients.environment, "schemathesis")
     argv = (
@@ -154,7 +154,7 @@ async def test_the_protocols_own_document(stack: Stack, tmp_path: Path) -> None:
     for model in ("digits", "minilm", "breast-cancer"):
         document, config = _of_the_protocol(tmp_path, model)
         await run(document, stack.http, tmp_path, config, checks=accepted, phases="examples")
-    await run(document, stack.http, tmp_path, config, n_examples=5)
+    await run(document, stack.http, tmp_path, config, n_examples=10)
 
 
 async def test_the_control_plane(stack: Stack, tmp_path: Path) -> None:
