@@ -162,6 +162,7 @@ class Answers:
                 self._client.client.add_topic(way.topic)
                 if self._client.client.cluster.partitions_for_topic(way.topic):
                     way.missing = way.given_up = False
+                    way.shut_until_s = 0.0
             self._tell(tenant)
 
     def _tell(self, tenant: str) -> None:

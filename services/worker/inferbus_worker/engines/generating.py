@@ -164,7 +164,14 @@ class Generations:
             if stream and piece.is_said:
                 self._send(_tokens(asked.number, answer, piece))
             elif ends or first or now_s - told_s >= _AT_WORK_S:
-                said = wire.Tokens(asked.number, answer.index, finish_reason=ends, began=first)
+                # That tokens come is what proves an engine that has no request to end.
+                said = wire.Tokens(
+                    asked.number,
+                    answer.index,
+                    n_tokens=piece.n_tokens,
+                    finish_reason=ends,
+                    began=first,
+                )
                 self._send(said)
             else:
                 return True

@@ -220,7 +220,7 @@ class Generator:
             if run.work.deadline_s <= now_s and not run.expired:
                 run.expired = True
                 self._abort(run)
-        if self._asked():
+        if self._engine is not None and self._engine.up and self._asked():
             self._make_way(now_s - _ROW_READS_S)
         self.pump(now_s)
 
