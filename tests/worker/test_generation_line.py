@@ -343,3 +343,17 @@ def test_more_than_a_request_may_hold_is_refused() -> None:
     assert not line.add(work(b"choices", 0.0, n_prompts=5, said=m.Generation(n=7)))
     assert not line.add(work(b"chats", 0.0, n_prompts=2, said=m.Generation(prompt_kind=chat)))
     assert refused == [b"prompts", b"n", b"choices", b"chats"]
+
+
+def test_while_the_engine_is_away_no_row_makes_way_again() -> None:
+    keeper = Keeper()
+    line, engine = waiting_for(emitter=None)
+    now_s = time.monotonic()
+    line.add(work(b"request", now_s))
+    (row,) = rows_of(keeper, b"row")
+    line.add(row)
+    line.tick(now_s + 1)
+    assert not keeper.back
+    engine.up = True
+    line.tick(now_s + 1)
+    assert keeper.back == [b"row"]
