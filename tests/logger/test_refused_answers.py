@@ -9,7 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from aiokafka.errors import MessageSizeTooLargeError, PolicyViolationError
+from aiokafka.errors import (
+    MessageSizeTooLargeError,
+    PolicyViolationError,
+    UnknownTopicOrPartitionError,
+)
 from prometheus_client import CollectorRegistry
 
 from inferbus_kit.health import Health
@@ -40,6 +44,7 @@ class Taken(list[tuple[int, bytes]]):
         self.client = self.cluster = self._message_accumulator = self
         self._batches: defaultdict[object, deque[Any]] = defaultdict(deque)
         self.create_batch = Parcel
+        self.add_topic: Callable[[str], None] = lambda _topic: None
 
     def partitions_for_topic(self, _topic: str) -> set[int]:
         return {0, 1, 2, 3}
@@ -114,6 +119,19 @@ async def test_a_place_that_is_refused_is_given_up_while_others_succeed() -> Non
     at.now_s += answers.RETRY_S
     await at.copy(1, 100, b"again")
     assert at.health.reasons() == {}
+
+
+async def test_a_topic_that_is_back_is_written_to_at_once() -> None:
+    at = Copying(Taken(lambda _number, _values: UnknownTopicOrPartitionError()))
+    with pytest.raises(AnswersError):
+        await at.copy(3, 0, b"lost")
+    at.now_s += answers.PATIENCE_S
+    await at.copy(3, 0, b"lost")
+    at.taken.refuse = lambda _number, _values: None
+    at.answers.look({3})
+    await at.copy(3, 1, b"taken")
+    assert at.taken == [(3, b"taken")]
+    assert at.counted() == (1, 1)
 
 
 async def test_a_record_that_is_too_large_costs_itself_only() -> None:
