@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -60,10 +61,11 @@ class _Parcel:
 class Producer:
     """An aiokafka producer with a bound on bytes in flight.
 
-    Invariants: a record's future ends with its metadata or with a `BusUnavailableError` or
-    `MessageSizeTooLargeError`; a record that failed may still have been written (same id: it is
-    deduplicated by its readers). After a refused batch every later send to that partition would
-    fail (OutOfOrderSequenceNumber), so the client is replaced and what failed is sent again.
+    Invariants: a record's future ends, also by a stop, with its metadata or with a
+    `BusUnavailableError` or `KafkaError`; a record that failed may still have been written (same
+    id: it is deduplicated by its readers). After a refused batch every later send to that partition
+    would fail (OutOfOrderSequenceNumber), so the client is replaced and what failed is sent again;
+    the replaced one delivers what else it holds, for as long as an acknowledgement may take.
     """
 
     def __init__(
@@ -91,6 +93,9 @@ class Producer:
         self._epoch = 0
         self._replacing: asyncio.Lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+        """Resends, and replaced clients that still deliver; a stop cancels them."""
+        self._closing: set[asyncio.Task[None]] = set()
+        self._idle = asyncio.Event()
         self.in_flight_bytes = 0
         self.n_in_flight = 0
         self.n_replaced = 0
@@ -111,19 +116,31 @@ class Producer:
         except (TimeoutError, KafkaError) as error:
             await close(client)
             raise BusUnavailableError("Kafka does not answer; is it running?") from error
+        except BaseException:
+            self._close_later(client)
+            raise
         return client
 
     async def stop(self, timeout_s: float = 5.0) -> None:
-        """Send what is left, within the time, and close."""
-        if self._client is not None:
-            with contextlib.suppress(TimeoutError, KafkaError):
-                async with asyncio.timeout(timeout_s):
-                    await self._client.flush()
-            client, self._client = self._client, None
-            self._epoch += 1  # what fails from now on is not sent again
-            await close(client)
-        for task in list(self._tasks):
+        """Deliver what is left, by whichever client, within the time; close, 3 s more at most."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self._client is not None and self.n_in_flight:
+                    self._idle.clear()
+                    await self._idle.wait()
+        client, self._client = self._client, None
+        self._epoch += 1  # what fails from now on is not sent again
+        for task in self._tasks:
             task.cancel()
+        if client is not None:
+            self._close_later(client)
+        while ending := self._tasks | self._closing:
+            await asyncio.wait(ending)
+
+    def _close_later(self, client: AIOKafkaProducer) -> None:
+        task = asyncio.get_running_loop().create_task(close(client))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
     async def n_partitions(self, topic: str) -> int:
         """Return how many partitions a topic has.
@@ -209,6 +226,13 @@ class Producer:
     def _settle(self, record: _Parcel) -> None:
         self.in_flight_bytes -= record.size_bytes
         self.n_in_flight -= 1
+        if not self.n_in_flight:
+            self._idle.set()
+
+    def _fail(self, record: _Parcel, outer: Delivery, error: BaseException) -> None:
+        self._settle(record)
+        if not outer.done():
+            outer.set_exception(error)
 
     def _retry(
         self,
@@ -219,41 +243,28 @@ class Producer:
         error: BaseException | None,
     ) -> None:
         if resends == 0 or isinstance(error, MessageSizeTooLargeError):
-            self._settle(record)
-            if not outer.done():
-                outer.set_exception(error or BusUnavailableError("Kafka did not take the record"))
+            error = error or BusUnavailableError("Kafka did not take the record")
+            self._fail(record, outer, error)
             return
-        task = asyncio.get_running_loop().create_task(
-            self._resend(record, outer, epoch, resends, error)
-        )
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _resend(
-        self,
-        record: _Parcel,
-        outer: Delivery,
-        epoch: int,
-        resends: int,
-        error: BaseException | None,
-    ) -> None:
         _log.warning("produce_failed", topic=record.topic, error=repr(error))
-        try:
-            await self._replace(epoch)
-            await self._hand_over(record, outer, resends - 1)
-        except (KafkaError, BusUnavailableError, MessageSizeTooLargeError) as again:
-            self._settle(record)
-            if not outer.done():
-                outer.set_exception(again)
-        except Exception:  # noqa: BLE001 -- whatever it is, who waits for the record must hear of it
-            _log.exception("resend_crashed", topic=record.topic)
-            self._settle(record)
-            if not outer.done():
-                outer.set_exception(BusUnavailableError("Kafka did not take the record"))
-        except asyncio.CancelledError:
-            self._settle(record)
-            outer.cancel()
-            raise
+        task = asyncio.get_running_loop().create_task(self._resend(record, outer, epoch, resends))
+        self._tasks.add(task)
+        task.add_done_callback(functools.partial(self._resent, record, outer))
+
+    async def _resend(self, record: _Parcel, outer: Delivery, epoch: int, resends: int) -> None:
+        await self._replace(epoch)
+        await self._hand_over(record, outer, resends - 1)
+
+    def _resent(self, record: _Parcel, outer: Delivery, task: asyncio.Task[None]) -> None:
+        """Let who waits hear of what went wrong, even where the task never came to run."""
+        self._tasks.discard(task)
+        if task.cancelled():
+            self._fail(record, outer, BusUnavailableError("the producer was stopped"))
+        elif (error := task.exception()) is not None:
+            if not isinstance(error, (KafkaError, BusUnavailableError)):
+                _log.error("resend_crashed", topic=record.topic, exc_info=error)
+                error = BusUnavailableError("Kafka did not take the record")
+            self._fail(record, outer, error)
 
     async def _replace(self, epoch: int) -> None:
         """Replace the client that failed in `epoch`, once for all the records that it failed."""
@@ -261,13 +272,26 @@ class Producer:
             if self._epoch != epoch:
                 return
             fresh = await self._connect(10.0)
+            if self._epoch != epoch:  # stopped meanwhile
+                self._close_later(fresh)
+                return
             old, self._client = self._client, fresh
             self._epoch += 1
             self.n_replaced += 1
             if old is not None:
-                task = asyncio.get_running_loop().create_task(close(old))
+                task = asyncio.get_running_loop().create_task(self._deliver(old))
                 self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                task.add_done_callback(functools.partial(self._delivered, old))
+
+    async def _deliver(self, old: AIOKafkaProducer) -> None:
+        """Give a replaced client time: were it cut off before, what it sent might be doubled."""
+        with contextlib.suppress(TimeoutError, KafkaError):
+            async with asyncio.timeout(self._options["request_timeout_ms"] / 1000):
+                await old.flush()
+
+    def _delivered(self, old: AIOKafkaProducer, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._close_later(old)
 
 
 async def _give(client: AIOKafkaProducer, parcel: _Parcel) -> Delivery:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
@@ -146,6 +148,110 @@ async def test_of_a_client_that_cannot_stop_nothing_lives_on(
         assert [each for each in left if "aiokafka" in repr(each)] == []
 
 
+class Replaced:
+    """A producer whose client is replaced while that holds a record for partition 1."""
+
+    def __init__(self, bootstrap: str, topic: str, between: proxy.Proxy) -> None:
+        self.made = Producer(bootstrap, client_id="test")
+        self._connect = self.made._connect
+        self._topic = topic
+        self._between = between
+        self.held: Delivery | None = None
+        self.all_held = False
+
+    async def poison(self) -> Delivery:
+        """Let a batch be refused; return a record that only the next client delivers."""
+        await self.made.start()
+        self.made._connect = self._replacing  # type: ignore[method-assign]
+        for partition in (0, 1):
+            await (await self.made.send(self._topic, partition, b"known"))
+        with pytest.raises(MessageSizeTooLargeError):
+            await (await self.made.send(self._topic, 0, b"x" * 100_000))
+        return await self.made.send(self._topic, 0, b"next")
+
+    async def _replacing(self, timeout_s: float) -> Any:
+        if self.held is None:
+            (self._between.hold if self.all_held else self._between.hold_known)()
+            self.held = await self.made.send(self._topic, 1, b"held")
+        return await self._connect(timeout_s)
+
+
+async def _alone(between: proxy.Proxy) -> None:
+    async with asyncio.timeout(5):
+        while between.n_connections:  # noqa: ASYNC110 -- sockets tell nobody
+            await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def _replaced(
+    bootstrap: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[Replaced, proxy.Proxy, str]]:
+    topic = await servers.fresh_topic(
+        bootstrap, partitions=2, config={"max.message.bytes": "20000"}
+    )
+    tasks = asyncio.all_tasks()
+    async with proxy.before_kafka(bootstrap, monkeypatch) as between:
+        at = Replaced(bootstrap, topic, between)
+        yield at, between, topic
+        await at.made.stop()
+        assert at.made.n_in_flight == at.made.in_flight_bytes == 0
+        with pytest.raises(BusUnavailableError, match="not started"):
+            await at.made.send(topic, 0, b"after")
+        between.go_on()
+        await _alone(between)
+        left = [task.get_coro() for task in asyncio.all_tasks() - tasks]
+        assert [each for each in left if "aiokafka" in repr(each)] == []
+
+
+async def test_a_stop_waits_for_what_a_replaced_client_holds(
+    kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with _replaced(kafka_bootstrap, monkeypatch) as (at, between, _):
+        await (await at.poison())
+        assert at.held is not None
+        stopping = asyncio.create_task(at.made.stop())
+        await asyncio.wait([stopping], timeout=0.2)
+        between.go_on()
+        await stopping
+        assert at.held.result().partition == 1
+
+
+async def test_a_stop_while_the_client_is_replaced_leaves_none(
+    kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with _replaced(kafka_bootstrap, monkeypatch) as (at, between, _):
+        at.all_held = True
+        following = await at.poison()
+        async with asyncio.timeout(5):
+            while at.held is None:  # noqa: ASYNC110 -- nothing else tells
+                await asyncio.sleep(0.01)
+        stopping = asyncio.create_task(at.made.stop(timeout_s=0.1))
+        while at.made._client is not None:  # noqa: ASYNC110 -- as above
+            await asyncio.sleep(0.01)
+        between.go_on()
+        await stopping
+        await asyncio.wait([following, at.held], timeout=5)
+        with pytest.raises(BusUnavailableError):
+            following.result()
+
+
+async def test_a_replaced_client_is_not_cut_off_while_it_may_deliver(
+    kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(produce, "_STOP_S", 0.1)
+    monkeypatch.setattr(produce, "_CUT_S", 0.1)
+    async with _replaced(kafka_bootstrap, monkeypatch) as (at, between, topic):
+        await (await at.poison())
+        assert at.held is not None
+        await asyncio.wait([at.held], timeout=0.4)
+        between.go_on()
+        await at.held
+        await at.made.stop()
+        await _alone(between)
+        values = [record.value for record in await _read_all(kafka_bootstrap, topic, 1)]
+    assert values == [b"known", b"held"]
+
+
 async def test_reader_commits_and_restarts(kafka_bootstrap: str, producer: Producer) -> None:
     topic = await servers.fresh_topic(kafka_bootstrap)
     for n in range(10):
@@ -247,6 +353,17 @@ async def test_a_fault_while_a_record_is_sent_again_ends_its_future(
     outer: Delivery = asyncio.get_running_loop().create_future()
     producer._retry(record, outer, 0, 1, KafkaConnectionError())
     with pytest.raises(BusUnavailableError):
+        await asyncio.wait_for(outer, 1.0)
+    assert (producer.in_flight_bytes, producer.n_in_flight) == (0, 0)
+
+
+async def test_a_stop_ends_what_was_just_to_be_sent_again() -> None:
+    producer = Producer("unused:1", client_id="t-0")
+    producer.in_flight_bytes, producer.n_in_flight = 100, 1
+    outer: Delivery = asyncio.get_running_loop().create_future()
+    producer._retry(_Parcel("t", 0, (Message(b"x"),), 100), outer, 0, 1, KafkaConnectionError())
+    await producer.stop()
+    with pytest.raises(BusUnavailableError, match="stopped"):
         await asyncio.wait_for(outer, 1.0)
     assert (producer.in_flight_bytes, producer.n_in_flight) == (0, 0)
 

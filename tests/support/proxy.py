@@ -19,7 +19,7 @@ class Proxy:
     """Passes bytes both ways until `cut`; after `heal` it passes new connections again.
 
     Invariants: while it is cut no connection lives and none is taken; from `hold` to `go_on` bytes
-    are taken and not passed on.
+    are taken and not passed on; `hold_known` leaves the connections out that come after it.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -28,6 +28,7 @@ class Proxy:
         self._writers: set[asyncio.StreamWriter] = set()
         self._open = asyncio.Event()
         self._open.set()
+        self._gates = [self._open]
         self.port = 0
 
     @property
@@ -53,27 +54,40 @@ class Proxy:
             self._server.close()
         for writer in list(self._writers):
             writer.transport.abort()
-        self._open.set()
+        self.go_on()
 
     def hold(self) -> None:
         """Pass no more bytes, as a broker that hangs."""
         self._open.clear()
 
+    def hold_known(self) -> None:
+        """Pass no more bytes of the connections that there are."""
+        self.hold()
+        self._open = asyncio.Event()
+        self._open.set()
+        self._gates.append(self._open)
+
     def go_on(self) -> None:
         """Pass what was held, and what comes."""
-        self._open.set()
+        for gate in self._gates:
+            gate.set()
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        gate = self._open
         with contextlib.suppress(OSError):
             far_reader, far_writer = await asyncio.open_connection(*self._target)
             self._writers |= {writer, far_writer}
-            await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
+            await asyncio.gather(
+                self._pump(reader, far_writer, gate), self._pump(far_reader, writer, gate)
+            )
             self._writers -= {writer, far_writer}
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, gate: asyncio.Event
+    ) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(1 << 16):
-                await self._open.wait()
+                await gate.wait()
                 writer.write(data)
                 await writer.drain()
         writer.close()
