@@ -84,3 +84,15 @@ def memory_mib(pids: list[int]) -> float:
         except psutil.NoSuchProcess:
             continue
     return round(sum(seen.values()), 1)
+
+
+def cpu_s(pid: int) -> float:
+    """Return the seconds of CPU that a process and its living children have used."""
+    found = 0.0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(pid)
+        for each in [parent, *parent.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = each.cpu_times()
+                found += times.user + times.system
+    return found
