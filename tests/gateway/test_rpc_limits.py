@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import struct
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -62,6 +63,34 @@ async def test_what_is_not_grpc_ends_its_connection(listener: Listener, noise: b
             pass
     writer.close()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{listener.server.port}") as channel:
+        assert await live(channel)
+
+
+def _frame(kind: int, flags: int, stream: int, body: bytes) -> bytes:
+    return struct.pack(">I", len(body))[1:] + struct.pack(">BBI", kind, flags, stream) + body
+
+
+def _literal(name: bytes, value: bytes) -> bytes:
+    """Return a header as HPACK writes one that no table has."""
+    return b"\x00" + bytes([len(name)]) + name + bytes([len(value)]) + value
+
+
+async def test_a_name_that_is_no_text_ends_its_call_and_not_the_listener(
+    listener: Listener,
+) -> None:
+    """No client library sends it; see docs/decisions/0017."""
+    head = {b":method": b"POST", b":scheme": b"http", b":path": b"/\xff\xfe/x"}
+    head |= {b":authority": b"x", b"content-type": b"application/grpc", b"te": b"trailers"}
+    block = b"".join(_literal(name, value) for name, value in head.items())
+    reader, writer = await asyncio.open_connection("127.0.0.1", listener.server.port)
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+    writer.write(preface + _frame(4, 0, 0, b"") + _frame(1, 4, 1, block))
+    said = b""
+    async with asyncio.timeout(10):
+        while b"grpc-status" not in said:
+            said += await reader.read(1 << 16) or pytest.fail("no status")
+    writer.close()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{listener.server.port}", OWN) as channel:
         assert await live(channel)
 
 
