@@ -48,6 +48,7 @@ from inferbus_schemas.gen.inferbus.inference.v1.predictions_pb2 import (
     OUTCOME_OUTPUT_TOO_LARGE,
     OUTCOME_POISON,
     OUTCOME_UNSPECIFIED,
+    Executions,
     Outcome,
     Prediction,
 )
@@ -136,6 +137,7 @@ __all__ = [
     "ChunkState",
     "ChunkStatus",
     "Deployment",
+    "Executions",
     "File",
     "Form",
     "GatewayBeat",

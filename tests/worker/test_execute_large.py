@@ -25,6 +25,13 @@ async def test_others_have_a_turn_between_the_pieces_of_a_large_request() -> Non
     (twice,) = m.TensorSet.FromString(said.outputs).tensors
     assert (list(twice.shape), said.batch_size) == ([40], 40)
     assert struct.unpack("<40q", twice.data) == tuple(range(0, 80, 2))
+    ran = {one.rows: one.count for one in said.executions}
+    assert ran == {8: 1, 16: 2}
+    assert sum(one.engine_us for one in said.executions) == said.engine_us == 3
+    others = [one for one in bench.sender.sent if one.id != large.id]
+    batches = {one.batch_id for one in others}
+    assert not any(one.executions for one in others)
+    assert sum(ran.values()) + len(batches) == len(bench.engine.sizes)
     assert bench.executor.idle
 
 

@@ -127,7 +127,7 @@ class InferBatchStatistics(BaseModel):
 class ModelStatistics(BaseModel):
     """What this gateway has answered of a version since it started.
 
-    `inference_count` counts rows; `execution_count` the batches whose first row was asked for here;
+    `inference_count` counts rows; `execution_count` what engines ran for them, once each;
     `success` is from a request's arrival to its record's, `queue` and `compute_infer` are the
     worker's, `compute_output` is the rest of the worker's time.
     """

@@ -185,6 +185,9 @@ class Emitter:
             error_code=code,
             error_message=message,
         )
+        if batch.pieces is not None:
+            for rows, (count, engine_us) in sorted(batch.pieces.executions.items()):
+                record.executions.add(rows=rows, count=count, engine_us=engine_us)
         self._put(work, record, outcome, answer.traceparent)
 
     def ended(

@@ -43,6 +43,8 @@ class Pieces:
         self._parts: list[list[bytes]] = []
         self._row_tokens: list[int] = []
         self._engine_us = 0
+        self.executions: dict[int, tuple[int, int]] = {}
+        """By rows: how often so many were computed at once, and for how long in all."""
 
     @property
     def n_tokens(self) -> int:
@@ -75,6 +77,8 @@ class Pieces:
             said = msgspec.structs.replace(done, bad_rows=bad, engine_us=self._engine_us)
             return said, memoryview(b"")
         self._row_tokens += done.row_tokens
+        count, before_us = self.executions.get(self._n_asked, (0, 0))
+        self.executions[self._n_asked] = (count + 1, before_us + done.engine_us)
         self._keep(done, body)
         self._at += self._n_asked
         if done.engine_us < QUICK_US:

@@ -25,15 +25,17 @@ _sym_db = _symbol_database.Default()
 from inferbus_schemas.gen.inferbus.inference.v1 import generation_pb2 as inferbus_dot_inference_dot_v1_dot_generation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'inferbus/inference/v1/predictions.proto\x12\x15inferbus.inference.v1\x1a&inferbus/inference/v1/generation.proto\"\xb3\x04\n\nPrediction\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12/\n\x07outcome\x18\x03 \x01(\x0e\x32\x1e.inferbus.inference.v1.Outcome\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\x0f\n\x07version\x18\x06 \x01(\r\x12\x16\n\x0eversion_sha256\x18\x07 \x01(\x0c\x12\x0f\n\x07outputs\x18\x08 \x01(\x0c\x12\x15\n\routput_sha256\x18\t \x01(\x0c\x12\x0e\n\x06inputs\x18\n \x01(\x0c\x12\x14\n\x0cinput_sha256\x18\x0b \x01(\x0c\x12\x12\n\nerror_code\x18\x0c \x01(\t\x12\x15\n\rerror_message\x18\r \x01(\t\x12\x11\n\tserved_by\x18\x0e \x01(\t\x12\x10\n\x08\x64\x65graded\x18\x0f \x01(\x08\x12\x19\n\x11\x63lient_request_id\x18\x10 \x01(\t\x12\x10\n\x08\x62\x61tch_id\x18\x11 \x01(\x0c\x12\x11\n\tbatch_row\x18\x12 \x01(\r\x12\x12\n\nbatch_size\x18\x13 \x01(\r\x12\x10\n\x08queue_us\x18\x14 \x01(\x04\x12\x11\n\tengine_us\x18\x15 \x01(\x04\x12\x12\n\nlatency_us\x18\x16 \x01(\x04\x12\x13\n\x0btraceparent\x18\x17 \x01(\t\x12\x33\n\tgenerated\x18= \x01(\x0b\x32 .inferbus.inference.v1.Generated\x12\x14\n\x0cinput_tokens\x18> \x01(\rJ\x04\x08\x18\x10=*\xfa\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x0e\n\nOUTCOME_OK\x10\x01\x12\x19\n\x15OUTCOME_INVALID_INPUT\x10\x02\x12\x12\n\x0eOUTCOME_POISON\x10\x03\x12\x13\n\x0fOUTCOME_EXPIRED\x10\x04\x12\x1d\n\x19OUTCOME_DEADLINE_EXCEEDED\x10\x05\x12\x15\n\x11OUTCOME_CANCELLED\x10\x06\x12\x1c\n\x18OUTCOME_OUTPUT_TOO_LARGE\x10\x07\x12\x12\n\x0eOUTCOME_FAILED\x10\x08\x12\x1a\n\x16OUTCOME_ATTEMPT_FAILED\x10\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'inferbus/inference/v1/predictions.proto\x12\x15inferbus.inference.v1\x1a&inferbus/inference/v1/generation.proto\"<\n\nExecutions\x12\x0c\n\x04rows\x18\x01 \x01(\r\x12\r\n\x05\x63ount\x18\x02 \x01(\r\x12\x11\n\tengine_us\x18\x03 \x01(\x04\"\xea\x04\n\nPrediction\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12/\n\x07outcome\x18\x03 \x01(\x0e\x32\x1e.inferbus.inference.v1.Outcome\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\x0f\n\x07version\x18\x06 \x01(\r\x12\x16\n\x0eversion_sha256\x18\x07 \x01(\x0c\x12\x0f\n\x07outputs\x18\x08 \x01(\x0c\x12\x15\n\routput_sha256\x18\t \x01(\x0c\x12\x0e\n\x06inputs\x18\n \x01(\x0c\x12\x14\n\x0cinput_sha256\x18\x0b \x01(\x0c\x12\x12\n\nerror_code\x18\x0c \x01(\t\x12\x15\n\rerror_message\x18\r \x01(\t\x12\x11\n\tserved_by\x18\x0e \x01(\t\x12\x10\n\x08\x64\x65graded\x18\x0f \x01(\x08\x12\x19\n\x11\x63lient_request_id\x18\x10 \x01(\t\x12\x10\n\x08\x62\x61tch_id\x18\x11 \x01(\x0c\x12\x11\n\tbatch_row\x18\x12 \x01(\r\x12\x12\n\nbatch_size\x18\x13 \x01(\r\x12\x10\n\x08queue_us\x18\x14 \x01(\x04\x12\x11\n\tengine_us\x18\x15 \x01(\x04\x12\x12\n\nlatency_us\x18\x16 \x01(\x04\x12\x13\n\x0btraceparent\x18\x17 \x01(\t\x12\x33\n\tgenerated\x18= \x01(\x0b\x32 .inferbus.inference.v1.Generated\x12\x14\n\x0cinput_tokens\x18> \x01(\r\x12\x35\n\nexecutions\x18? \x03(\x0b\x32!.inferbus.inference.v1.ExecutionsJ\x04\x08\x18\x10=*\xfa\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x0e\n\nOUTCOME_OK\x10\x01\x12\x19\n\x15OUTCOME_INVALID_INPUT\x10\x02\x12\x12\n\x0eOUTCOME_POISON\x10\x03\x12\x13\n\x0fOUTCOME_EXPIRED\x10\x04\x12\x1d\n\x19OUTCOME_DEADLINE_EXCEEDED\x10\x05\x12\x15\n\x11OUTCOME_CANCELLED\x10\x06\x12\x1c\n\x18OUTCOME_OUTPUT_TOO_LARGE\x10\x07\x12\x12\n\x0eOUTCOME_FAILED\x10\x08\x12\x1a\n\x16OUTCOME_ATTEMPT_FAILED\x10\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'inferbus.inference.v1.predictions_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OUTCOME']._serialized_start=673
-  _globals['_OUTCOME']._serialized_end=923
-  _globals['_PREDICTION']._serialized_start=107
-  _globals['_PREDICTION']._serialized_end=670
+  _globals['_OUTCOME']._serialized_start=790
+  _globals['_OUTCOME']._serialized_end=1040
+  _globals['_EXECUTIONS']._serialized_start=106
+  _globals['_EXECUTIONS']._serialized_end=166
+  _globals['_PREDICTION']._serialized_start=169
+  _globals['_PREDICTION']._serialized_end=787
 # @@protoc_insertion_point(module_scope)
