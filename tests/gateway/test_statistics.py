@@ -52,6 +52,13 @@ def test_batches_that_end_amid_one_another_count_once_each() -> None:
     assert [one.n_executions for one in statistics.figures.values()] == [50, 50]
 
 
+def test_a_record_that_names_no_batch_is_an_execution_of_its_own() -> None:
+    found = Figures()
+    for _ in range(2):
+        found.ended(record(batch_size=1), 1, 1.0, 1.0)
+    assert (found.n_executions, found.batches[1][0]) == (2, 2)
+
+
 def test_each_piece_of_a_large_request_is_an_execution_of_its_own_size() -> None:
     found = Figures()
     pieces = [

@@ -95,31 +95,57 @@ async def _answers_equal_the_libraries(stack: Stack, ledger: Ledger) -> None:
 
 
 async def _each_gateway_counts_what_it_answered(stack: Stack, ledger: Ledger) -> None:
-    """What a gateway says of a version is its own part; the sum is what was answered."""
+    """What a gateway says of a version is its own part; the sum is what was answered and ran."""
     inputs = stacks.sample_inputs("digits")[0]
     n_rows = inputs[0]["shape"][0]
 
-    async def counted() -> list[tuple[int, int]]:
+    async def counted() -> list[tuple[int, int, int, int]]:
         found = []
         async with httpx.AsyncClient(timeout=40, trust_env=False) as http:
             for url in stack.gateways:
                 said = (await http.get(f"{url}/v2/models/digits/stats")).json()
                 (one,) = said["model_stats"]
                 success = one["inference_stats"]["success"]["count"]
-                found.append((success, one["inference_count"]))
+                ran = [
+                    (batch["batch_size"], batch["compute_infer"]["count"])
+                    for batch in one["batch_stats"]
+                ]
+                assert sum(count for _, count in ran) == one["execution_count"]
+                n_computed = sum(size * count for size, count in ran)
+                found.append((success, one["inference_count"], one["execution_count"], n_computed))
         return found
 
     before = await counted()
     assert before[0][0] == len(stacks.sample_inputs("digits"))
-    assert before[1] == (0, 0)
+    assert before[1] == (0, 0, 0, 0)
     for number, which in enumerate((0, 1, 1, 0, 1)):
         url = stack.gateways[which]
         answer = await stacks.infer(url, "digits", inputs, ledger, f"counted/{number}")
         assert answer.status_code == 200, answer.text
+    # One after another, so that each ran alone.
     after = await counted()
-    assert after == [
-        (before[which][0] + n, before[which][1] + n * n_rows) for which, n in enumerate((2, 3))
+    for which, n in enumerate((2, 3)):
+        gained = [now - then for now, then in zip(after[which], before[which], strict=True)]
+        assert gained == [n, n * n_rows, n, n * n_rows]
+
+    n_copies = 150 // n_rows
+    large = [
+        {
+            **tensor,
+            "shape": [n_copies * n_rows, *tensor["shape"][1:]],
+            "data": tensor["data"] * n_copies,
+        }
+        for tensor in inputs
     ]
+    answer = await stacks.infer(stack.gateways[1], "digits", large, ledger, "counted/large")
+    assert answer.status_code == 200, answer.text
+    (first, second), (_, was) = await counted(), after
+    assert first == after[0]
+    n_ok, n_asked, n_executions, n_computed = (
+        now - then for now, then in zip(second, was, strict=True)
+    )
+    assert (n_ok, n_asked, n_computed) == (1, n_copies * n_rows, n_copies * n_rows)
+    assert n_executions > 1  # over the rows that may run at once, so in pieces
 
 
 async def _a_swap_under_load_fails_nothing(stack: Stack, ledger: Ledger) -> list[Live]:

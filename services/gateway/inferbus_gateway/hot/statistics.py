@@ -28,7 +28,9 @@ class _Batches:
         self._before: set[bytes] = set()
 
     def new(self, batch_id: bytes) -> bool:
-        """Tell whether a batch was not seen yet, and remember it."""
+        """Tell whether a batch was not seen yet, and remember it; without an id it is new."""
+        if not batch_id:
+            return True
         if batch_id in self._seen or batch_id in self._before:
             return False
         if len(self._seen) >= _REMEMBERED:
