@@ -225,6 +225,21 @@ async def test_a_key_is_looked_at_before_a_message(
         done.set()
 
 
+@pytest.mark.parametrize("path", [f"/{SERVICE}/LogSettings", "/nobody.Serves/This", "/"])
+async def test_a_method_that_is_not_there_is_refused_in_our_words(
+    listener: Listener, path: str
+) -> None:
+    """No message is awaited, and no key is asked for, as of a route that is not there."""
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{listener.server.port}") as channel:
+        call: Any = channel.stream_stream(path)(timeout=10)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+    assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+    beside = dict(caught.value.trailing_metadata())
+    assert beside["x-inferbus-error-code"] == listener.refused[-1] == "not_found"
+    assert "x-request-id" in beside
+
+
 async def test_a_registry_that_is_away_is_said(listener: Listener) -> None:
     listener.keys.apply(record(1, "deploy"))
     async with grpc.aio.insecure_channel(f"127.0.0.1:{listener.server.port}") as channel:

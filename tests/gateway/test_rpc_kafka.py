@@ -197,8 +197,10 @@ async def test_what_is_refused_says_why(client: Client) -> None:
     bomb = client.request(raw=bytes(64 << 20))
     got, _, _ = await refused(client.infer(bomb, compression=grpc.Compression.Gzip))
     assert got == grpc.StatusCode.RESOURCE_EXHAUSTED
-    got, _, _ = await refused(client.ask("LogSettings", pb.ServerLiveRequest(), pb.InferParameter))
-    assert got == grpc.StatusCode.UNIMPLEMENTED
+    got, _, beside = await refused(
+        client.ask("LogSettings", pb.ServerLiveRequest(), pb.InferParameter)
+    )
+    assert (got, beside["x-inferbus-error-code"]) == (grpc.StatusCode.UNIMPLEMENTED, "not_found")
     got, _, beside = await refused(
         client.ask("ModelReady", pb.ModelReadyRequest(name="no"), pb.ModelReadyResponse)
     )

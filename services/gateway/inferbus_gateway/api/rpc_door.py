@@ -2,11 +2,12 @@
 
 In: the name and the metadata of a call, of which no message was read. Out: the call goes on to its
 method, or is refused unread. What only the message tells, its model, and what only an open call
-tells, its peer, are looked at where it is answered.
+tells, its peer, are looked at where it is answered. A call of no method is refused here too.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -22,6 +23,7 @@ _AT_SIGHT = {access.INFER: access.INFER_SOME, access.MODELS_READ: access.AUTHENT
 """What a policy demands as long as the model is not known, where that is less."""
 
 Details = grpc.HandlerCallDetails
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
@@ -49,8 +51,12 @@ class RpcDoor(grpc.aio.ServerInterceptor):
             for name, policy in methods.items()
             if policy != access.PUBLIC
         }
-        refusals = {policy: self._refusal(policy) for policy in demanded.values()}
+        refusals = {
+            policy: self._refusal(functools.partial(self._denied, policy))
+            for policy in demanded.values()
+        }
         self._doors = {name: (policy, refusals[policy]) for name, policy in demanded.items()}
+        self._unknown = self._refusal(lambda _context: errors.NotFoundError("no such method"))
 
     async def intercept_service(
         self,
@@ -63,22 +69,20 @@ class RpcDoor(grpc.aio.ServerInterceptor):
             policy, refusal = found
             if not self._access.admits(presented(handler_call_details.invocation_metadata), policy):
                 return refusal
-        return await continuation(handler_call_details)
+        return await continuation(handler_call_details) or self._unknown
 
-    def _refusal(self, policy: str) -> Handler:
+    def _refusal(self, why: Callable[[Context], InferbusError]) -> Handler:
         """Return what ends a call of any kind: a handler of streams is run before any message."""
 
-        async def refuse(
-            _unread: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]
-        ) -> None:
-            error = self._error(policy, context)
+        async def refuse(_unread: AsyncIterator[bytes], context: Context) -> None:
+            error = why(context)
             self._count(error.code)
             beside = refusal_metadata(error, ids.text(self._new_id()))
             await context.abort(status(error), str(error), beside)
 
         return grpc.stream_stream_rpc_method_handler(refuse)
 
-    def _error(self, policy: str, context: grpc.aio.ServicerContext[Any, Any]) -> InferbusError:
+    def _denied(self, policy: str, context: Context) -> InferbusError:
         try:
             self._access.check_call(context, policy)
         except InferbusError as error:
