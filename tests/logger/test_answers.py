@@ -234,14 +234,14 @@ async def test_a_topic_that_is_gone_holds_the_others_up_for_a_moment_only(
 async def test_a_topic_that_is_not_there_yet_is_told_and_looked_for(kafka_bootstrap: str) -> None:
     tenant = f"t{secrets.token_hex(4)}"
     async with _copying(kafka_bootstrap, [tenant]) as at:
-        at.answers.look({3})
+        at.answers.look({3: 0})
         (said,) = at.health.reasons().values()
         assert "INFERBUS_ANSWER_TENANTS: Kafka shows this logger no topic" in said
         assert f"inferbus topics add-tenant {tenant}" in said
         await answer_topics.make(kafka_bootstrap, tenant)
         assert at.answers._client is not None
         await at.answers._client.client.force_metadata_update()
-        at.answers.look({3})
+        at.answers.look({3: 0})
         assert at.health.reasons() == {}
         await at.answers.hand_over([at.batch(0, tenant)])
         assert await at.n_copies(tenant) == [1]

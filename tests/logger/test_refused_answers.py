@@ -128,7 +128,7 @@ async def test_a_topic_that_is_back_is_written_to_at_once() -> None:
     at.now_s += answers.PATIENCE_S
     await at.copy(3, 0, b"lost")
     at.taken.refuse = lambda _number, _values: None
-    at.answers.look({3})
+    at.answers.look({3: 0})
     await at.copy(3, 1, b"taken")
     assert at.taken == [(3, b"taken")]
     assert at.counted() == (1, 1)
@@ -146,15 +146,21 @@ async def test_a_record_that_is_too_large_costs_itself_only() -> None:
     assert at.health.reasons() == {}
 
 
-@pytest.mark.parametrize("error", [AssertionError("no such partition"), OSError()])
-async def test_whatever_it_is_the_transaction_is_tried_again(error: Exception) -> None:
+@pytest.mark.parametrize(
+    ("error", "moved"),
+    [(AssertionError("no such partition"), {1: 0, 2: 0}), (OSError(), {1: 0, 3: 1})],
+    ids=["taken away", "rewound"],
+)
+async def test_whatever_it_is_the_transaction_is_tried_again(
+    error: Exception, moved: dict[int, int]
+) -> None:
     at = Copying(Taken(lambda *_: error))
     with pytest.raises(AnswersError):
         await at.copy(3, 0, b"a")
     assert at.answers._client is None
-    at.answers.look({3})
+    at.answers.look({3: 0})
     assert list(at.health.reasons()) == ["answers of acme"]
-    at.answers.look({1, 2})
+    at.answers.look(moved)
     assert at.health.reasons() == {}
     await at.answers.stop()
 

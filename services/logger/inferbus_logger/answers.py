@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
 
@@ -153,9 +153,10 @@ class Answers:
         if self._closing:
             await asyncio.wait(self._closing)
 
-    def look(self, held: Collection[int]) -> None:
-        """Take back what is not so any more, told the partitions that are this logger's."""
-        for place in [place for place in self._stuck if place.partition not in held]:
+    def look(self, eras: Mapping[int, int]) -> None:
+        """Take back what is not so any more, told the eras of the partitions that it has."""
+        gone = [place for place in self._stuck if eras.get(place.partition) != place.era]
+        for place in gone:
             del self._stuck[place]
         for tenant, way in self._ways.items():
             if way.missing and self._client is not None:

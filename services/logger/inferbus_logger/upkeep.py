@@ -70,7 +70,8 @@ class Upkeep:
             self._look_again_after_reconnect()
             self._measure_lag()
             if self._answers is not None:
-                self._answers.look(self._board.lanes)
+                lanes = self._board.lanes
+                self._answers.look({partition: lane.era for partition, lane in lanes.items()})
             await self._count_rows()
             await self.commit()
             if clock() >= tables_due_s and await self._tables():
