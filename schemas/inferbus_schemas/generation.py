@@ -103,3 +103,14 @@ def problem(manifest: Manifest) -> str:
     except msgspec.ValidationError as error:
         return f"task_settings.generation or engine_settings: {error}"
     return ""
+
+
+def excess(said: m.Generation, n_prompts: int) -> str:
+    """Return which bound a request passes, or an empty string."""
+    if said.n > MAX_CHOICES:
+        return f"n is at most {MAX_CHOICES}"
+    if n_prompts > (1 if said.prompt_kind == m.PROMPT_KIND_CHAT else MAX_PROMPTS):
+        return f"there are at most {MAX_PROMPTS} prompts, of chats one"
+    if n_prompts > 1 and n_prompts * said.n > MAX_LIST_CHOICES:
+        return f"several prompts have at most {MAX_LIST_CHOICES} choices together"
+    return ""

@@ -16,7 +16,8 @@ from inferbus_schemas import messages as m
 from inferbus_schemas.manifest import FileEntry, Manifest, Signature, TensorSpec
 from inferbus_worker.engines import wire
 from inferbus_worker.hot.emit import Served, Used
-from inferbus_worker.hot.generate import GenerationMetrics, Generator
+from inferbus_worker.hot.generate import Generator
+from inferbus_worker.hot.generation_metrics import GenerationMetrics
 from inferbus_worker.hot.runs import MAX_YIELDS
 from inferbus_worker.hot.spans import Spans
 from inferbus_worker.hot.work import Work

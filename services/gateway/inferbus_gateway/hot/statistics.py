@@ -2,7 +2,7 @@
 
 In: the end of each accepted request. Out: `Figures` of each version. Pure; flat sums, since every
 request pays for them. An execution is counted with the first answer that names its batch, whoever
-else had rows in it, and with no further one.
+else had rows in it, and with no further one; another gateway that had rows in it counts it too.
 """
 
 from __future__ import annotations

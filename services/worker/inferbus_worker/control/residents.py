@@ -29,7 +29,8 @@ from inferbus_worker.engines.host import EngineHost
 from inferbus_worker.hot.consume import Desk
 from inferbus_worker.hot.emit import Served
 from inferbus_worker.hot.execute import Executor, VersionMetrics
-from inferbus_worker.hot.generate import GenerationMetrics, Generator
+from inferbus_worker.hot.generate import Generator
+from inferbus_worker.hot.generation_metrics import GenerationMetrics
 from inferbus_worker.hot.letters import Letters
 from inferbus_worker.hot.loops import Loops
 from inferbus_worker.hot.spans import Spans

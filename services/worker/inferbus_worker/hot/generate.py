@@ -16,12 +16,12 @@ from typing import Any, Protocol
 
 import structlog
 
-from inferbus_kit.metrics import WorkerMetrics
 from inferbus_schemas import generation, tensors
 from inferbus_schemas import messages as m
 from inferbus_schemas.manifest import Manifest, Signature, TensorSpec
 from inferbus_worker.engines import wire
 from inferbus_worker.hot.emit import Emitter, OkAnswer, Served, Used
+from inferbus_worker.hot.generation_metrics import GenerationMetrics
 from inferbus_worker.hot.runs import Run, staying
 from inferbus_worker.hot.signature import InvalidInputError, SignatureCheck
 from inferbus_worker.hot.spans import Spans
@@ -48,18 +48,6 @@ class Engine(Protocol):
         said: bytes = b"",
     ) -> None: ...
     def abort(self, token: Any) -> None: ...
-
-
-class GenerationMetrics:
-    """The metrics of one version, with their labels looked up once."""
-
-    def __init__(self, metrics: WorkerMetrics, model: str, version: int) -> None:
-        labels = (model, str(version))
-        self.prompt_tokens = metrics.tokens.labels(*labels, "prompt")
-        self.completion_tokens = metrics.tokens.labels(*labels, "completion")
-        self.first_token_seconds = metrics.first_token_seconds.labels(*labels)
-        self.queue_seconds = metrics.queue_seconds.labels(*labels)
-        self.engine_seconds = metrics.engine_seconds.labels(*labels)
 
 
 class Generator:
@@ -141,7 +129,7 @@ class Generator:
         except InvalidInputError as error:
             self._invalid(work, "invalid_input", str(error))
             return False
-        if excess := _excess(request.generation, n_prompts):
+        if excess := generation.excess(request.generation, n_prompts):
             self._invalid(work, "invalid_input", excess)
             return False
         work.rows = n_prompts * max(1, request.generation.n)
@@ -400,14 +388,3 @@ class Generator:
 def _send_back(work: Work) -> None:
     if work.keeper is not None:
         work.keeper.again(work)
-
-
-def _excess(said: m.Generation, n_prompts: int) -> str:
-    """Return which bound a request passes, or an empty string."""
-    if said.n > generation.MAX_CHOICES:
-        return f"n is at most {generation.MAX_CHOICES}"
-    if n_prompts > (1 if said.prompt_kind == m.PROMPT_KIND_CHAT else generation.MAX_PROMPTS):
-        return f"there are at most {generation.MAX_PROMPTS} prompts, of chats one"
-    if n_prompts > 1 and n_prompts * said.n > generation.MAX_LIST_CHOICES:
-        return f"several prompts have at most {generation.MAX_LIST_CHOICES} choices together"
-    return ""
