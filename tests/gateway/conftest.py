@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from inferbus_dev import valkey
+from inferbus_dev import ports, valkey
 from inferbus_dev.supervisor import Supervisor
 from tests.support import gateway_process, gateway_side
 
@@ -32,7 +32,7 @@ def gateway(
 @pytest.fixture
 async def private_valkey(tmp_path: Path) -> AsyncIterator[str]:
     """One that a test may stall."""
-    server = valkey.prepare(tmp_path, tmp_path / "valkey.log", gateway_process.free_port())
+    server = valkey.prepare(tmp_path, tmp_path / "valkey.log", ports.free_port())
     supervisor = Supervisor()
     await supervisor.start(valkey.child(server, dict))
     try:

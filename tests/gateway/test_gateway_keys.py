@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from inferbus_dev import valkey
+from inferbus_dev.ports import free_port
 from inferbus_dev.supervisor import Supervisor
 from inferbus_schemas import access, topics
 from inferbus_schemas import messages as m
-from tests.support.gateway_process import GatewayProcess, free_port
+from tests.support.gateway_process import GatewayProcess
 from tests.support.gateway_side import GatewaySide
 from tests.support.provider import provider
 from tests.support.scripted_worker import prediction, rows

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from redis.exceptions import RedisError
 
 from inferbus_dev import valkey
+from inferbus_dev.ports import free_port
 from inferbus_dev.supervisor import Supervisor
 from inferbus_gateway import errors
 from inferbus_gateway.control import leases
@@ -23,7 +24,6 @@ from inferbus_kit.metrics import gateway_metrics
 from inferbus_schemas import access
 from inferbus_schemas import messages as m
 from inferbus_schemas.membership import Membership
-from tests.support.gateway_process import free_port
 from tests.support.gcra import Gcra
 
 if TYPE_CHECKING:

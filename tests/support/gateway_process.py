@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from inferbus_dev.ports import free_port
 from tests.support import forkserver
 
 
@@ -43,7 +43,8 @@ class GatewayProcess:
 def spawn(bootstrap: str, folder: Path, **env: str) -> GatewayProcess:
     """Start a gateway in a process of its own."""
     name = f"gateway-{secrets.token_hex(3)}"
-    port, metrics_port, grpc_port = free_port(), free_port(), free_port()
+    taken: set[int] = set()
+    port, metrics_port, grpc_port = (free_port(taken=taken) for _ in range(3))
     log = folder / f"{name}.log"
     told = {
         **os.environ,
@@ -69,9 +70,3 @@ def running(bootstrap: str, folder: Path) -> Iterator[GatewayProcess]:
         yield made
     finally:
         made.kill()
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from inferbus_dev.ports import free_port
 from inferbus_schemas import envelope, tensors, topics
 from inferbus_schemas import manifest as manifests
 from inferbus_schemas import messages as m
@@ -201,9 +201,7 @@ async def test_versions_come_and_go_with_desired_state(side: Side, tmp_path: Pat
 
 
 async def test_a_worker_with_nothing_to_hold_joins_and_is_ready(side: Side) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     worker = side.spawn(INFERBUS_METRICS_PORT=str(port))
     await side.until(lambda: side.fleet.workers(side.pool))
 
