@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from inferbus_gateway import errors
@@ -64,6 +64,7 @@ STEPS = st.lists(
 
 @settings(max_examples=200, deadline=None)
 @given(rate=st.floats(0.5, 2000), burst=st.integers(1, 300), steps=STEPS)
+@example(rate=20.0, burst=2, steps=[("many", 0, 0.0), ("answer", 0, 0.0), ("take", 0, 0.0)])
 def test_one_gateway_never_accepts_more_than_the_limit(
     rate: float, burst: int, steps: list[tuple[str, int, float]]
 ) -> None:

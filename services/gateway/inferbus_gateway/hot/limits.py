@@ -166,6 +166,10 @@ class Quota:
         paid_back = max(0, asked.owed - self.owed)
         self.owed = max(0, self.owed - asked.owed)
         self._tokens += granted + paid_back
+        # What was spent since the question is paid with the lease, which is debited: else both count.
+        paid = min(self.owed, self._tokens)
+        self.owed -= paid
+        self._tokens -= paid
         self._leased_s = now_s
         self._room = max(room * part.share, min(1.0, room)) if room > 0 else float(room)
         self._room -= self.owed
