@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 # Brokers that live for seconds: what Java's second compiler would gain they never see, and what it
 # costs is a quarter of all that a test of a whole stack computes.
 os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
-# Tests call gateways over gRPC and start processes by fork: a child that runs gRPC's handlers of forks
-# may stand still for ever before it has begun its program.
+# Tests call gateways over gRPC and start processes by fork: a child that runs gRPC's handlers of
+# forks may stand still for ever before it has begun its program.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 # As in the Makefile, where pytest is run by hand: none of hundreds of processes compiles anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -166,7 +166,7 @@ class Quota:
         paid_back = max(0, asked.owed - self.owed)
         self.owed = max(0, self.owed - asked.owed)
         self._tokens += granted + paid_back
-        # What was spent since the question is paid with the lease, which is debited: else both count.
+        # What was spent since the question is paid with the lease, which is debited already.
         paid = min(self.owed, self._tokens)
         self.owed -= paid
         self._tokens -= paid
