@@ -168,7 +168,8 @@ class _Session:
                     print(line, flush=True)
                 said = line
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(changed.wait(), interval_s)
+                    async with asyncio.timeout(interval_s):
+                        await changed.wait()
 
     async def _stop(self, stack: Stack) -> None:
         with terminal.report(self._console) as report:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -14,9 +15,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from rich.console import Console
 
+from inferbus_dev import __main__ as command
 from inferbus_dev.errors import DISK_FULL
 from inferbus_dev.paths import PROJECT
+from inferbus_dev.stack import Stack
 from tests.dev import processes
 from tests.support import small_disk
 
@@ -154,6 +158,20 @@ def test_a_killed_server_is_started_again(tmp_path: Path) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         assert after["kafka"] == before["kafka"]
+
+
+@pytest.mark.parametrize("steps", range(6))
+async def test_ctrl_c_as_a_process_changes_is_heard(tmp_path: Path, steps: int) -> None:
+    stack = Stack(tmp_path)
+    session = command._Session(Console(quiet=True), models=False)
+    watching = asyncio.create_task(session._watch(stack))
+    for change in (10, steps):  # the first lets it settle into its wait
+        stack.supervisor.changed.set()
+        for _ in range(change):
+            await asyncio.sleep(0)
+    watching.cancel()
+    await asyncio.wait([watching], timeout=5)
+    assert watching.cancelled()
 
 
 def test_ctrl_c_during_the_start_leaves_nothing(tmp_path: Path) -> None:
