@@ -123,19 +123,26 @@ class Producer:
 
     async def stop(self, timeout_s: float = 5.0) -> None:
         """Deliver what is left, by whichever client, within the time; close, 3 s more at most."""
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(timeout_s):
                 while self._client is not None and self.n_in_flight:
                     self._idle.clear()
                     await self._idle.wait()
+        except TimeoutError:
+            _log.warning("stopped_undelivered", n_records=self.n_in_flight)
+        finally:
+            self._end()
+        while ending := self._tasks | self._closing:
+            await asyncio.wait(ending)
+
+    def _end(self) -> None:
+        """End what is not delivered; waits for nothing, so a cancelled stop does it too."""
         client, self._client = self._client, None
         self._epoch += 1  # what fails from now on is not sent again
         for task in self._tasks:
             task.cancel()
         if client is not None:
             self._close_later(client)
-        while ending := self._tasks | self._closing:
-            await asyncio.wait(ending)
 
     def _close_later(self, client: AIOKafkaProducer) -> None:
         task = asyncio.get_running_loop().create_task(close(client))

@@ -25,6 +25,7 @@ import asyncpg
 
 from inferbus_dev.stack import Stack
 from inferbus_dev.topics import create_topics
+from inferbus_kit.consume import PartitionReader, Record
 from inferbus_schemas import topics as catalogue
 
 if TYPE_CHECKING:
@@ -93,6 +94,21 @@ async def fresh_topic(
     name = f"test.{secrets.token_hex(6)}"
     await create_topics(bootstrap, [(name, partitions, 1, config or {})])
     return name
+
+
+async def read_all(bootstrap: str, topic: str, partition: int = 0) -> list[Record]:
+    """Return all records of a partition, oldest first."""
+    reader = PartitionReader(bootstrap, topic, partition, client_id="test")
+    position = await reader.start()
+    _, end = await reader.bounds()
+    found: list[Record] = []
+    try:
+        while position < end:
+            found += await reader.read()
+            position = await reader.position()
+    finally:
+        await reader.stop()
+    return found
 
 
 @contextlib.asynccontextmanager
