@@ -7,7 +7,6 @@ In: a topic's partition. Out: batches of raw records; the caller decides what is
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
@@ -18,7 +17,7 @@ from aiokafka.structs import TopicPartition
 from google.protobuf.message import DecodeError
 
 from inferbus_kit.errors import BusUnavailableError
-from inferbus_kit.kafka import client_options
+from inferbus_kit.kafka import client_options, stop_client
 from inferbus_kit.lifecycle import Fail, cancel, watched
 
 _log = structlog.get_logger("consume")
@@ -107,12 +106,10 @@ class PartitionReader:
             raise TimeoutError
 
     async def stop(self) -> None:
-        """Close; bounded, since a consumer's own stop may hang."""
+        """Close, within 3 s."""
         client, self._client = self._client, None
         if client is not None:
-            with contextlib.suppress(TimeoutError, KafkaError, asyncio.CancelledError):
-                async with asyncio.timeout(3.0):
-                    await client.stop()
+            await stop_client(client)
 
     async def read(self, *, timeout_ms: int = 500, max_records: int | None = None) -> list[Record]:
         """Return the next records, in order; empty when none came in time."""

@@ -1,4 +1,4 @@
-"""How this process's clients reach the brokers: over TLS or not, as whom.
+"""How this process's clients reach the brokers: over TLS or not, as whom; and how they leave.
 
 In: `INFERBUS_KAFKA_*` of the environment. Out: options that every aiokafka client takes. Who may do
 what is Kafka's to decide, by ACLs on the principal named here.
@@ -6,16 +6,21 @@ what is Kafka's to decide, by ACLs on the principal named here.
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
+import structlog
+from aiokafka.errors import KafkaError
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from inferbus_kit.errors import StartupError
 from inferbus_kit.settings import load
+
+_log = structlog.get_logger("kafka")
 
 
 class KafkaSecurity(BaseSettings):
@@ -61,6 +66,30 @@ def client_options(bootstrap: str) -> dict[str, Any]:
         StartupError: a variable or a file cannot be used.
     """
     return {"bootstrap_servers": bootstrap, **_security()}
+
+
+class Client(Protocol):
+    """Any client of aiokafka."""
+
+    async def stop(self) -> None: ...
+
+
+async def stop_client(client: Client, timeout_s: float = 3.0) -> None:
+    """Stop a client; bounded, since its own stop may hang.
+
+    That may also end by a cancellation within the client: not the caller's, which is heard.
+    """
+    stopping = asyncio.ensure_future(client.stop())
+    try:
+        await asyncio.wait([stopping], timeout=timeout_s)
+    finally:
+        stopping.cancel()
+    if not stopping.done():
+        _log.warning("client_not_stopped", client=type(client).__name__)
+    elif not stopping.cancelled() and (error := stopping.exception()) is not None:
+        if not isinstance(error, KafkaError):
+            raise error
+        _log.warning("client_not_stopped", client=type(client).__name__, error=repr(error))
 
 
 @cache

@@ -7,7 +7,6 @@ order, each within its own time; a background task that fails ends the process.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import os
 import signal
@@ -158,11 +157,15 @@ def watched(task: asyncio.Task[Any], fail: Fail | None) -> asyncio.Task[Any]:
 
 
 async def cancel(task: asyncio.Task[Any] | None) -> None:
-    """Cancel a task and wait until it is gone; its own error, if any, is dropped."""
+    """Cancel another task and wait until it is gone; its own error, if any, is dropped.
+
+    The caller's own cancellation is not: it is raised here, whether the task is gone or not.
+    """
     if task is not None:
         task.cancel()
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            await task
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # or asyncio says that nobody asked
 
 
 def run_process(name: str, build: Callable[[Lifecycle], Awaitable[None]]) -> None:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Awaitable, Callable
+from typing import cast
 
 import pytest
+from aiokafka import AIOKafkaConsumer
+from aiokafka.errors import KafkaConnectionError
 
 from inferbus_kit.consume import PartitionReader, Record, StateReader
 from inferbus_kit.dlq import DeadLetters
 from inferbus_kit.heartbeat import Beater
+from inferbus_kit.kafka import stop_client
 from inferbus_kit.produce import Producer
 from inferbus_kit.topics import create_topics
 from inferbus_schemas import messages as m
@@ -151,3 +156,42 @@ async def test_a_letter_has_room_for_itself_whatever_it_is_about(
     assert added["dlq_topic"] == topic.encode()
     assert len(added["dlq_error"]) == 1000
     assert added["dlq_offset"] == b"0"
+
+
+class _Client:
+    """Its stop does as it is told."""
+
+    def __init__(self, stop: Callable[[], Awaitable[object]]) -> None:
+        self._stop = stop
+
+    async def stop(self) -> None:
+        await self._stop()
+
+
+@pytest.mark.parametrize("steps", range(3))
+async def test_a_cancellation_is_heard_while_a_client_stops(steps: int) -> None:
+    client = _Client(asyncio.Event().wait)
+    reader = PartitionReader("unused:1", "t", 0, client_id="t-0")
+    reader._client = cast("AIOKafkaConsumer", client)
+    stopping = asyncio.create_task(reader.stop())
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    stopping.cancel()
+    await asyncio.wait([stopping], timeout=5)
+    assert stopping.cancelled()
+
+
+async def test_a_client_that_hangs_or_fails_as_it_stops_keeps_nobody() -> None:
+    async def cancelled() -> None:
+        raise asyncio.CancelledError
+
+    async def refused() -> None:
+        raise KafkaConnectionError
+
+    async def fault() -> None:
+        raise ZeroDivisionError
+
+    for stop in (asyncio.Event().wait, cancelled, refused):
+        await stop_client(_Client(stop), timeout_s=0.01)
+    with pytest.raises(ZeroDivisionError):
+        await stop_client(_Client(fault))

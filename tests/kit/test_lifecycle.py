@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import subprocess
 import sys
+
+from inferbus_kit.lifecycle import cancel
 
 SCRIPT = """
 import asyncio, gc, sys, weakref
@@ -129,3 +132,35 @@ def test_a_failed_task_ends_the_process_in_order() -> None:
     assert process.returncode == 1
     assert "boom" in out
     assert "stop a" in out
+
+
+async def test_who_waits_for_a_cancelled_task_may_be_cancelled_too() -> None:
+    may_end = asyncio.Event()
+
+    async def slow() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await may_end.wait()
+
+    task = asyncio.create_task(slow())
+    await asyncio.sleep(0)
+    waiting = asyncio.create_task(cancel(task))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait([waiting], timeout=5)
+    assert waiting.cancelled()
+    may_end.set()
+    await cancel(task)
+    assert task.cancelled()
+
+
+async def test_an_error_of_a_cancelled_task_is_dropped() -> None:
+    async def faulty() -> None:
+        raise ZeroDivisionError
+
+    task = asyncio.create_task(faulty())
+    await asyncio.sleep(0)
+    await cancel(task)
+    await cancel(None)
+    assert isinstance(task.exception(), ZeroDivisionError)

@@ -8,7 +8,6 @@ told apart by the compare-and-set of the sink.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Collection
 from typing import Any, Final
@@ -25,7 +24,7 @@ from aiokafka.structs import TopicPartition
 
 from inferbus_kit.errors import StartupError
 from inferbus_kit.health import Health
-from inferbus_kit.kafka import client_options
+from inferbus_kit.kafka import client_options, stop_client
 from inferbus_logger import identity
 from inferbus_logger.lanes import Board
 
@@ -121,10 +120,8 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka carri
         self._board.assign(self._fixed)
 
     async def stop(self) -> None:
-        """Close; bounded, since a consumer's own stop may hang."""
-        with contextlib.suppress(TimeoutError, KafkaError):
-            async with asyncio.timeout(3.0):
-                await self.consumer.stop()
+        """Close, within 3 s."""
+        await stop_client(self.consumer)
 
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
         """Let the transactions under way end, for a moment, and let go."""

@@ -14,7 +14,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
 from inferbus_kit.errors import StartupError
-from inferbus_kit.kafka import client_options
+from inferbus_kit.kafka import client_options, stop_client
 from inferbus_logger import database, identity
 
 _TIMEOUT_S = 20.0
@@ -83,5 +83,5 @@ async def _ask_kafka(bootstrap: str, topic: str, partition: int) -> tuple[bytes,
             "Kafka does not answer: see that it runs and that INFERBUS_KAFKA_BOOTSTRAP is right"
         ) from error
     finally:
-        await consumer.stop()
+        await stop_client(consumer)
     return topic_id, int(first[place]), int(end[place])

@@ -11,7 +11,6 @@ import asyncio
 import time
 import uuid
 from collections.abc import Mapping
-from typing import Any
 
 import msgspec
 import structlog
@@ -28,7 +27,7 @@ from inferbus_gateway.hot.replies import Replies
 from inferbus_gateway.hot.streams import OpenStream, Streams
 from inferbus_kit.consume import Record
 from inferbus_kit.health import Receive, Send
-from inferbus_kit.kafka import client_options
+from inferbus_kit.kafka import client_options, stop_client
 from inferbus_kit.produce import Producer
 from inferbus_schemas import ids, topics
 from inferbus_schemas import messages as m
@@ -103,7 +102,7 @@ class Resumer:
             self._open.free(tenant)
             if watching is not None:
                 watching.cancel()
-            await _stop(consumer)
+            await stop_client(consumer)
 
     async def _places(self, partition: int | None) -> list[TopicPartition]:
         """Return where the stream may be: in one partition of both topics, or in any."""
@@ -346,11 +345,3 @@ async def _watch(receive: Receive, again: _Again) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     again.gone = True
-
-
-async def _stop(consumer: Any) -> None:
-    try:
-        async with asyncio.timeout(3.0):
-            await consumer.stop()
-    except (TimeoutError, KafkaError) as error:
-        _log.warning("resume_not_closed", error=repr(error))

@@ -41,7 +41,7 @@ from inferbus_gateway.hot.submitted import Place, Submitted, UnreadableSubmissio
 from inferbus_kit.consume import Record
 from inferbus_kit.errors import InferbusError
 from inferbus_kit.health import Health
-from inferbus_kit.kafka import client_options
+from inferbus_kit.kafka import client_options, stop_client
 from inferbus_kit.lifecycle import Fail, cancel
 from inferbus_kit.produce import Producer
 from inferbus_kit.telemetry import Tracing
@@ -149,10 +149,10 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         """Take no more, let what is on its way end, commit and leave the group, bounded."""
         await cancel(self._task)
         await self._writes.settle(_REVOKE_TIMEOUT_S)
-        with contextlib.suppress(TimeoutError, KafkaError, asyncio.CancelledError):
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(3.0):
                 await self._commit()
-                await self._consumer.stop()
+        await stop_client(self._consumer)
 
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
         """Finish what is on its way, for a moment, commit, and forget the rest."""

@@ -7,7 +7,6 @@ whole group for a moment, which is harmless here and the reason why nothing inte
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Iterable
 
@@ -18,7 +17,7 @@ from aiokafka.structs import TopicPartition
 from google.protobuf.message import DecodeError
 
 from inferbus_kit.consume import Record
-from inferbus_kit.kafka import client_options
+from inferbus_kit.kafka import client_options, stop_client
 from inferbus_kit.lifecycle import cancel
 from inferbus_kit.offsets import ContiguousOffsets
 from inferbus_schemas import envelope, topics
@@ -132,9 +131,7 @@ class JobLoop(ConsumerRebalanceListener):  # type: ignore[misc]
     async def _leave(self) -> None:
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            with contextlib.suppress(TimeoutError, KafkaError, asyncio.CancelledError):
-                async with asyncio.timeout(3.0):
-                    await consumer.stop()
+            await stop_client(consumer)
 
     async def _step(self) -> None:
         if len(self._running) >= _AT_ONCE or self._crowded():

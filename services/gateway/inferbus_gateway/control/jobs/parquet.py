@@ -218,8 +218,10 @@ async def file(
                 if not share.pace.holds(at, taken_s):
                     raise errors.FailedError("the file is fetched too slowly to be kept any longer")
         finally:
-            await cancel(writing)
-            kept.close()
+            try:
+                await cancel(writing)
+            finally:
+                kept.close()
 
 
 class _Kept:
