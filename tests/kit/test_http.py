@@ -62,7 +62,7 @@ async def test_an_upgrade_is_ignored_and_what_follows_is_read() -> None:
 
 
 async def test_connections_over_the_limit_are_503_and_older_ones_go_on() -> None:
-    async with serving(max_connections=2) as (_app, _server, dial):
+    async with serving(replace(FAST, idle_s=60), max_connections=2) as (_app, _server, dial):
         old = [await dial() for _ in range(2)]
         for reader, writer in old:
             writer.write(b"GET /1 HTTP/1.1\r\n\r\n")
