@@ -25,6 +25,8 @@ from inferbus_kit.metrics import logger_metrics
 from inferbus_logger import answers, audit, rows
 from inferbus_logger.answers import Answers, AnswersError
 from inferbus_logger.plan import Batch, Buffer
+from inferbus_logger.positions import Position
+from inferbus_logger.refusals import PATIENCE_S, RETRY_S
 from inferbus_schemas import messages as m
 from tests.support import answer_topics, predictions, proxy
 from tests.support.forkserver import ForkServer
@@ -217,14 +219,14 @@ async def test_a_topic_that_is_gone_holds_the_others_up_for_a_moment_only(
         for _ in range(2):
             with pytest.raises(AnswersError, match=f"refuses the answers of {gone}"):
                 await at.answers.hand_over([batch])
-        at.now_s += answers.PATIENCE_S
+        at.now_s += PATIENCE_S
         await at.answers.hand_over([batch])
-        at.now_s += answers.RETRY_S / 2
+        at.now_s += RETRY_S / 2
         await at.answers.hand_over([at.batch(5, there, gone)])
         assert (at.counted(gone, "copied"), at.counted(gone, "refused")) == (1, 3)
         assert list(at.health.reasons()) == [f"answers of {gone}"]
         await answer_topics.make(kafka_bootstrap, gone)
-        at.now_s += answers.RETRY_S
+        at.now_s += RETRY_S
         await at.answers.hand_over([at.batch(7, there, gone)])
         assert at.health.reasons() == {}
         assert await at.n_copies(gone) == [1]
@@ -234,14 +236,14 @@ async def test_a_topic_that_is_gone_holds_the_others_up_for_a_moment_only(
 async def test_a_topic_that_is_not_there_yet_is_told_and_looked_for(kafka_bootstrap: str) -> None:
     tenant = f"t{secrets.token_hex(4)}"
     async with _copying(kafka_bootstrap, [tenant]) as at:
-        at.answers.look({3: 0})
+        at.answers.look({3: Position(0, 0)})
         (said,) = at.health.reasons().values()
         assert "INFERBUS_ANSWER_TENANTS: Kafka shows this logger no topic" in said
         assert f"inferbus topics add-tenant {tenant}" in said
         await answer_topics.make(kafka_bootstrap, tenant)
         assert at.answers._client is not None
         await at.answers._client.client.force_metadata_update()
-        at.answers.look({3: 0})
+        at.answers.look({3: Position(0, 0)})
         assert at.health.reasons() == {}
         await at.answers.hand_over([at.batch(0, tenant)])
         assert await at.n_copies(tenant) == [1]
@@ -316,7 +318,7 @@ async def test_while_kafka_answers_nobody_nothing_is_given_up(
         await at.answers.hand_over(batches[:1])
         await between.cut()
         for _ in range(2):
-            at.now_s += 10 * answers.PATIENCE_S
+            at.now_s += 10 * PATIENCE_S
             with pytest.raises(AnswersError, match=f"does not take the answers of {tenant}"):
                 await at.answers.hand_over(batches)
             assert list(at.health.reasons()) == [f"answers of {tenant}"]

@@ -9,18 +9,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from aiokafka.errors import (
-    MessageSizeTooLargeError,
-    PolicyViolationError,
-    UnknownTopicOrPartitionError,
-)
+from aiokafka.errors import MessageSizeTooLargeError, PolicyViolationError
 from prometheus_client import CollectorRegistry
 
 from inferbus_kit.health import Health
 from inferbus_kit.metrics import logger_metrics
 from inferbus_logger import answers
 from inferbus_logger.answers import Answers, AnswersError
+from inferbus_logger.lanes import Board
 from inferbus_logger.plan import Batch
+from inferbus_logger.positions import Position, Resume, Stored
+from inferbus_logger.refusals import PATIENCE_S, RETRY_S
 from inferbus_logger.rows import Answer, Item
 
 
@@ -45,9 +44,13 @@ class Taken(list[tuple[int, bytes]]):
         self._batches: defaultdict[object, deque[Any]] = defaultdict(deque)
         self.create_batch = Parcel
         self.add_topic: Callable[[str], None] = lambda _topic: None
+        self.numbers = {0, 1, 2, 3}
 
     def partitions_for_topic(self, _topic: str) -> set[int]:
-        return {0, 1, 2, 3}
+        return self.numbers
+
+    async def force_metadata_update(self) -> bool:
+        return True
 
     async def send_batch(
         self, parcel: Parcel, _topic: str, *, partition: int
@@ -83,12 +86,23 @@ class Copying:
         )
         self.answers._client = self.taken
 
-    async def copy(self, partition: int, base: int, *values: bytes) -> None:
+    def batch(self, partition: int, base: int, *values: bytes) -> Batch:
         rows = tuple(
             Item(at, at + 1, "row", b"", 1, value=value, answer=Answer("acme", b"k", ()))
             for at, value in enumerate(values, base)
         )
-        await self.answers.hand_over([Batch(partition, 0, base, base + len(rows), rows=rows)])
+        return Batch(partition, 0, base, base + len(rows), rows=rows)
+
+    async def copy(self, partition: int, base: int, *values: bytes) -> None:
+        await self.answers.hand_over([self.batch(partition, base, *values)])
+
+    async def waits(self, partition: int, base: int, *values: bytes) -> bool:
+        """Tell whether the log waits for these copies."""
+        try:
+            await self.copy(partition, base, *values)
+        except AnswersError:
+            return True
+        return False
 
     def counted(self) -> tuple[float | None, float | None]:
         """Return how many were copied and how many given up."""
@@ -111,27 +125,122 @@ async def test_a_place_that_is_refused_is_given_up_while_others_succeed() -> Non
         except AnswersError:
             await at.copy(1, step, b"%d" % step)
             assert list(at.health.reasons()) == ["answers of acme"]
-            at.now_s += answers.PATIENCE_S / 4
+            at.now_s += PATIENCE_S / 4
         else:
             break
     assert n_tries == 5
     assert at.counted() == (4, 1)
-    at.now_s += answers.RETRY_S
+    at.now_s += RETRY_S
     await at.copy(1, 100, b"again")
     assert at.health.reasons() == {}
 
 
 async def test_a_topic_that_is_back_is_written_to_at_once() -> None:
-    at = Copying(Taken(lambda _number, _values: UnknownTopicOrPartitionError()))
-    with pytest.raises(AnswersError):
-        await at.copy(3, 0, b"lost")
-    at.now_s += answers.PATIENCE_S
-    await at.copy(3, 0, b"lost")
-    at.taken.refuse = lambda _number, _values: None
-    at.answers.look({3: 0})
-    await at.copy(3, 1, b"taken")
+    at = Copying(Taken(lambda _number, _values: None))
+    at.taken.numbers = set()
+    assert await at.waits(3, 0, b"lost")
+    at.now_s += PATIENCE_S
+    assert not await at.waits(3, 0, b"lost")
+    at.answers.look({3: Position(0, 1)})
+    assert not await at.waits(2, 0, b"lost too")  # nor is it waited for by others
+    assert list(at.health.reasons()) == ["answers of acme"]
+    at.taken.numbers = {0, 1, 2, 3}
+    at.answers.look({3: Position(0, 1)})
+    assert at.health.reasons() == {}
+    assert not await at.waits(3, 1, b"taken")
     assert at.taken == [(3, b"taken")]
-    assert at.counted() == (1, 1)
+    assert at.counted() == (1, 2)
+
+
+async def test_each_place_has_its_own_patience() -> None:
+    at = Copying(Taken(lambda number, _: PolicyViolationError() if number > 1 else None))
+    assert await at.waits(3, 0, b"older")
+    at.now_s += PATIENCE_S - 1
+    assert await at.waits(2, 0, b"younger")
+    at.now_s += 1
+    with pytest.raises(AnswersError):
+        await at.answers.hand_over([at.batch(3, 0, b"older"), at.batch(2, 0, b"younger")])
+    assert at.counted() == (None, 1)
+    assert await at.waits(2, 0, b"younger")
+    at.now_s += PATIENCE_S - 2
+    assert await at.waits(2, 0, b"younger")
+    at.taken.refuse = lambda _number, _values: None
+    assert not await at.waits(2, 0, b"younger")
+    assert at.taken == [(2, b"younger")]
+
+
+async def test_a_place_that_is_refused_for_ever_is_waited_for_once_and_costs_no_other_copy() -> (
+    None
+):
+    at = Copying(Taken(lambda number, _: PolicyViolationError() if number == 3 else None))
+    waited_s: list[float] = []
+    began_s = at.now_s
+    for step in range(200):
+        # One transaction or two, and either first: the other place is copied from throughout.
+        both = [at.batch(3, step, b"never"), at.batch(1, step, b"%d" % step)]
+        for batches in ([both], [both[::-1]], [both[:1], both[1:]], [both[1:], both[:1]])[step % 4]:
+            try:
+                await at.answers.hand_over(batches)
+            except AnswersError:
+                waited_s.append(at.now_s - began_s)
+        at.now_s += 1
+    assert waited_s == list(range(int(PATIENCE_S)))
+    assert at.counted() == (200, 200 - PATIENCE_S)
+    assert at.taken == [(1, b"%d" % step) for step in range(200)]
+
+
+async def test_a_topic_that_takes_nothing_is_waited_for_once_whatever_comes_later() -> None:
+    at = Copying(Taken(lambda *_: PolicyViolationError()))
+    assert await at.waits(0, 0, b"a")
+    at.now_s += PATIENCE_S
+    assert not await at.waits(0, 0, b"a")
+    for partition in range(1, 4):
+        at.now_s += 1
+        assert not await at.waits(partition, 0, b"b")
+    at.now_s += RETRY_S
+    assert not await at.waits(0, 1, b"c")
+    at.taken.refuse = lambda number, _: PolicyViolationError() if number == 2 else None
+    assert not await at.waits(3, 1, b"d")
+    at.now_s += 1
+    assert not await at.waits(2, 1, b"e")  # it was given up itself
+    at.answers.look({3: Position(0, 1)})  # another has the rest; its places are new here
+    assert await at.waits(2, 2, b"f")
+
+
+async def test_no_answer_is_no_refusal() -> None:
+    at = Copying(Taken(lambda *_: PolicyViolationError()))
+    assert await at.waits(3, 0, b"a")
+    at.now_s += PATIENCE_S - 1
+    taken, at.taken.refuse = at.taken, lambda *_: OSError()
+    assert await at.waits(3, 0, b"a")
+    at.answers._client, taken.refuse = taken, lambda *_: PolicyViolationError()
+    at.now_s += PATIENCE_S - 1
+    assert await at.waits(3, 0, b"a")
+    at.now_s += PATIENCE_S - 1
+    assert await at.waits(3, 0, b"a")
+    at.now_s += 1
+    assert not await at.waits(3, 0, b"a")
+    await at.answers.stop()
+
+
+async def test_what_another_logger_logged_meanwhile_is_not_stuck_here() -> None:
+    at = Copying(Taken(lambda *_: PolicyViolationError()))
+    board = Board(logger_metrics(CollectorRegistry()), lambda: at.now_s)
+
+    def assign(next_offset: int) -> None:
+        board.assign([3])
+        lane, stored = board.lanes[3], Stored(3, b"", 0, 0, next_offset, b"", b"")
+        lane.begin(stored, Resume(next_offset, b""))
+
+    assign(0)
+    assert await at.waits(3, 0, b"a")
+    for next_offset, reasons in ((0, ["answers of acme"]), (1, [])):
+        board.release([3])  # and back, between two looks
+        assign(next_offset)
+        at.answers.look(board.positions())
+        assert list(at.health.reasons()) == reasons
+    at.now_s += PATIENCE_S
+    assert await at.waits(3, 1, b"b")  # it has its own patience
 
 
 async def test_a_record_that_is_too_large_costs_itself_only() -> None:
@@ -148,17 +257,20 @@ async def test_a_record_that_is_too_large_costs_itself_only() -> None:
 
 @pytest.mark.parametrize(
     ("error", "moved"),
-    [(AssertionError("no such partition"), {1: 0, 2: 0}), (OSError(), {1: 0, 3: 1})],
+    [
+        (AssertionError("no such partition"), {1: Position(0, 0)}),
+        (OSError(), {1: Position(0, 0), 3: Position(1, 0)}),
+    ],
     ids=["taken away", "rewound"],
 )
 async def test_whatever_it_is_the_transaction_is_tried_again(
-    error: Exception, moved: dict[int, int]
+    error: Exception, moved: dict[int, Position | None]
 ) -> None:
     at = Copying(Taken(lambda *_: error))
     with pytest.raises(AnswersError):
         await at.copy(3, 0, b"a")
     assert at.answers._client is None
-    at.answers.look({3: 0})
+    at.answers.look({3: Position(0, 0)})
     assert list(at.health.reasons()) == ["answers of acme"]
     at.answers.look(moved)
     assert at.health.reasons() == {}

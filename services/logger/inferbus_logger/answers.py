@@ -11,8 +11,7 @@ import asyncio
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal
 
 import structlog
 from aiokafka import AIOKafkaProducer
@@ -33,6 +32,8 @@ from inferbus_kit.kafka import client_options
 from inferbus_kit.metrics import LoggerMetrics
 from inferbus_kit.produce import close, fail_queued
 from inferbus_logger.plan import Batch
+from inferbus_logger.positions import Position
+from inferbus_logger.refusals import Place, Refusals
 from inferbus_logger.rows import Item
 from inferbus_schemas import topics
 
@@ -40,10 +41,6 @@ _log = structlog.get_logger("answers")
 
 TIMEOUT_S: Final = 5.0
 """Longest wait for Kafka; Postgres lets a transaction idle for twice as long."""
-PATIENCE_S: Final = 10.0
-"""A topic that refuses a partition's copies for this long is not waited for any more."""
-RETRY_S: Final = 30.0
-"""How long nothing is tried then."""
 _START_TIMEOUT_S: Final = 30.0
 _TOO_LARGE: Final = (MessageSizeTooLargeError, RecordListTooLargeError)
 _REFUSALS: Final = (
@@ -59,32 +56,14 @@ class AnswersError(Exception):
     """Kafka did not take what it must have before the transaction may commit."""
 
 
-class Place(NamedTuple):
-    """Where copies of one tenant come from; offsets count anew in each era."""
-
-    tenant: str
-    partition: int
-    era: int
-
-
-@dataclass(slots=True)
-class _Way:
-    """A tenant's topic, whether it is known to be no good, and until when nothing is tried."""
-
-    topic: str
-    missing: bool = False
-    given_up: bool = False
-    shut_until_s: float = 0.0
-
-
 class Answers:
     """The topics of some tenants.
 
     Invariants: `hand_over` returns when each record of theirs is acknowledged, or was given up,
-    counted and told: it is too large for its topic, or the topic has refused its partition for
-    `PATIENCE_S`; it takes `TIMEOUT_S` at most, however many tenants there are; what was
-    acknowledged is not sent again by this process; copies of one partition go to one partition,
-    in its order, each parcel when the one before is acknowledged.
+    counted and told: it is too large for its topic, or refused, and `Refusals` waits no longer; it
+    takes `TIMEOUT_S` at most, however many tenants there are; what was acknowledged is not sent
+    again by this process; copies of one partition go to one partition, in its order, each parcel
+    when the one before is acknowledged.
     """
 
     def __init__(
@@ -98,7 +77,7 @@ class Answers:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         entry = topics.topic(topics.ANSWERS)
-        self._ways = {tenant: _Way(entry.for_tenant(tenant).name) for tenant in tenants}
+        self._topics = {tenant: entry.for_tenant(tenant).name for tenant in tenants}
         self._metrics = metrics
         self._health = health
         self._clock = clock
@@ -116,8 +95,7 @@ class Answers:
         self._connecting = asyncio.Lock()
         self._closing: set[asyncio.Task[None]] = set()
         self._settled: dict[Place, int] = {}
-        self._stuck: dict[Place, float | None] = {}
-        """Since when a place is refused; None: Kafka does not answer."""
+        self._refusals = Refusals()
 
     async def start(self) -> None:
         """Connect, and tell of each tenant that has no topic.
@@ -128,8 +106,8 @@ class Answers:
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):
                 client = await self._connected()
-                for tenant, way in self._ways.items():
-                    if not await _partitions(client, way.topic):
+                for tenant, topic in self._topics.items():
+                    if not await _partitions(client, topic):
                         self._missing(tenant)
         except (OSError, KafkaError) as error:
             await self.stop()
@@ -138,11 +116,10 @@ class Answers:
             ) from error
 
     def _missing(self, tenant: str) -> None:
-        way = self._ways[tenant]
-        way.missing = True
+        self._refusals.note_missing(tenant)
         reason = (
-            f"INFERBUS_ANSWER_TENANTS: Kafka shows this logger no topic {way.topic}: run `inferbus "
-            f"topics add-tenant {tenant}`"
+            f"INFERBUS_ANSWER_TENANTS: Kafka shows this logger no topic {self._topics[tenant]}: "
+            f"run `inferbus topics add-tenant {tenant}`"
         )
         self._health.not_ready(f"answers of {tenant}", reason)
         _log.error("answers_without_topic", tenant=tenant, reason=reason)
@@ -153,22 +130,18 @@ class Answers:
         if self._closing:
             await asyncio.wait(self._closing)
 
-    def look(self, eras: Mapping[int, int]) -> None:
-        """Take back what is not so any more, told the eras of the partitions that it has."""
-        gone = [place for place in self._stuck if eras.get(place.partition) != place.era]
-        for place in gone:
-            del self._stuck[place]
-        for tenant, way in self._ways.items():
-            if way.missing and self._client is not None:
-                self._client.client.add_topic(way.topic)
-                if self._client.client.cluster.partitions_for_topic(way.topic):
-                    way.missing = way.given_up = False
-                    way.shut_until_s = 0.0
+    def look(self, log: Mapping[int, Position | None]) -> None:
+        """Take back what is not so any more, told how far the partitions are that it has."""
+        self._refusals.look(log)
+        for tenant, topic in self._topics.items():
+            if self._refusals.missing(tenant) and self._client is not None:
+                self._client.client.add_topic(topic)
+                if self._client.client.cluster.partitions_for_topic(topic):
+                    self._refusals.note_found(tenant)
             self._tell(tenant)
 
     def _tell(self, tenant: str) -> None:
-        way = self._ways[tenant]
-        if not (way.missing or way.given_up or any(each.tenant == tenant for each in self._stuck)):
+        if not self._refusals.trouble(tenant):
             self._health.ready(f"answers of {tenant}")
 
     async def hand_over(self, batches: Sequence[Batch]) -> None:
@@ -195,65 +168,77 @@ class Answers:
                 raise error
 
     async def _copy(self, tenant: str, places: Mapping[Place, Sequence[Item]]) -> None:
-        way = self._ways[tenant]
-        if self._clock() < way.shut_until_s:
-            for place, items in places.items():
+        tried_s = self._clock()
+        due: dict[Place, Sequence[Item]] = {}
+        for place, items in places.items():
+            if self._refusals.passed_by(place, tried_s):
                 self._settle(place, items, "refused")
+            else:
+                due[place] = items
+        if not due:
             return
         client: AIOKafkaProducer | None = None
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 client = await self._connected()
-                refusals = await self._send(client, way.topic, places)
+                errors = await self._send(client, tenant, due)
         except Exception as error:
             # Whatever it is, the next try has a client of its own.
             self._drop(client)
-            for place, items in places.items():
-                if self._settled.get(place, -1) < items[-1].offset:
-                    self._stuck.setdefault(place, None)
+            for place, items in due.items():
+                if (offset := self._first_left(place, items)) is not None:
+                    self._refusals.unanswered(place, offset)
             reason = f"Kafka does not take the answers of {tenant}"
             self._health.not_ready(f"answers of {tenant}", reason)
             raise AnswersError(reason) from error
-        if refusals:
-            self._refused(tenant, places, refusals)
+        if errors:
+            self._refused(tenant, due, errors, tried_s)
+
+    def _first_left(self, place: Place, items: Sequence[Item]) -> int | None:
+        """Return the offset of the first record that is not done with."""
+        settled = self._settled.get(place, -1)
+        return next((item.offset for item in items if item.offset > settled), None)
 
     def _refused(
         self,
         tenant: str,
         places: Mapping[Place, Sequence[Item]],
-        refusals: Mapping[Place, BaseException],
+        errors: Mapping[Place, BaseException],
+        tried_s: float,
     ) -> None:
-        """Ask for another try, or give the records up once that has gone on for long."""
-        way, now_s = self._ways[tenant], self._clock()
-        error = next(iter(refusals.values()))
+        """Give up what has been refused for long, and ask for another try of the rest."""
+        now_s = self._clock()
         reason = (
-            f"Kafka refuses the answers of {tenant}: see that the topic {way.topic} is there and "
-            "that this logger may write to it"
+            f"Kafka refuses the answers of {tenant}: see that the topic {self._topics[tenant]} is "
+            "there and that this logger may write to it"
         )
         self._health.not_ready(f"answers of {tenant}", reason)
-        if any(isinstance(each, UnknownTopicOrPartitionError) for each in refusals.values()):
-            way.missing = True
-        for place in refusals:
-            if self._stuck.get(place) is None:
-                self._stuck[place] = now_s
-        longest_s = max(now_s - (self._stuck[place] or now_s) for place in refusals)
-        if longest_s < PATIENCE_S and not way.given_up:
-            raise AnswersError(reason) from error
-        way.given_up, way.shut_until_s = True, now_s + RETRY_S
-        for place in refusals:
-            self._settle(place, places[place], "refused")
-        _log.error("answers_given_up", tenant=tenant, reason=reason, error=repr(error))
+        waits: BaseException | None = None
+        for place, error in errors.items():
+            offset = self._first_left(place, places[place])
+            if offset is None:  # an earlier try was acknowledged late
+                continue
+            if self._refusals.refused(place, offset, tried_s, now_s):
+                self._settle(place, places[place], "refused")
+                told = {"tenant": tenant, "partition": place.partition, "reason": reason}
+                _log.error("answers_given_up", **told, error=repr(error))
+            else:
+                waits = error
+        if waits is not None:
+            raise AnswersError(reason) from waits
 
     async def _send(
-        self, client: AIOKafkaProducer, topic: str, places: Mapping[Place, Sequence[Item]]
+        self, client: AIOKafkaProducer, tenant: str, places: Mapping[Place, Sequence[Item]]
     ) -> dict[Place, BaseException]:
         """Send, and return what is refused.
 
         Raises:
             KafkaError: Kafka does not say.
         """
+        topic = self._topics[tenant]
         numbers = await _partitions(client, topic)
         if not numbers:
+            self._refusals.note_missing(tenant)
             return dict.fromkeys(places, UnknownTopicOrPartitionError(topic))
         ended = await asyncio.gather(
             *(
@@ -305,8 +290,7 @@ class Answers:
         if delivery.cancelled() or delivery.exception() is not None:
             return
         self._settle(place, held, "copied")
-        way = self._ways[place.tenant]
-        way.missing = way.given_up = False
+        self._refusals.taken(place, self._clock())
         self._tell(place.tenant)
 
     def _settle(
@@ -317,7 +301,7 @@ class Answers:
         n_records = sum(item.offset > before for item in items)
         self._metrics.answers.labels(place.tenant, ended).inc(n_records)
         self._settled[place] = max(before, items[-1].offset)
-        self._stuck.pop(place, None)
+        self._refusals.done(place)
 
     async def _connected(self) -> AIOKafkaProducer:
         async with self._connecting:

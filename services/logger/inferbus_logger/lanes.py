@@ -15,7 +15,7 @@ import structlog
 from inferbus_kit.metrics import LoggerMetrics
 from inferbus_logger import positions, rows
 from inferbus_logger.plan import Buffer
-from inferbus_logger.positions import Stored
+from inferbus_logger.positions import Position, Stored
 from inferbus_logger.sink import Planned, Written
 
 _log = structlog.get_logger("lanes")
@@ -192,6 +192,13 @@ class Board:
             for lane in self.lanes.values()
             if lane.stale and lane.in_flight is None and not lane.stopped
         ]
+
+    def positions(self) -> dict[int, Position | None]:
+        """Return how far the log of each partition is; None before it was opened."""
+        return {
+            lane.partition: None if lane.stored is None else Position(lane.era, lane.next_offset)
+            for lane in self.lanes.values()
+        }
 
     def crowded(self) -> bool:
         """Tell whether the reader should wait."""

@@ -27,6 +27,14 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
+class Position:
+    """How far the log of a partition is, in which era."""
+
+    era: int
+    next_offset: int
+
+
+@dataclass(frozen=True, slots=True)
 class Bus:
     """What Kafka says of a partition: identity of the topic, first and next offset."""
 

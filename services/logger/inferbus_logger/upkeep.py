@@ -70,8 +70,7 @@ class Upkeep:
             self._look_again_after_reconnect()
             self._measure_lag()
             if self._answers is not None:
-                lanes = self._board.lanes
-                self._answers.look({partition: lane.era for partition, lane in lanes.items()})
+                self._answers.look(self._board.positions())
             await self._count_rows()
             await self.commit()
             if clock() >= tables_due_s and await self._tables():
