@@ -240,6 +240,7 @@ class Producer:
         self._settle(record)
         if not outer.done():
             outer.set_exception(error)
+            outer.exception()  # or asyncio complains where nobody waits any longer
 
     def _retry(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -267,3 +268,16 @@ async def test_a_stop_ends_what_was_just_to_be_sent_again() -> None:
     with pytest.raises(BusUnavailableError, match="stopped"):
         await asyncio.wait_for(outer, 1.0)
     assert (producer.in_flight_bytes, producer.n_in_flight) == (0, 0)
+
+
+async def test_a_failed_record_for_which_nobody_waits_any_longer_is_no_complaint() -> None:
+    complaints: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, said: complaints.append(said))
+    producer = Producer("unused:1", client_id="t-0")
+    producer.in_flight_bytes, producer.n_in_flight = 100, 1
+    outer: Delivery = loop.create_future()
+    producer._retry(_Parcel("t", 0, (Message(b"x"),), 100), outer, 0, 0, KafkaConnectionError())
+    del outer
+    gc.collect()
+    assert complaints == []
