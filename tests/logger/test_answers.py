@@ -23,6 +23,7 @@ from inferbus_kit import produce
 from inferbus_kit.health import Health
 from inferbus_kit.metrics import logger_metrics
 from inferbus_logger import answers, audit, rows
+from inferbus_logger.answer_clients import IDLE_S
 from inferbus_logger.answers import Answers, AnswersError
 from inferbus_logger.plan import Batch, Buffer
 from inferbus_logger.positions import Position
@@ -213,8 +214,8 @@ async def test_a_topic_that_is_gone_holds_the_others_up_for_a_moment_only(
         await admin.delete_topics([answer_topics.name(gone)])
         while answer_topics.name(gone) in await admin.list_topics():  # noqa: ASYNC110 -- Kafka tells nobody
             await asyncio.sleep(0.05)
-        assert at.answers._client is not None
-        await at.answers._client.client.force_metadata_update()
+        gone_client = await at.answers._clients.of(gone)
+        await gone_client.client.force_metadata_update()
         batch = at.batch(2, gone, there, gone)
         for _ in range(2):
             with pytest.raises(AnswersError, match=f"refuses the answers of {gone}"):
@@ -241,8 +242,8 @@ async def test_a_topic_that_is_not_there_yet_is_told_and_looked_for(kafka_bootst
         assert "INFERBUS_ANSWER_TENANTS: Kafka shows this logger no topic" in said
         assert f"inferbus topics add-tenant {tenant}" in said
         await answer_topics.make(kafka_bootstrap, tenant)
-        assert at.answers._client is not None
-        await at.answers._client.client.force_metadata_update()
+        assert at.answers._clients._scout is not None
+        await at.answers._clients._scout.client.force_metadata_update()
         at.answers.look({3: Position(0, 0)})
         assert at.health.reasons() == {}
         await at.answers.hand_over([at.batch(0, tenant)])
@@ -264,20 +265,20 @@ async def test_of_a_client_that_was_dropped_nothing_lives_on(
     monkeypatch.setattr(produce, "_STOP_S", 0.1)
     monkeypatch.setattr(produce, "_CUT_S", 0.3)
     monkeypatch.setattr(answers, "TIMEOUT_S", 0.3)
-    tasks = asyncio.all_tasks()
     async with _copying(kafka_bootstrap, [tenant]) as at:
+        tasks, looking = asyncio.all_tasks(), between.n_connections
         await at.answers.hand_over([at.batch(0, tenant)])
-        assert between.n_connections > 0
+        assert between.n_connections > looking
         between.hold()
         # Both go to one partition: the second waits in the client for the first.
         under_way, queued = at.batch(1, tenant), at.batch(0, tenant, partition=7)
         with pytest.raises(AnswersError):
             await at.answers.hand_over([under_way, queued])
-        await asyncio.wait(at.answers._closing)
+        await asyncio.wait(at.answers._clients._closing)
         between.go_on()
 
         async def alone() -> bool:
-            return between.n_connections == 0
+            return between.n_connections == looking
 
         await until(alone)
         left = [task.get_coro() for task in asyncio.all_tasks() - tasks]
@@ -300,7 +301,7 @@ async def test_what_a_dropped_client_had_queued_only_the_next_one_sends(
         with pytest.raises(AnswersError):
             await at.answers.hand_over([under_way, queued])
         between.go_on()
-        await asyncio.wait(at.answers._closing)
+        await asyncio.wait(at.answers._clients._closing)
         assert queued.rows[0].value not in await _copies(kafka_bootstrap, tenant)
         monkeypatch.setattr(answers, "TIMEOUT_S", 5.0)
         await at.answers.hand_over([under_way, queued])
@@ -330,3 +331,42 @@ async def test_while_kafka_answers_nobody_nothing_is_given_up(
         assert len(copies) == 3
         assert copies[batches[0].rows[0].value] == 1  # it was acknowledged before
         assert at.counted(tenant, "refused") == 0
+
+
+async def test_a_tenant_whose_kafka_hangs_fails_no_other(
+    kafka_bootstrap: str, between: proxy.Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs, goes = [await answer_topics.tenant(kafka_bootstrap) for _ in "ab"]
+    async with _copying(kafka_bootstrap, [hangs, goes]) as at:
+        await at.answers.hand_over([at.batch(0, hangs)])
+        between.hold_known()
+        await at.answers.hand_over([at.batch(0, goes, partition=1)])
+        client = await at.answers._clients.of(goes)
+        stuck = at.batch(1, hangs)
+        monkeypatch.setattr(answers, "TIMEOUT_S", 1.0)
+        failing = asyncio.create_task(at.answers.hand_over([stuck]))
+        await at.answers.hand_over([at.batch(1, goes, partition=1)])
+        with pytest.raises(AnswersError, match=f"does not take the answers of {hangs}"):
+            await failing
+        await at.answers.hand_over([at.batch(2, goes, partition=1)])
+        assert await at.answers._clients.of(goes) is client
+        assert list(at.health.reasons()) == [f"answers of {hangs}"]
+        between.go_on()
+        await at.answers.hand_over([stuck])
+        assert await at.n_copies(goes) == [1, 1, 1]
+        assert len(await at.n_copies(hangs)) == 2
+
+
+async def test_a_client_that_nobody_asks_for_is_closed_and_made_anew(kafka_bootstrap: str) -> None:
+    quiet, busy = [await answer_topics.tenant(kafka_bootstrap) for _ in "ab"]
+    async with _copying(kafka_bootstrap, [quiet, busy]) as at:
+        assert len(at.answers._clients) == 0
+        await at.answers.hand_over([at.batch(0, quiet, busy)])
+        at.now_s += IDLE_S / 2
+        await at.answers.hand_over([at.batch(2, busy)])
+        at.now_s += IDLE_S / 2
+        at.answers.look({3: Position(0, 3)})
+        assert len(at.answers._clients) == 1
+        await at.answers.hand_over([at.batch(3, quiet, busy)])
+        assert await at.n_copies(quiet) == [1, 1]
+        assert await at.n_copies(busy) == [1, 1, 1]

@@ -13,10 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inferbus_kit.errors import StartupError
+from inferbus_kit.settings import load
 from inferbus_logger import partitions, plan, positions, rows
 from inferbus_logger.plan import Batch, Buffer
 from inferbus_logger.positions import Begin, Bus, Resume, Skip, Stop, Stored
 from inferbus_logger.rows import Item
+from inferbus_logger.settings import MAX_ANSWER_TENANTS, LoggerSettings
 from inferbus_schemas import ids
 from inferbus_schemas import messages as m
 from tests.support import predictions
@@ -226,3 +229,13 @@ def test_made_up_ids_make_no_tables() -> None:
     )
     wanted = partitions.wanted([Batch(0, 0, 0, 5, rows=items)], frozenset())
     assert wanted == {today, today + dt.timedelta(days=1), today - dt.timedelta(days=30)}
+
+
+def test_only_so_many_tenants_may_read_their_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INFERBUS_POSTGRES_URL", "postgresql://nowhere")
+    tenants = [f"t{number}" for number in range(MAX_ANSWER_TENANTS)]
+    monkeypatch.setenv("INFERBUS_ANSWER_TENANTS", ",".join([*tenants, *tenants]))
+    assert load(LoggerSettings).answer_tenants == tuple(tenants)
+    monkeypatch.setenv("INFERBUS_ANSWER_TENANTS", ",".join([*tenants, "another"]))
+    with pytest.raises(StartupError, match="INFERBUS_ANSWER_TENANTS: at most 200 tenants"):
+        load(LoggerSettings)

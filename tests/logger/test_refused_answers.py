@@ -49,8 +49,10 @@ class Taken(list[tuple[int, bytes]]):
     def partitions_for_topic(self, _topic: str) -> set[int]:
         return self.numbers
 
-    async def force_metadata_update(self) -> bool:
-        return True
+    def force_metadata_update(self) -> asyncio.Future[bool]:
+        known = asyncio.get_running_loop().create_future()
+        known.set_result(True)
+        return known
 
     async def send_batch(
         self, parcel: Parcel, _topic: str, *, partition: int
@@ -84,7 +86,12 @@ class Copying:
             health=self.health,
             clock=lambda: self.now_s,
         )
-        self.answers._client = self.taken
+        self.connect()
+
+    def connect(self) -> None:
+        """Let the tenant have its client."""
+        clients = self.answers._clients
+        clients._scout = clients._seats["acme"].client = self.taken
 
     def batch(self, partition: int, base: int, *values: bytes) -> Batch:
         rows = tuple(
@@ -211,9 +218,10 @@ async def test_no_answer_is_no_refusal() -> None:
     at = Copying(Taken(lambda *_: PolicyViolationError()))
     assert await at.waits(3, 0, b"a")
     at.now_s += PATIENCE_S - 1
-    taken, at.taken.refuse = at.taken, lambda *_: OSError()
+    at.taken.refuse = lambda *_: OSError()
     assert await at.waits(3, 0, b"a")
-    at.answers._client, taken.refuse = taken, lambda *_: PolicyViolationError()
+    at.connect()
+    at.taken.refuse = lambda *_: PolicyViolationError()
     at.now_s += PATIENCE_S - 1
     assert await at.waits(3, 0, b"a")
     at.now_s += PATIENCE_S - 1
@@ -269,7 +277,7 @@ async def test_whatever_it_is_the_transaction_is_tried_again(
     at = Copying(Taken(lambda *_: error))
     with pytest.raises(AnswersError):
         await at.copy(3, 0, b"a")
-    assert at.answers._client is None
+    assert len(at.answers._clients) == 0
     at.answers.look({3: Position(0, 0)})
     assert list(at.health.reasons()) == ["answers of acme"]
     at.answers.look(moved)

@@ -17,7 +17,6 @@ import structlog
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import (
     InvalidTopicError,
-    KafkaConnectionError,
     KafkaError,
     MessageSizeTooLargeError,
     PolicyViolationError,
@@ -28,9 +27,8 @@ from aiokafka.errors import (
 
 from inferbus_kit.errors import StartupError
 from inferbus_kit.health import Health
-from inferbus_kit.kafka import client_options
 from inferbus_kit.metrics import LoggerMetrics
-from inferbus_kit.produce import close, fail_queued
+from inferbus_logger.answer_clients import Clients, partitions
 from inferbus_logger.plan import Batch
 from inferbus_logger.positions import Position
 from inferbus_logger.refusals import Place, Refusals
@@ -81,19 +79,7 @@ class Answers:
         self._metrics = metrics
         self._health = health
         self._clock = clock
-        # Not idempotent: that would send one batch for ever, and readers know doubles anyway.
-        self._options: dict[str, Any] = {
-            **client_options(bootstrap),
-            "client_id": client_id,
-            "acks": "all",
-            "max_batch_size": 1 << 20,
-            "request_timeout_ms": 4_000,
-            "retry_backoff_ms": 100,
-            "metadata_max_age_ms": 10_000,  # a topic that is made anew is found again
-        }
-        self._client: AIOKafkaProducer | None = None
-        self._connecting = asyncio.Lock()
-        self._closing: set[asyncio.Task[None]] = set()
+        self._clients = Clients(bootstrap, client_id=client_id, tenants=tenants, clock=clock)
         self._settled: dict[Place, int] = {}
         self._refusals = Refusals()
 
@@ -105,15 +91,15 @@ class Answers:
         """
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):
-                client = await self._connected()
-                for tenant, topic in self._topics.items():
-                    if not await _partitions(client, topic):
-                        self._missing(tenant)
+                await self._clients.start(self._topics.values())
         except (OSError, KafkaError) as error:
             await self.stop()
             raise StartupError(
                 "Kafka does not answer: see that it runs and that INFERBUS_KAFKA_BOOTSTRAP is right"
             ) from error
+        for tenant, topic in self._topics.items():
+            if not self._clients.shown(topic):
+                self._missing(tenant)
 
     def _missing(self, tenant: str) -> None:
         self._refusals.note_missing(tenant)
@@ -126,18 +112,15 @@ class Answers:
 
     async def stop(self) -> None:
         """Close, bounded."""
-        self._drop(self._client)
-        if self._closing:
-            await asyncio.wait(self._closing)
+        await self._clients.stop()
 
     def look(self, log: Mapping[int, Position | None]) -> None:
         """Take back what is not so any more, told how far the partitions are that it has."""
+        self._clients.close_idle()
         self._refusals.look(log)
         for tenant, topic in self._topics.items():
-            if self._refusals.missing(tenant) and self._client is not None:
-                self._client.client.add_topic(topic)
-                if self._client.client.cluster.partitions_for_topic(topic):
-                    self._refusals.note_found(tenant)
+            if self._refusals.missing(tenant) and self._clients.shown(topic):
+                self._refusals.note_found(tenant)
             self._tell(tenant)
 
     def _tell(self, tenant: str) -> None:
@@ -180,11 +163,12 @@ class Answers:
         client: AIOKafkaProducer | None = None
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                client = await self._connected()
+                client = await self._clients.of(tenant)
                 errors = await self._send(client, tenant, due)
         except Exception as error:
             # Whatever it is, the next try has a client of its own.
-            self._drop(client)
+            if client is not None:
+                self._clients.drop(tenant, client)
             for place, items in due.items():
                 if (offset := self._first_left(place, items)) is not None:
                     self._refusals.unanswered(place, offset)
@@ -236,9 +220,10 @@ class Answers:
             KafkaError: Kafka does not say.
         """
         topic = self._topics[tenant]
-        numbers = await _partitions(client, topic)
+        numbers = await partitions(client, topic)
         if not numbers:
             self._refusals.note_missing(tenant)
+            self._clients.look_again()
             return dict.fromkeys(places, UnknownTopicOrPartitionError(topic))
         ended = await asyncio.gather(
             *(
@@ -302,47 +287,6 @@ class Answers:
         self._metrics.answers.labels(place.tenant, ended).inc(n_records)
         self._settled[place] = max(before, items[-1].offset)
         self._refusals.done(place)
-
-    async def _connected(self) -> AIOKafkaProducer:
-        async with self._connecting:
-            if self._client is None:
-                client = AIOKafkaProducer(**self._options)
-                try:
-                    await client.start()
-                except BaseException:
-                    self._close_later(client)
-                    raise
-                self._client = client
-            return self._client
-
-    def _drop(self, client: AIOKafkaProducer | None) -> None:
-        """Let the next try have a client of its own; this one may hold what nobody waits for."""
-        if client is not None and client is self._client:
-            self._client = None
-            fail_queued(client)  # else it would still send that, beside the next one
-            self._close_later(client)
-
-    def _close_later(self, client: AIOKafkaProducer) -> None:
-        task = asyncio.get_running_loop().create_task(close(client))
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
-
-
-async def _partitions(client: AIOKafkaProducer, topic: str) -> list[int]:
-    """Return a topic's partitions; none where Kafka answers and shows no such topic.
-
-    Raises:
-        KafkaError: no broker answered.
-    """
-    found = client.client.cluster.partitions_for_topic(topic)
-    for _ in range(2):  # the first look may have begun before the topic was asked for
-        if found:
-            break
-        client.client.add_topic(topic)
-        if not await client.client.force_metadata_update():
-            raise KafkaConnectionError("no broker answers")
-        found = client.client.cluster.partitions_for_topic(topic)
-    return sorted(found or ())
 
 
 def _parcels(

@@ -11,6 +11,8 @@ from inferbus_kit.settings import Settings
 from inferbus_schemas import names, topics
 
 MIN_RETENTION_DAYS = 8
+MAX_ANSWER_TENANTS = 200
+"""Each may cost a connection to each broker."""
 
 
 class LoggerSettings(Settings):
@@ -44,7 +46,7 @@ class LoggerSettings(Settings):
     answer_tenants: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         description="Tenants whose predictions are copied to topics that they may read, with "
-        "commas; empty: none.",
+        f"commas, {MAX_ANSWER_TENANTS} at most; empty: none.",
     )
 
     @field_validator("answer_tenants", mode="before")
@@ -52,7 +54,9 @@ class LoggerSettings(Settings):
     def _tenants(cls, value: object) -> object:
         if isinstance(value, str):
             parts = [part.strip() for part in value.split(",") if part.strip()]
-            return tuple(dict.fromkeys(map(names.check_tenant, parts)))
+            if len(found := dict.fromkeys(map(names.check_tenant, parts))) > MAX_ANSWER_TENANTS:
+                raise ValueError(f"at most {MAX_ANSWER_TENANTS} tenants")
+            return tuple(found)
         return value
 
     @field_validator("log_partitions", mode="before")
