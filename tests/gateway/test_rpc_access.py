@@ -84,9 +84,10 @@ class Listener:
 
     async def ask(self, name: str, model: str, presented: bytes | None) -> str:
         """Return the status of a call."""
-        while (got := await self._ask(name, model, presented)) is None:
-            pass
-        return got
+        for _ in range(20):
+            if (got := await self._ask(name, model, presented)) is not None:
+                return got
+        raise AssertionError("the client spoke of nothing but its own sending")
 
     async def _ask(self, name: str, model: str, presented: bytes | None) -> str | None:
         """Return the status of a call, or None where the client speaks of its own sending."""

@@ -72,12 +72,24 @@ def test_each_piece_of_a_large_request_is_an_execution_of_its_own_size() -> None
     assert sum(size * count for size, (count, _) in found.batches.items()) == found.n_rows
 
 
-def test_what_is_remembered_of_batches_is_bounded() -> None:
+def test_a_batch_is_known_again_among_those_that_are_remembered() -> None:
+    found = Figures()
+    n_batches = 20_000
+    for number in range(n_batches):
+        for again in (number, number - 8191):
+            if again >= 0:
+                said = record(batch_id=again.to_bytes(16, "big"), batch_size=1)
+                found.ended(said, 1, 1.0, 1.0)
+    assert found.n_executions == n_batches
+    assert len(found._counted._seen) + len(found._counted._before) <= 2 * 8192
+
+
+def test_sizes_are_bounded_and_what_is_over_is_counted_all_the_same() -> None:
     found = Figures()
     for turn in range(2):
-        for size in range(5000):
-            said = record(batch_id=bytes([turn]) + size.to_bytes(15, "big"), batch_size=size)
+        for size in range(1, 2001):
+            batch = bytes([turn]) + size.to_bytes(15, "big")
+            said = record(batch_id=batch, batch_size=size, engine_us=3)
             found.ended(said, size, 1.0, 1.0)
-    assert found.n_executions == 10000
-    assert len(found.batches) == 4096
-    assert set(found.batches.values()) == {(2, 0)}
+    assert found.n_executions == 4000
+    assert found.batches == dict.fromkeys(range(1, 1025), (2, 6))

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import grpc
 import structlog
-from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 from grpc_health.v1 import health as grpc_health
 from grpc_health.v1 import health_pb2
@@ -252,24 +251,24 @@ class _Service:
         return pb.ModelReadyResponse(ready=self._views.ready(asked.name, asked.version)[1])
 
     async def _server(self, _asked: pb.ServerMetadataRequest, _presented: str) -> Message:
-        return _message(self._views.server(), pb.ServerMetadataResponse())
+        return _message(self._views.server(), pb.ServerMetadataResponse)
 
     async def _model(self, asked: pb.ModelMetadataRequest, _presented: str) -> Message:
         found = self._views.model(asked.name, asked.version)
-        return _message(found, pb.ModelMetadataResponse())
+        return _message(found, pb.ModelMetadataResponse)
 
     async def _config(self, asked: pb.ModelConfigRequest, _presented: str) -> Message:
         found = self._views.config(asked.name, asked.version)
-        return pb.ModelConfigResponse(config=_message(found, pb.ModelConfig()))
+        return pb.ModelConfigResponse(config=_message(found, pb.ModelConfig))
 
     async def _statistics(self, asked: pb.ModelStatisticsRequest, _presented: str) -> Message:
         found = self._views.statistics(asked.name, asked.version)
-        return _message(found, pb.ModelStatisticsResponse())
+        return _message(found, pb.ModelStatisticsResponse)
 
     async def _index(self, asked: pb.RepositoryIndexRequest, _presented: str) -> Message:
         kind = pb.RepositoryIndexResponse.ModelIndex
         found = self._views.index(only_ready=asked.ready)
-        return pb.RepositoryIndexResponse(models=[_message(one, kind()) for one in found])
+        return pb.RepositoryIndexResponse(models=[_message(one, kind) for one in found])
 
     async def _load(self, asked: pb.RepositoryModelLoadRequest, presented: str) -> Message:
         await self._repository.load(asked.model_name, presented, frozenset(asked.parameters))
@@ -280,6 +279,6 @@ class _Service:
         return pb.RepositoryModelUnloadResponse()
 
 
-def _message(found: BaseModel, message: M) -> M:
+def _message(found: BaseModel, kind: type[M]) -> M:
     """Return a view as the message that has the same fields."""
-    return ParseDict(found.model_dump(exclude_none=True), message)
+    return kind(**found.model_dump(exclude_none=True))

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from inferbus_schemas import messages as m
 
-_MAX_SIZES = 4096
+_MAX_SIZES = 1024
 _REMEMBERED = 8192
 
 
