@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Sender:
-    """Takes records of `access.spent`; refuses as many as `refuses` says."""
+    """Takes records of `access.spent`; refuses as many as `refuses` says, or `hangs`."""
 
     refuses: int = 0
+    hangs: bool = False
     told: list[tuple[bytes | None, m.TokensSpent]] = field(default_factory=list)
 
     async def send_many(
@@ -38,6 +39,8 @@ class Sender:
     ) -> asyncio.Future[Any]:
         assert (topic, partition) == (topics.topic(topics.SPENT).name, 0)
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        if self.hangs:
+            return done
         if self.refuses:
             self.refuses -= 1
             done.set_exception(BusUnavailableError("refused"))
@@ -90,6 +93,20 @@ async def test_what_kafka_did_not_take_is_told_later_with_what_came_since(
     made.note("acme", 1)
     await made.stop()
     assert [(one.minute, one.n_tokens) for _, one in sender.told] == [(5, 10), (6, 1)]
+
+
+async def test_a_stop_tells_what_was_just_being_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    sender = Sender(hangs=True)
+    made = counting(sender)
+    monkeypatch.setattr(spent, "TELL_EVERY_S", 0)
+    monkeypatch.setattr(spent, "_minute", lambda: 5)
+    made.note("acme", 10)
+    await made.start()
+    while made._untold:  # noqa: ASYNC110 -- nothing else tells
+        await asyncio.sleep(0)
+    sender.hangs = False
+    await made.stop()
+    assert [(one.minute, one.n_tokens) for _, one in sender.told] == [(5, 10)]
 
 
 @pytest.mark.parametrize("owes", [True, False])

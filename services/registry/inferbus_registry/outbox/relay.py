@@ -114,9 +114,11 @@ class Relay:
             finally:
                 await cancel(watch)
         finally:
-            for tail in self._tails.values():
-                await tail.stop()
-            await self._producer.stop(timeout_s=1.0)
+            try:
+                for tail in self._tails.values():
+                    await tail.stop()
+            finally:
+                await self._producer.stop(timeout_s=1.0)
 
     def _notified(self, *_: object) -> None:
         self._wake.set()

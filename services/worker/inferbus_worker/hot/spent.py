@@ -82,6 +82,9 @@ class Spent:
         except (InferbusError, KafkaError) as error:
             _log.warning("spent_not_told", error=repr(error))
             self._untold |= telling
+        except asyncio.CancelledError:  # `stop` tells it
+            self._untold |= telling
+            raise
         over = [key for key in self._used if key not in self._untold and key[1] < _minute()]
         for key in over:
             del self._used[key]
