@@ -61,6 +61,8 @@ class Listener:
         )
         known = Access(self.keys, local=False)
         self.refused: list[str] = []
+        self.health = Health()
+        self.failed: asyncio.Queue[str] = asyncio.Queue()
         self.server = RpcServer(
             "127.0.0.1",
             0,
@@ -74,11 +76,12 @@ class Listener:
             access=known,
             views=Views(routes, requests.statistics),
             repository=ModelRepository(routes, "http://127.0.0.1:9"),
-            health=Health(),
+            health=self.health,
             new_id=requests.new_id,
             max_body_bytes=1 << 20,
             max_connections=16,
             drain_s=1.0,
+            fail=self.failed.put_nowait,
             count=self.refused.append,
         )
 
@@ -166,6 +169,45 @@ async def test_health_refuses_what_it_cannot_read(listener: Listener) -> None:
                 await call
             assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
             assert caught.value.details() == "the message is not a HealthCheckRequest"
+
+
+def _tear_at_the_next_call(patch: pytest.MonkeyPatch) -> None:
+    """Break the loop that takes calls where it begins one, as a fault of grpcio's own would."""
+    loop = asyncio.get_running_loop()
+    make = loop.create_task
+
+    def create_task(work: Any, **how: Any) -> Any:
+        if how.get("name") != "rpc_task":
+            return make(work, **how)
+        work.close()
+        raise MemoryError
+
+    patch.setattr(loop, "create_task", create_task)
+
+
+@pytest.mark.parametrize("torn", [False, True], ids=["stopped", "torn"])
+async def test_a_listener_that_ends_by_itself_fails_the_gateway(
+    listener: Listener,
+    monkeypatch: pytest.MonkeyPatch,
+    torn: bool,  # noqa: FBT001
+) -> None:
+    """Also while a client still hangs on it; a stop in order fails nothing."""
+    listener.health.ready("start")
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{listener.server.port}") as channel:
+        watch: Any = channel.unary_stream("/grpc.health.v1.Health/Watch")
+        watching = watch(b"", timeout=10)
+        assert await watching.read()
+        assert not listener.health.reasons()
+        if torn:
+            _tear_at_the_next_call(monkeypatch)
+            watch(b"", timeout=10)
+        else:
+            await listener.server._server.stop(None)
+        async with asyncio.timeout(10):
+            assert await listener.failed.get() == "task rpc failed"
+        assert listener.health.reasons() == {"grpc": "the gRPC listener ended by itself"}
+    await listener.server.stop()
+    assert listener.failed.empty()
 
 
 def test_every_method_has_a_policy() -> None:

@@ -259,6 +259,7 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
             max_body_bytes=settings.max_body_bytes,
             max_connections=settings.max_connections,
             drain_s=settings.drain_timeout_s,
+            fail=fail,
             count=count,
         ),
         tracing=tracing,

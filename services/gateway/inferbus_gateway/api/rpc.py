@@ -31,7 +31,7 @@ from inferbus_gateway.hot.rpc_messages import bare, readable, reader, refusal_me
 from inferbus_gateway.hot.shares import Shares
 from inferbus_kit.errors import InferbusError, StartupError
 from inferbus_kit.health import Health
-from inferbus_kit.lifecycle import cancel
+from inferbus_kit.lifecycle import Fail, cancel, watched
 from inferbus_schemas import ids
 from inferbus_schemas.access import PUBLIC
 
@@ -44,6 +44,7 @@ _ROOM_BYTES = 64 << 10
 _STREAMS = 1024
 _LOOK_S = 0.25
 _BROKEN = "something went wrong here; the request id names it in our log"
+_ENDED = "the gRPC listener ended by itself"
 
 Answerer = Callable[[Any, str], Awaitable[Message]]
 """Takes a question and what its caller presented."""
@@ -55,7 +56,8 @@ class RpcServer:
 
     Invariants: `port` is the bound port from construction on; health follows this gateway's
     readiness within `_LOOK_S`; `stop` takes no new calls, lets running ones end within `drain_s`,
-    then cancels what is left.
+    then cancels what is left. A listener that ends otherwise makes the gateway not ready and is
+    told to `fail`.
     """
 
     def __init__(
@@ -72,8 +74,10 @@ class RpcServer:
         max_body_bytes: int,
         max_connections: int,
         drain_s: float,
+        fail: Fail,
         count: Callable[[str], object] = str,
     ) -> None:
+        self._fail = fail
         self._count = count
         self._health = health
         self._drain_s = drain_s
@@ -105,7 +109,7 @@ class RpcServer:
     async def start(self) -> None:
         await self.report()
         await self._server.start()
-        self._look = asyncio.create_task(self._watch(), name="rpc-health")
+        self._look = watched(asyncio.create_task(self._watch(), name="rpc"), self._fail)
 
     async def stop(self) -> None:
         await cancel(self._look)
@@ -113,9 +117,14 @@ class RpcServer:
         await self._server.stop(self._drain_s)
 
     async def _watch(self) -> None:
-        while True:
-            await asyncio.sleep(_LOOK_S)
-            await self.report()
+        fault: Exception | None = None
+        try:
+            while await self._server.wait_for_termination(_LOOK_S):  # true: the time ran out
+                await self.report()
+        except Exception as error:  # noqa: BLE001 -- whatever it is, nobody takes calls any more
+            fault = error
+        self._health.not_ready("grpc", _ENDED)
+        raise InferbusError(_ENDED) from fault
 
     async def report(self) -> None:
         """Tell those who watch health now and not only at the next look."""
