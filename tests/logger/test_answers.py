@@ -22,7 +22,7 @@ from inferbus_dev.ports import free_port
 from inferbus_kit import produce
 from inferbus_kit.health import Health
 from inferbus_kit.metrics import logger_metrics
-from inferbus_logger import answers, audit, rows
+from inferbus_logger import answers, audit, plan, rows
 from inferbus_logger.answer_clients import IDLE_S
 from inferbus_logger.answers import Answers, AnswersError
 from inferbus_logger.plan import Batch, Buffer
@@ -134,6 +134,31 @@ async def test_a_crash_may_double_a_copy_and_loses_none(
         assert [copies[value] for value in wanted] == [2] * 60 + [1] * 30
         assert set(copies) == set(wanted)
         assert (await audit.verify(log.postgres_url, log.topic)).findings == []
+
+
+async def test_answers_that_are_refused_hold_up_their_own_partition_of_the_log_alone(
+    kafka_bootstrap: str, postgres_url: str, loggers: ForkServer, tmp_path: Path
+) -> None:
+    rng, gone, there = random.Random(3), f"t{secrets.token_hex(4)}", "another"
+    told = {"log_partitions": "0,1,2", "answer_tenants": gone, "log_connections": "1"}
+    async with fresh_log(kafka_bootstrap, postgres_url, 3) as log:
+
+        async def logged() -> dict[int, int]:
+            return {number: n for number, n in (await log.next_offsets()).items() if n}
+
+        async def others() -> bool:
+            return (await logged()).keys() >= {1, 2}
+
+        made = [(0, each) for each in _made(rng, plan.MAX_RECORDS + 100, gone)]
+        made += [(partition, _made(rng, 1, there)[0]) for partition in (0, 1, 2, 1, 2)]
+        await predictions.produce(log.bootstrap, log.topic, made)
+        async with forked(loggers, log, tmp_path / "log", **told):
+            await until(others)
+            assert await logged() == {1: 2, 2: 2}
+            await answer_topics.make(log.bootstrap, gone)
+            await log.caught_up()
+        copies = await _copies(log.bootstrap, gone)
+        assert list(copies.values()) == [1] * (plan.MAX_RECORDS + 100)
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,18 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
 
 from inferbus_kit.errors import StartupError
+from inferbus_kit.metrics import logger_metrics
 from inferbus_kit.settings import load
-from inferbus_logger import partitions, plan, positions, rows
+from inferbus_logger import lanes, partitions, plan, positions, rows
+from inferbus_logger.lanes import Board
 from inferbus_logger.plan import Batch, Buffer
 from inferbus_logger.positions import Begin, Bus, Resume, Skip, Stop, Stored
 from inferbus_logger.rows import Item
 from inferbus_logger.settings import MAX_ANSWER_TENANTS, LoggerSettings
+from inferbus_logger.sink import Planned, Written
 from inferbus_schemas import ids
 from inferbus_schemas import messages as m
 from tests.support import predictions
@@ -239,3 +243,92 @@ def test_only_so_many_tenants_may_read_their_answers(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("INFERBUS_ANSWER_TENANTS", ",".join([*tenants, "another"]))
     with pytest.raises(StartupError, match="INFERBUS_ANSWER_TENANTS: at most 200 tenants"):
         load(LoggerSettings)
+
+
+class Writing:
+    """Lanes at offset 0, told the time, each with a record that is due."""
+
+    def __init__(self, *partitions: int) -> None:
+        self.now_s = 1000.0
+        self.board = Board(logger_metrics(CollectorRegistry()), lambda: self.now_s)
+        self.board.assign(partitions)
+        for partition in partitions:
+            self.fill(partition)
+
+    def fill(self, partition: int) -> None:
+        """Open a lane anew, with the record that it reads first."""
+        lane = self.board.lanes[partition]
+        stored = Stored(partition, b"", 0, 0, lane.next_offset, b"", b"")
+        lane.begin(stored, Resume(lane.next_offset, b""))
+        lane.sought()
+        assert lane.buffer is not None
+        lane.buffer.offer(rows.hole(lane.next_offset, lane.next_offset + 1), 0.0)
+
+    def taken(self) -> list[Planned]:
+        return self.board.work()[0]
+
+    def commit(self, planned: list[Planned]) -> None:
+        self.board.committed(planned, [Written(each.batch, b"") for each in planned])
+        for each in planned:
+            self.fill(each.batch.partition)
+
+
+def _numbers(planned: list[Planned]) -> list[int]:
+    return [each.batch.partition for each in planned]
+
+
+def test_lanes_that_wait_for_answers_go_by_themselves_until_they_commit() -> None:
+    at = Writing(0, 1, 2, 3)
+    together = at.taken()
+    assert _numbers(together) == [0, 1, 2, 3]
+    at.board.set_apart(together[:2])
+    at.commit(together[2:])
+    at.fill(0)
+    at.fill(1)
+    others = at.taken()
+    assert _numbers(others) == [2, 3]
+    assert at.board.work() == ([], at.now_s + 0.1)
+    at.commit(others)
+    at.now_s += 0.1
+    apart = [at.taken(), at.taken()]
+    assert sorted(map(_numbers, apart)) == [[0, 1], [2, 3]]
+    (waiting,) = (each for each in apart if _numbers(each) == [0, 1])
+    at.commit(waiting[:1])
+    at.board.set_apart(waiting[1:])
+    at.fill(1)
+    at.now_s += 0.1
+    assert _numbers(at.taken()) == [0]
+    at.now_s += 0.1  # twice as long as the first time
+    assert _numbers(at.taken()) == [1]
+
+
+def test_only_one_transaction_at_a_time_waits_for_answers() -> None:
+    at = Writing(0, 1)
+    at.board.set_apart(at.taken())
+    at.fill(0)
+    at.now_s += 10
+    first = at.taken()
+    at.fill(1)
+    assert _numbers(first) == [0]
+    assert at.board.work() == ([], None)
+    at.commit(first)
+    assert sorted(_numbers(at.taken() + at.taken())) == [0, 1]
+
+
+def test_what_waits_for_answers_crowds_no_other_partition() -> None:
+    at = Writing(0, 1)
+    at.board.set_apart(at.taken()[:1])
+    at.fill(0)
+    waits, goes = at.board.lanes[0].buffer, at.board.lanes[1].buffer
+    assert waits is not None
+    assert goes is not None
+    for end in range(2, plan.MAX_RECORDS + 1):
+        assert at.board.held_back() == set()
+        waits.offer(rows.hole(end - 1, end), 0.0)
+    assert at.board.held_back() == {0}
+    waits.n_bytes += lanes.ROOM_BYTES + 1
+    assert not at.board.crowded()
+    goes.n_bytes += lanes.ROOM_BYTES + 1
+    assert at.board.crowded()
+    at.board.reopen([0])
+    assert at.board.held_back() == set()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import structlog
@@ -51,7 +51,11 @@ _REFUSALS: Final = (
 
 
 class AnswersError(Exception):
-    """Kafka did not take what it must have before the transaction may commit."""
+    """Kafka did not take what it must have before the batches of some partitions may commit."""
+
+    def __init__(self, reason: str, partitions: Iterable[int]) -> None:
+        super().__init__(reason)
+        self.partitions = frozenset(partitions)
 
 
 class Answers:
@@ -131,7 +135,8 @@ class Answers:
         """Copy what these batches store of the tenants.
 
         Raises:
-            AnswersError: not all of it was taken; the batches must not be committed.
+            AnswersError: not all of it was taken; the batches of those partitions must not be
+                committed, and the others may be, when they are handed over again.
         """
         due: dict[str, dict[Place, list[Item]]] = {}
         for batch in batches:
@@ -146,9 +151,16 @@ class Answers:
         ended = await asyncio.gather(
             *(self._copy(tenant, places) for tenant, places in due.items()), return_exceptions=True
         )
+        failed: list[AnswersError] = []
         for error in ended:
-            if error is not None:
+            if isinstance(error, AnswersError):
+                failed.append(error)
+            elif error is not None:
                 raise error
+        if failed:
+            reasons = "; ".join(map(str, failed))
+            waits = {number for error in failed for number in error.partitions}
+            raise AnswersError(reasons, waits) from failed[0].__cause__
 
     async def _copy(self, tenant: str, places: Mapping[Place, Sequence[Item]]) -> None:
         tried_s = self._clock()
@@ -169,12 +181,16 @@ class Answers:
             # Whatever it is, the next try has a client of its own.
             if client is not None:
                 self._clients.drop(tenant, client)
+            waits: list[int] = []
             for place, items in due.items():
                 if (offset := self._first_left(place, items)) is not None:
                     self._refusals.unanswered(place, offset)
+                    waits.append(place.partition)
+            if not waits:
+                return
             reason = f"Kafka does not take the answers of {tenant}"
             self._health.not_ready(f"answers of {tenant}", reason)
-            raise AnswersError(reason) from error
+            raise AnswersError(reason, waits) from error
         if errors:
             self._refused(tenant, due, errors, tried_s)
 
@@ -197,7 +213,7 @@ class Answers:
             "there and that this logger may write to it"
         )
         self._health.not_ready(f"answers of {tenant}", reason)
-        waits: BaseException | None = None
+        waits: dict[int, BaseException] = {}
         for place, error in errors.items():
             offset = self._first_left(place, places[place])
             if offset is None:  # an earlier try was acknowledged late
@@ -207,9 +223,9 @@ class Answers:
                 told = {"tenant": tenant, "partition": place.partition, "reason": reason}
                 _log.error("answers_given_up", **told, error=repr(error))
             else:
-                waits = error
-        if waits is not None:
-            raise AnswersError(reason) from waits
+                waits[place.partition] = error
+        if waits:
+            raise AnswersError(reason, waits) from next(iter(waits.values()))
 
     async def _send(
         self, client: AIOKafkaProducer, tenant: str, places: Mapping[Place, Sequence[Item]]

@@ -43,8 +43,8 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka carri
     """One consumer and its loop.
 
     Invariants: only this loop seeks, so that no record from before a seek reaches a lane after it;
-    while the board is crowded all partitions are paused and polling goes on, so that the group
-    does not take a waiting logger for a dead one.
+    while the board is crowded all partitions are paused, and else those that it holds back; polling
+    goes on, so that the group does not take a waiting logger for a dead one.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka carri
         self._health = health
         self._traced = traced
         self._answered = answered
-        self._paused = False
+        self._paused: set[TopicPartition] = set()
         self.consumer = AIOKafkaConsumer(
             **client_options(bootstrap),
             client_id=client_id,
@@ -135,7 +135,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka carri
         """Take partitions; they are opened in the background."""
         numbers = sorted(place.partition for place in assigned)
         _log.info("assigned", partitions=numbers)
-        self._paused = False
+        self._paused = set()
         self._board.assign(numbers)
         if numbers:
             self._health.not_ready("partitions", "finding where the log ends")
@@ -170,8 +170,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka carri
                 self.consumer.seek(place, offset)
 
     async def _step(self) -> None:
-        self._hold_or_go()
-        wait_ms = _CROWDED_POLL_MS if self._paused else _POLL_MS
+        wait_ms = _CROWDED_POLL_MS if self._hold_or_go() else _POLL_MS
         found: dict[Any, Any] = await self.consumer.getmany(timeout_ms=wait_ms)
         now_s = time.monotonic()
         stale = False
@@ -185,13 +184,13 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka carri
         if stale:
             self._board.to_open.set()
 
-    def _hold_or_go(self) -> None:
-        crowded = self._board.crowded()
-        if crowded == self._paused:
-            return
-        self._paused = crowded
-        places = list(self.consumer.assignment())
-        if crowded:
-            self.consumer.pause(*places)
-        else:
-            self.consumer.resume(*places)
+    def _hold_or_go(self) -> bool:
+        """Pause what must wait; tell whether that is all."""
+        assigned, crowded = self.consumer.assignment(), self._board.crowded()
+        held_back = self._board.held_back()
+        waits = {place for place in assigned if crowded or place.partition in held_back}
+        if waits != self._paused:
+            self.consumer.pause(*(waits - self._paused))
+            self.consumer.resume(*(self._paused & assigned - waits))
+            self._paused = waits
+        return crowded

@@ -24,6 +24,8 @@ TRANSACTION_RECORDS: Final = 8_000
 TRANSACTION_BYTES: Final = 16 << 20
 ROOM_RECORDS: Final = 40_000
 ROOM_BYTES: Final = 64 << 20
+_FIRST_REST_S: Final = 0.1
+_LAST_REST_S: Final = 3.0
 
 
 class Lane:
@@ -31,12 +33,14 @@ class Lane:
 
     Invariants: at most one writer holds it (`in_flight`); records enter only while it is open, in
     order and without a gap; a lane that is `stale` must be opened anew before it is written again;
-    a `stopped` lane waits for an operator's rewind.
+    a `stopped` lane waits for an operator's rewind; one that waits for a topic of answers rests
+    between tries, for longer each time, until it commits.
     """
 
     __slots__ = (
-        "began", "buffer", "chain", "era", "expect_id", "in_flight", "n_rows", "next_offset",
-        "partition", "seek_to", "stale", "stopped", "stored", "suspected",
+        "began", "buffer", "chain", "era", "expect_id", "in_flight", "n_rows", "n_waits",
+        "next_offset", "partition", "rests_until_s", "seek_to", "stale", "stopped", "stored",
+        "suspected",
     )  # fmt: skip
 
     def __init__(self, partition: int) -> None:
@@ -55,6 +59,9 @@ class Lane:
         self.began: tuple[int, int] = (0, 0)
         """Era and offset at which it was opened; `n_rows` were logged since."""
         self.n_rows = 0
+        self.n_waits = 0
+        """Tries since the last commit that Kafka did not take the answers of."""
+        self.rests_until_s = 0.0
 
     @property
     def open(self) -> bool:
@@ -141,9 +148,23 @@ class Lane:
         self.in_flight = Planned(self.buffer.take(self.era, now_s), self.chain)
         return self.in_flight
 
+    def rest(self, now_s: float) -> None:
+        """Wait before the next try."""
+        self.n_waits += 1
+        rest_s = _FIRST_REST_S * 2 ** min(self.n_waits - 1, 8)
+        self.rests_until_s = now_s + min(rest_s, _LAST_REST_S)
+
+    def due_s(self) -> float | None:
+        """Return when it should be written; None where there is nothing to write now."""
+        if not self.open or self.in_flight is not None or self.buffer is None:
+            return None
+        due_s = self.buffer.due_s()
+        return None if due_s is None else max(due_s, self.rests_until_s)
+
     def committed(self, written: Written) -> None:
         """Note that a batch is in the log."""
         self.in_flight = None
+        self.n_waits, self.rests_until_s = 0, 0.0
         self.chain = written.chain
         self.next_offset = written.batch.end
         self.n_rows += len(written.batch.rows)
@@ -155,7 +176,7 @@ class Board:
     """All lanes of this process.
 
     Invariants: `to_write` and `to_open` are set whenever there may be something to do; the sum of
-    what waits is bounded by `crowded`, which the reader obeys.
+    what waits is bounded by `crowded` and `held_back`, which the reader obeys.
     """
 
     def __init__(self, metrics: LoggerMetrics, clock: Callable[[], float]) -> None:
@@ -200,9 +221,21 @@ class Board:
             for lane in self.lanes.values()
         }
 
+    def held_back(self) -> set[int]:
+        """Return the partitions that wait for answers with a whole batch: no more is read there."""
+        return {
+            lane.partition
+            for lane in self.lanes.values()
+            if lane.n_waits and lane.buffer is not None and lane.buffer.full()
+        }
+
     def crowded(self) -> bool:
-        """Tell whether the reader should wait."""
-        buffers = [lane.buffer for lane in self.lanes.values() if lane.buffer is not None]
+        """Tell whether the reader should wait; not for lanes that are held back by themselves."""
+        buffers = [
+            lane.buffer
+            for lane in self.lanes.values()
+            if lane.buffer is not None and not lane.n_waits
+        ]
         return (
             sum(len(buffer) for buffer in buffers) > ROOM_RECORDS
             or sum(buffer.n_bytes for buffer in buffers) > ROOM_BYTES
@@ -212,16 +245,15 @@ class Board:
         """Return batches for one transaction, or none and the time when there will be some.
 
         Once one lane is due all that waits goes along: at low load 16 partitions then cost one
-        transaction and not 16.
+        transaction and not 16. Lanes that wait for answers go by themselves, in one transaction at
+        a time, so that no others wait with them.
         """
         now_s = self._clock()
+        waited_for = any(lane.n_waits and lane.in_flight for lane in self.lanes.values())
         waiting = [
             (due, lane)
             for lane in self.lanes.values()
-            if lane.open
-            and lane.in_flight is None
-            and lane.buffer is not None
-            and (due := lane.buffer.due_s()) is not None
+            if (due := lane.due_s()) is not None and not (lane.n_waits and waited_for)
         ]
         if not waiting:
             return [], None
@@ -230,7 +262,10 @@ class Board:
             return [], waiting[0][0]
         taken: list[Planned] = []
         n_records = n_bytes = 0
-        for _, lane in waiting:
+        apart = waiting[0][1].n_waits > 0
+        for due_s, lane in waiting:
+            if (lane.n_waits > 0) is not apart or (apart and due_s > now_s):
+                continue
             before = lane.buffer.n_bytes if lane.buffer else 0
             planned = lane.take(now_s)
             taken.append(planned)
@@ -261,6 +296,15 @@ class Board:
                 lane.in_flight = None
                 self.reopen([lane.partition])
         self._settled()
+
+    def set_apart(self, planned: Sequence[Planned]) -> None:
+        """Note batches that wait for a topic of answers, though all else is well."""
+        now_s = self._clock()
+        for each in planned:
+            lane = self.lanes.get(each.batch.partition)
+            if lane is not None and lane.in_flight is each:
+                lane.rest(now_s)
+        self.abandoned(planned)
 
     def _settled(self) -> None:
         self.to_write.set()

@@ -38,7 +38,8 @@ class Writer:
     """One connection's loop.
 
     Invariants: never two operations on its connection; what it took from the board it gives back,
-    committed or abandoned; after `stopping` it ends with the transaction that is under way.
+    committed or abandoned; what Kafka does not take of one partition's answers holds up that
+    partition alone; after `stopping` it ends with the transaction that is under way.
     """
 
     def __init__(
@@ -126,13 +127,22 @@ class Writer:
             await self._give_up()
         except AnswersError as error:
             _log.warning("answers_not_taken", error=str(error), reason=repr(error.__cause__))
-            await self._give_up()
+            await self._write_others(error.partitions)
         except asyncpg.PostgresError as error:
             # Rolled back for certain: a deadlock, a lock that took too long, a full disk.
             _log.warning("transaction_failed", error=repr(error))
             await self._give_up()
         else:
             self._backoff_s = _FIRST_BACKOFF_S
+
+    async def _write_others(self, waits: frozenset[int]) -> None:
+        """Give back what waits for a topic of answers, and write the rest: its copies are taken."""
+        self._health.beat(self.name)
+        rest = [each for each in self._held if each.batch.partition not in waits]
+        self._board.set_apart([each for each in self._held if each.batch.partition in waits])
+        self._held = []
+        if rest:
+            await self._write(rest)
 
     async def _give_up(self) -> None:
         self._board.abandoned(self._held)
