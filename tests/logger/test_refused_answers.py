@@ -166,8 +166,11 @@ async def test_each_place_has_its_own_patience() -> None:
     assert await at.waits(2, 0, b"younger")
     at.now_s += 1
     with pytest.raises(AnswersError):
-        await at.answers.hand_over([at.batch(3, 0, b"older"), at.batch(2, 0, b"younger")])
+        await at.answers.hand_over(
+            [at.batch(3, 0, b"older"), at.batch(2, 0, b"younger"), at.batch(6, 0, b"youngest")]
+        )
     assert at.counted() == (None, 1)
+    assert await at.waits(6, 0, b"youngest")
     assert await at.waits(2, 0, b"younger")
     at.now_s += PATIENCE_S - 2
     assert await at.waits(2, 0, b"younger")
@@ -304,3 +307,30 @@ async def test_an_acknowledgement_after_the_time_was_up_counts(
     await at.copy(3, 0, b"a")  # nothing is left to do
     await at.answers.stop()
     assert at.taken == []
+
+
+@pytest.mark.parametrize("error", [PolicyViolationError(), OSError()])
+async def test_an_acknowledgement_during_a_later_try_ends_it_well(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at, late = Copying(Taken(lambda *_: error)), asyncio.get_running_loop().create_future()
+    refused = at.taken.send_batch
+
+    async def hanging(*_: Any, **__: Any) -> asyncio.Future[None]:
+        return late
+
+    async def acknowledged(*told: Any, **named: Any) -> asyncio.Future[None]:
+        late.set_result(None)
+        return await refused(*told, **named)
+
+    monkeypatch.setattr(at.taken, "send_batch", hanging)
+    monkeypatch.setattr(answers, "TIMEOUT_S", 0.05)
+    assert await at.waits(3, 0, b"a")
+    monkeypatch.setattr(answers, "TIMEOUT_S", 5.0)
+    monkeypatch.setattr(at.taken, "send_batch", acknowledged)
+    at.connect()
+    assert not await at.waits(3, 0, b"a")
+    assert at.counted() == (1, None)
+    at.answers.look({3: Position(0, 1)})
+    assert at.health.reasons() == {}
+    await at.answers.stop()

@@ -101,7 +101,7 @@ class Refusals:
         since_s = tried_s if stuck is None or stuck.since_s is None else stuck.since_s
         self._stuck[place] = _Stuck(offset, since_s)
         closed = self._closed.get(place.tenant)
-        late = closed is not None and closed.since_s <= since_s
+        late = closed is not None and closed.since_s < since_s
         if not (late or place in self._given_up or now_s - since_s >= PATIENCE_S):
             return False
         until_s = now_s + RETRY_S
