@@ -1,4 +1,4 @@
-"""Programs on Kafka: kcat and the CloudEvents SDK, on a running stack."""
+"""Programs on Kafka: submissions, kcat and the CloudEvents SDK, on a running stack."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ from cloudevents.core.bindings.kafka import KafkaMessage, from_binary_event
 from confluent_kafka import Consumer
 
 from inferbus_dev.stack import Stack
+from inferbus_gateway.control.owed import Owed
+from inferbus_kit.consume import Record, StateReader
+from inferbus_models import smollm2
 from inferbus_schemas import messages as m
-from inferbus_schemas import topics
+from inferbus_schemas import tensors, topics
 from tests.support import clients, stacks
 
 pytestmark = [
@@ -47,17 +50,17 @@ def _tensor() -> dict[str, Any]:
     return {"name": "features", "datatype": "FP32", "shape": [1, 30]}
 
 
+def _request(name: str, model: str, tensor: dict[str, Any], data: bytes) -> dict[str, Any]:
+    given = {**tensor, "data": base64.b64encode(data).decode()}
+    return {"model": model, "client_request_id": name, "inputs": {"tensors": [given]}}
+
+
 def _submission(name: str) -> str:
-    tensor = {**_tensor(), "data": base64.b64encode(_features().tobytes()).decode()}
-    request = {
-        "model": "breast-cancer",
-        "client_request_id": name,
-        "inputs": {"tensors": [tensor]},
-    }
+    request = _request(name, "breast-cancer", _tensor(), _features().tobytes())
     return json.dumps({"requests": [request]})
 
 
-async def _produce(stack: Stack, name: str) -> None:
+async def _produce(stack: Stack, submission: str) -> None:
     """Submit from a process of its own."""
     program = (
         "import sys; from confluent_kafka import Producer; "
@@ -65,7 +68,7 @@ async def _produce(stack: Stack, name: str) -> None:
         "p.produce(sys.argv[2], sys.stdin.read(), headers={'content-type': 'application/json'}); "
         "sys.exit(p.flush(10))"
     )
-    given = _submission(name).encode()
+    given = submission.encode()
     await _run(sys.executable, "-c", program, stack.kafka, SUBMISSIONS.name, given=given)
 
 
@@ -93,7 +96,7 @@ async def _record_of(stack: Stack, name: str) -> tuple[Any, m.Prediction]:
 
 
 async def test_a_submission_gets_the_answer_that_http_gets(stack: Stack) -> None:
-    await _produce(stack, "as-http")
+    await _produce(stack, _submission("as-http"))
     _, said = await _record_of(stack, "as-http")
     body = {"inputs": [{**_tensor(), "data": _features().tolist()}]}
     async with httpx.AsyncClient(trust_env=False) as http:
@@ -110,7 +113,7 @@ async def test_a_submission_gets_the_answer_that_http_gets(stack: Stack) -> None
 
 
 async def test_a_prediction_is_a_cloudevent_for_its_sdk(stack: Stack) -> None:
-    await _produce(stack, "as-event")
+    await _produce(stack, _submission("as-event"))
     record, said = await _record_of(stack, "as-event")
     message = KafkaMessage(dict(record.headers()), record.key(), record.value())
     event = from_binary_event(message)
@@ -119,6 +122,65 @@ async def test_a_prediction_is_a_cloudevent_for_its_sdk(stack: Stack) -> None:
     assert event.get_id() == f"{uuid.UUID(bytes=said.id)}/1"
     assert event.get_datacontenttype() == "application/protobuf"
     assert event.get_data() == record.value()
+
+
+def _owed(records: list[Record]) -> int:
+    """Return what the one tenant owes: of each key what was told last, and of a worker all keys."""
+    last = {one.key: m.TokensSpent.FromString(one.value or b"") for one in records}
+    return sum(one.n_tokens for one in last.values() if one.tenant == "local")
+
+
+async def test_a_submission_to_a_language_model_owes_its_tokens(stack: Stack) -> None:
+    """It answers as over HTTP, its record holds the usage, and every gateway hears of it."""
+    spent: list[Record] = []
+    reader = StateReader(
+        stack.kafka,
+        topics.topic(topics.SPENT).name,
+        spent.append,
+        client_id="test-spent",
+        on_failure=pytest.fail,
+    )
+    await reader.start()
+    try:
+        before = _owed(spent)
+        prompt = smollm2.prompt("What is the capital of Italy?")
+        asked = [prompt.encode()]
+        requests = [
+            _request(
+                name,
+                "smollm2",
+                {"name": "text_input", "datatype": "BYTES", "shape": [len(prompts)]},
+                tensors.join_bytes(prompts),
+            )
+            for name, prompts in (("one-prompt", asked), ("two-prompts", asked * 2))
+        ]
+        await _produce(stack, json.dumps({"requests": requests}))
+        _, said = await _record_of(stack, "one-prompt")
+        (text,) = m.TensorSet.FromString(said.outputs).tensors
+        assert (said.outcome, text.name) == (m.OUTCOME_OK, "text_output")
+        assert tensors.split_bytes(text.data) == [b"The capital of Italy is Rome."]
+        async with httpx.AsyncClient(timeout=60, trust_env=False) as http:
+            body = {"model": "smollm2", "prompt": prompt, "temperature": 0}
+            answer = await http.post(f"{stack.http}/v1/completions", json=body)
+        used, usage = said.generated, answer.json()["usage"]
+        assert used.prompt_tokens == usage["prompt_tokens"] > len(prompt.split())
+        assert used.completion_tokens == usage["completion_tokens"] > 1
+        _, refused = await _record_of(stack, "two-prompts")
+        assert refused.outcome == m.OUTCOME_INVALID_INPUT
+        assert not refused.HasField("generated"), "it has one prompt, as over infer"
+        # Neither what was refused nor what came over HTTP is owed.
+        n_tokens = used.prompt_tokens + used.completion_tokens
+        async with asyncio.timeout(30):
+            while _owed(spent) < before + n_tokens:  # noqa: ASYNC110 -- nothing else tells
+                await asyncio.sleep(0.05)
+    finally:
+        await reader.stop()
+    assert _owed(spent) == before + n_tokens
+    for per_min, waits in ((n_tokens // 2, True), (1 << 40, False)):
+        gateways = Owed(per_min)
+        for record in spent:
+            gateways.apply(record)
+        assert gateways.waits("local", spent[-1].timestamp) is waits
 
 
 @pytest.mark.skipif(bool(clients.NO_KCAT), reason=clients.NO_KCAT)
@@ -137,7 +199,7 @@ async def test_kcat_submits_and_reads(stack: Stack, tmp_path: Path) -> None:
 
 
 async def test_topics_tail_shows_submissions_as_json(stack: Stack) -> None:
-    await _produce(stack, "tailed")
+    await _produce(stack, _submission("tailed"))
     said = ("topics", "tail", "inference.submissions", "--json", "--from-beginning")
     shown = await stacks.cli(*said, "--count", "1", "--kafka", stack.kafka)
     assert SUBMISSIONS.name in shown

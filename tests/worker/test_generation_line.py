@@ -338,12 +338,15 @@ def test_more_than_a_request_may_hold_is_refused() -> None:
     line, _ = waiting_for(told)
     chat = m.PROMPT_KIND_CHAT
     assert line.add(work(b"most", 0.0, n_prompts=16, said=m.Generation(n=2)))
-    assert line.add(work(b"none said", 0.0, n_prompts=16))
+    assert line.add(work(b"none said", 0.0, n_prompts=16, said=m.Generation()))
     assert not line.add(work(b"prompts", 0.0, n_prompts=17))
     assert not line.add(work(b"n", 0.0, said=m.Generation(n=9)))
     assert not line.add(work(b"choices", 0.0, n_prompts=5, said=m.Generation(n=7)))
     assert not line.add(work(b"chats", 0.0, n_prompts=2, said=m.Generation(prompt_kind=chat)))
-    assert refused == [b"prompts", b"n", b"choices", b"chats"]
+    # Who asks by the signature, as over Kafka, has the one that it says.
+    assert line.add(work(b"plain", 0.0))
+    assert not line.add(work(b"plain list", 0.0, n_prompts=2))
+    assert refused == [b"prompts", b"n", b"choices", b"chats", b"plain list"]
 
 
 def test_while_the_engine_is_away_no_row_makes_way_again() -> None:

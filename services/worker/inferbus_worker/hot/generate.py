@@ -79,7 +79,8 @@ class Generator:
         self._instance = instance
         self._parallel = parallel
         several = TensorSpec(generation.PROMPT, "BYTES", (-1,))
-        self._check = SignatureCheck(Signature((several,), manifest.signature.outputs))
+        self._check = SignatureCheck(manifest.signature)
+        self._check_several = SignatureCheck(Signature((several,), manifest.signature.outputs))
         self._waiting: deque[Work] = deque()
         self._runs: dict[int, Run] = {}
         self._n_choices = 0
@@ -122,10 +123,10 @@ class Generator:
             self._emitter.attempt_failed(work, "engine_lost", self.failed_reason, self.served)
             return False
         request = work.request
+        # Who only asks by the signature has one prompt.
+        check = self._check_several if request.HasField("generation") else self._check
         try:
-            n_prompts, _, work.shapes, work.data = self._check.take(
-                request.tensors, request.outputs
-            )
+            n_prompts, _, work.shapes, work.data = check.take(request.tensors, request.outputs)
         except InvalidInputError as error:
             self._invalid(work, "invalid_input", str(error))
             return False
