@@ -61,9 +61,15 @@ async def test_three_real_models_answer_what_the_original_libraries_say(side: Si
 
 async def test_requests_of_a_poll_share_batches(side: Side, tmp_path: Path) -> None:
     model = await busy(side, tmp_path)
+
+    def slow(n_rows: int, **fields: object) -> m.Request:
+        values = np.full(n_rows, 300_000, np.int64)
+        raw = tensor_set(("n", "INT64", values.shape, values.tobytes()))
+        return request(model, 1, raw, **fields)
+
     side.spawn()
     inbox = await side.inbox_of(model, 1)
-    first = number(model, 300_000)
+    first = slow(1)
     await side.send(inbox, first)
     many = [number(model, value) for value in range(40)]
     for at in range(0, 40, 10):
@@ -77,15 +83,18 @@ async def test_requests_of_a_poll_share_batches(side: Side, tmp_path: Path) -> N
         assert said.batch_row < said.batch_size <= 16
         rows.add(said.batch_row)
     assert len(batches) < 10
-    # One that takes far longer than it has, in pieces: it ends between two, and others go between.
-    values = np.full(200, 1_000_000, np.int64)
-    raw = tensor_set(("n", "INT64", values.shape, values.tobytes()))
-    large, small = request(model, 1, raw, ttl_ms=3000), number(model, 7)
-    await side.send(inbox, large)
-    await side.send(inbox, small)
+    # More rows than a batch run in pieces, and what came with them goes between two.
+    large, small = slow(40), number(model, 7)
+    await side.send(inbox, large, small)
+    assert doubled(await side.answer(large.id)) == [600_000] * 40
     assert doubled(await side.answer(small.id)) == [14]
-    assert not side.answers(large.id)
-    assert (await side.answer(large.id)).outcome == m.OUTCOME_EXPIRED
+    ended = [said.id for _, said in side.predictions]
+    assert ended.index(small.id) < ended.index(large.id)
+    # Two hundred pieces take far longer than they have: the pieces end there, and others go on.
+    endless, small = slow(3200, ttl_ms=1500), number(model, 8)
+    await side.send(inbox, endless, small)
+    assert doubled(await side.answer(small.id)) == [16]
+    assert (await side.answer(endless.id)).outcome == m.OUTCOME_EXPIRED
 
 
 async def test_what_cannot_run_gets_its_own_record(side: Side) -> None:
