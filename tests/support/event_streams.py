@@ -12,6 +12,16 @@ from typing import Any
 
 import httpx
 
+STORY: dict[str, Any] = {
+    "model": "smollm2",
+    "prompt": "Once upon a time",
+    "max_tokens": 60,
+    "temperature": 0.8,
+    "seed": 11,
+    "stream": True,
+}
+"""A stream of some seconds; with more tokens of half a minute."""
+
 
 @dataclass(slots=True)
 class Heard:

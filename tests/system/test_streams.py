@@ -8,58 +8,18 @@ import signal
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-import asyncpg
 import httpx
 import pytest
 
 from inferbus_dev.stack import Stack
 from inferbus_models import smollm2
-from inferbus_schemas import messages as m
-from inferbus_schemas import tensors
 from tests.support import stacks
 from tests.support.collector import Collector, collecting
-from tests.support.event_streams import Heard, begun, read
-from tests.system import batch_and_deaths, traces
+from tests.support.event_streams import STORY, Heard, begun, read
+from tests.support.log_rows import row, text_of, texts_of
+from tests.system import batch_and_deaths, lost_workers, traces
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
-
-STORY: dict[str, Any] = {
-    "model": "smollm2",
-    "prompt": "Once upon a time",
-    "max_tokens": 60,
-    "temperature": 0.8,
-    "seed": 11,
-    "stream": True,
-}
-
-
-async def row(stack: Stack, request_id: str, timeout_s: float = 60.0) -> asyncpg.Record:
-    """Wait for a request's row of the log."""
-    connection = await asyncpg.connect(stack.postgres, ssl=False)
-    try:
-        async with asyncio.timeout(timeout_s):
-            while True:
-                found = await connection.fetchrow(
-                    "SELECT * FROM log.predictions WHERE request_id = $1::uuid", request_id
-                )
-                if found is not None:
-                    return found
-                await asyncio.sleep(0.1)
-    finally:
-        await connection.close()
-
-
-def texts_of(found: asyncpg.Record) -> list[str]:
-    """Return the texts in a row, whose digest must hold."""
-    (tensor,) = m.TensorSet.FromString(found["output"]).tensors
-    assert tensors.output_sha256([tensor]) == found["output_sha256"]
-    return [text.decode() for text in tensors.split_bytes(tensor.data)]
-
-
-def text_of(found: asyncpg.Record) -> str:
-    """Return the one text in a row."""
-    (text,) = texts_of(found)
-    return text
 
 
 @pytest.fixture
@@ -84,9 +44,9 @@ async def test_streams(stack: Stack, collector: Collector) -> None:
     await _a_client_that_leaves_cancels(stack)
     await _a_lost_gateway_loses_and_doubles_no_token(stack)
     await _a_gateway_that_stops_sends_its_streams_on(stack)
-    await _a_lost_worker_is_an_error_and_no_end(stack)
+    await lost_workers.is_an_error_and_no_end(stack)
     await batch_and_deaths.survives_the_death_of_everybody(stack)
-    await _a_lost_worker_is_seen_where_the_gateway_is_lost_too(stack)
+    await lost_workers.is_seen_where_the_gateway_is_lost_too(stack)
     await stacks.at_rest(stack)
     await stacks.verify(stack)
 
@@ -349,53 +309,3 @@ async def _a_gateway_that_stops_sends_its_streams_on(stack: Stack) -> None:
     found = await row(stack, heard.request_id)
     assert found["outcome"] == "ok", "a gateway that stops cancels nothing"
     assert heard.text + rest.text == text_of(found)
-
-
-async def _kill_the_busy_worker(stack: Stack) -> int:
-    """Kill the worker that generates; return its index."""
-    async with httpx.AsyncClient(trust_env=False) as client:
-        for index in range(2):
-            text = (await client.get(f"{stack.metrics[f'worker-{index}']}/metrics")).text
-            lines = text.splitlines()
-            line = next(one for one in lines if one.startswith("inferbus_backlog_rows "))
-            if float(line.rpartition(" ")[2]) > 0:
-                stack.kill("worker", index, signal.SIGKILL)
-                return index
-    raise AssertionError("no worker generates")
-
-
-async def _a_lost_worker_is_seen_where_the_gateway_is_lost_too(stack: Stack) -> None:
-    heard = Heard()
-    endless = STORY | {"max_tokens": 1500}
-    url = f"{stack.gateways[0]}/v1/completions"
-    reading = asyncio.create_task(read("POST", url, heard, json=endless))
-    await begun(heard, 5)
-    stack.kill("gateway", 0, signal.SIGKILL)
-    await reading
-    await _kill_the_busy_worker(stack)
-    rest = await read(
-        "GET",
-        f"{stack.gateways[1]}/v1/streams/{heard.request_id}",
-        Heard(),
-        headers={"last-event-id": heard.places[-1]},
-    )
-    assert not rest.done
-    assert rest.error is not None
-    assert rest.error["code"] == "worker_lost"
-    assert (await row(stack, heard.request_id))["outcome"] == "failed"
-
-
-async def _a_lost_worker_is_an_error_and_no_end(stack: Stack) -> None:
-    heard = Heard()
-    endless = STORY | {"max_tokens": 1500}
-    url = f"{stack.http}/v1/completions"
-    reading = asyncio.create_task(read("POST", url, heard, json=endless))
-    await begun(heard, 5)
-    killed = await _kill_the_busy_worker(stack)
-    await reading
-    assert not heard.done
-    assert heard.error is not None
-    assert heard.error["code"] == "worker_lost"
-    found = await row(stack, heard.request_id)
-    assert found["outcome"] == "failed"
-    await stack.wait_ready("worker", killed)
