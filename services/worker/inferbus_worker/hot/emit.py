@@ -20,10 +20,11 @@ from aiokafka.errors import KafkaError
 
 from inferbus_kit.errors import InferbusError
 from inferbus_kit.lifecycle import Fail, cancel, watched
-from inferbus_kit.produce import MAX_BATCH_BYTES, Delivery, Message
+from inferbus_kit.produce import Delivery, Message
 from inferbus_schemas import envelope, generation, topics
 from inferbus_schemas import messages as m
 from inferbus_schemas.terminal import is_terminal
+from inferbus_worker.hot import parcels
 from inferbus_worker.hot.work import MAX_FRAME_AGE_MS, Batch, Work
 
 _log = structlog.get_logger("emit")
@@ -298,7 +299,7 @@ class Emitter:
         """Send what waits for one partition, all that fits at once, until nothing is left."""
         try:
             while lane.waiting:
-                parcel = _parcel(lane.waiting)
+                parcel = parcels.take(lane.waiting)
                 if not await self._hand_over(lane, partition, parcel):
                     lane.waiting.extendleft(reversed(self._still_wanted(parcel)))
                     await asyncio.sleep(_RETRY_S)
@@ -379,15 +380,3 @@ class Emitter:
         """Send no more."""
         for lane in list(self._lanes.values()):
             await cancel(lane.task)
-
-
-def _parcel(waiting: deque[_Outgoing]) -> list[_Outgoing]:
-    """Take from the left what fits one batch; at least one."""
-    out = [waiting.popleft()]
-    n_bytes = out[0].message.size_bytes
-    while waiting:
-        n_bytes += waiting[0].message.size_bytes
-        if n_bytes > MAX_BATCH_BYTES:
-            break
-        out.append(waiting.popleft())
-    return out

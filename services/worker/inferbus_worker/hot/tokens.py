@@ -18,9 +18,10 @@ from aiokafka.errors import KafkaError
 
 from inferbus_kit.errors import InferbusError
 from inferbus_kit.lifecycle import cancel
-from inferbus_kit.produce import MAX_BATCH_BYTES, Message
+from inferbus_kit.produce import Message
 from inferbus_schemas import envelope, ids, topics
 from inferbus_schemas import messages as m
+from inferbus_worker.hot import parcels
 from inferbus_worker.hot.emit import Sender
 from inferbus_worker.hot.loops import Loops
 from inferbus_worker.hot.work import MAX_FRAME_AGE_MS, Work
@@ -83,7 +84,7 @@ class TokenSender:
     async def _send(self, lane: _Lane, partition: int) -> None:
         try:
             while lane.waiting:
-                parcel = _parcel(lane.waiting)
+                parcel = parcels.take(lane.waiting)
                 if await self._delivered(partition, parcel):
                     for out in parcel:
                         out.acknowledged()
@@ -106,18 +107,6 @@ class TokenSender:
         """Send no more."""
         for lane in list(self._lanes.values()):
             await cancel(lane.task)
-
-
-def _parcel(waiting: deque[_Outgoing]) -> list[_Outgoing]:
-    """Take from the left what fits one batch; at least one."""
-    out = [waiting.popleft()]
-    n_bytes = out[0].message.size_bytes
-    while waiting:
-        n_bytes += waiting[0].message.size_bytes
-        if n_bytes > MAX_BATCH_BYTES:
-            break
-        out.append(waiting.popleft())
-    return out
 
 
 def _still_wanted(parcel: list[_Outgoing]) -> list[_Outgoing]:
