@@ -20,19 +20,14 @@ from inferbus_gateway.hot import access as hot
 from inferbus_gateway.hot.access import Access
 from inferbus_gateway.hot.incoming import Bodies
 from inferbus_gateway.hot.infer import Infer
-from inferbus_gateway.hot.limits import Limits
-from inferbus_gateway.hot.pending import Pending
-from inferbus_gateway.hot.pins import Pins
-from inferbus_gateway.hot.placement import Placement
-from inferbus_gateway.hot.requests import Requests
-from inferbus_gateway.hot.route import Routes
 from inferbus_gateway.hot.statistics import Statistics
 from inferbus_kit.health import Health
 from inferbus_kit.metrics import gateway_metrics
 from inferbus_schemas import access, ids
 from inferbus_schemas import messages as m
 from inferbus_schemas.access import Verdict
-from tests.gateway.fleet_records import Fleet, deployment, version
+from tests.gateway.fleet_records import Fleet
+from tests.gateway.no_bus import requests_of, routes_of
 
 LOOPBACK = (b"127.0.0.1:8080", "127.0.0.1")
 
@@ -175,22 +170,10 @@ class Gateway:
     def __init__(self) -> None:
         self.keys = access.Keyring()
         fleet = Fleet()
-        self.routes = Routes(Pins(), fleet.seen, Placement(fleet.seen, 1))
-        self.routes.apply_version(version("digits", 1))
-        self.routes.apply_deployment(deployment("digits", 1, {"champion": (1, 1)}, (1,)))
+        self.routes = routes_of(fleet)
         parts: Any = SimpleNamespace(partition=0)
         metrics = gateway_metrics(CollectorRegistry())
-        requests = Requests(
-            pending=Pending(),
-            publisher=parts,
-            replies=parts,
-            metrics=metrics,
-            tracing=parts,
-            max_tensor_bytes=1 << 20,
-            max_rows=4096,
-            limits=Limits(),
-            max_tenant_pending=1000,
-        )
+        requests = requests_of(parts, metrics)
         known = Access(self.keys, local=False)
         infer = Infer(
             routes=self.routes,

@@ -24,6 +24,7 @@ from inferbus_schemas import access
 from inferbus_schemas import manifest as manifests
 from inferbus_schemas import messages as m
 from inferbus_schemas.access import Keyring
+from tests.gateway.no_bus import requests_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,17 +70,7 @@ def test_a_refused_timeout_opens_no_span() -> None:
     )
     pending = Pending()
     metrics = gateway_metrics(CollectorRegistry())
-    requests = Requests(
-        pending=pending,
-        publisher=parts,
-        replies=parts,
-        metrics=metrics,
-        tracing=tracing,
-        max_tensor_bytes=1 << 20,
-        max_rows=4096,
-        limits=Limits(),
-        max_tenant_pending=1000,
-    )
+    requests = requests_of(parts, metrics, pending=pending, tracing=tracing)
     infer = Infer(
         routes=parts,
         requests=requests,
@@ -104,17 +95,7 @@ def _charging() -> tuple[Requests, Limits, access.Principal]:
     """Return requests without a bus, and a caller with 60 tokens a minute."""
     parts: Any = SimpleNamespace(partition=0, place=lambda _entry: True, on=False)
     limits = Limits()
-    requests = Requests(
-        pending=Pending(),
-        publisher=parts,
-        replies=parts,
-        metrics=gateway_metrics(CollectorRegistry()),
-        tracing=parts,
-        max_tensor_bytes=1 << 20,
-        max_rows=4096,
-        limits=limits,
-        max_tenant_pending=1000,
-    )
+    requests = requests_of(parts, gateway_metrics(CollectorRegistry()), limits=limits)
     bounds = m.Limits(tokens_per_min=60)
     return requests, limits, access.principal("acme", "key:1", ["infer:*"], limits=bounds)
 

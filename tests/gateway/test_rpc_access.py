@@ -18,19 +18,14 @@ from inferbus_gateway.api.views import Views
 from inferbus_gateway.control.repository import ModelRepository
 from inferbus_gateway.gen import open_inference_pb2 as pb
 from inferbus_gateway.hot.access import Access
-from inferbus_gateway.hot.limits import Limits
-from inferbus_gateway.hot.pending import Pending
-from inferbus_gateway.hot.pins import Pins
-from inferbus_gateway.hot.placement import Placement
-from inferbus_gateway.hot.requests import Requests
-from inferbus_gateway.hot.route import Routes
 from inferbus_gateway.hot.rpc_infer import RpcInfer
 from inferbus_gateway.hot.shares import Shares
 from inferbus_kit.health import Health
 from inferbus_kit.metrics import gateway_metrics
 from inferbus_schemas import access
 from inferbus_schemas.access import Verdict
-from tests.gateway.fleet_records import Fleet, deployment, version
+from tests.gateway.fleet_records import Fleet
+from tests.gateway.no_bus import requests_of, routes_of
 from tests.gateway.test_access import bearer, record
 
 SCOPES = [*access.ALL_SCOPES, "infer:digits", "infer:other"]
@@ -42,23 +37,10 @@ class Listener:
 
     def __init__(self) -> None:
         self.keys = access.Keyring()
-        fleet = Fleet()
-        routes = Routes(Pins(), fleet.seen, Placement(fleet.seen, 1))
-        routes.apply_version(version("digits", 1))
-        routes.apply_deployment(deployment("digits", 1, {"champion": (1, 1)}, (1,)))
+        routes = routes_of(Fleet())
         parts: Any = SimpleNamespace(partition=0)
         metrics = gateway_metrics(CollectorRegistry())
-        requests = Requests(
-            pending=Pending(),
-            publisher=parts,
-            replies=parts,
-            metrics=metrics,
-            tracing=parts,
-            max_tensor_bytes=1 << 20,
-            max_rows=4096,
-            limits=Limits(),
-            max_tenant_pending=1000,
-        )
+        requests = requests_of(parts, metrics)
         known = Access(self.keys, local=False)
         self.refused: list[str] = []
         self.health = Health()
