@@ -70,15 +70,10 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._buffer = self._buffer + data if self._buffer else data
-        head_end = self._buffer.find(b"\r\n\r\n")
-        if head_end < 0:
+        answer = whole(self._buffer)
+        if answer is None:
             return
-        head = self._buffer[:head_end].lower()
-        at = head.find(_LENGTH)
-        length = int(head[at + len(_LENGTH) :].split(b"\r\n", 1)[0]) if at >= 0 else 0
-        if len(self._buffer) < head_end + 4 + length:
-            return
-        self._answered(head, self._buffer[head_end + 4 :])
+        self._answered(*answer)
         self._buffer = b""
         self._send()
 
@@ -91,13 +86,31 @@ class Connection(asyncio.Protocol):
         self._tally.statuses[status] += 1
         if status != 200 and not self._tally.first_bad:
             self._tally.first_bad = body[:300].decode("utf-8", "replace")
-        at = head.find(_TIMING)
-        if at >= 0 and len(self._tally.timings) < 20_000:
-            self._tally.timings.append(head[at + len(_TIMING) :].split(b"\r\n", 1)[0].strip())
+        if len(self._tally.timings) < 20_000:
+            self._tally.timings += timing(head)
 
     def connection_lost(self, _exc: Exception | None) -> None:
         if not self.closed.done():
             self.closed.set_result(None)
+
+
+def whole(buffer: bytes) -> tuple[bytes, bytes] | None:
+    """Return the head of an answer, in lower case, and its body; None until all of it is there."""
+    head_end = buffer.find(b"\r\n\r\n")
+    if head_end < 0:
+        return None
+    head = buffer[:head_end].lower()
+    at = head.find(_LENGTH)
+    length = int(head[at + len(_LENGTH) :].split(b"\r\n", 1)[0]) if at >= 0 else 0
+    if len(buffer) < head_end + 4 + length:
+        return None
+    return head, buffer[head_end + 4 :]
+
+
+def timing(head: bytes) -> list[bytes]:
+    """Return the timing header of an answer, if it has one."""
+    at = head.find(_TIMING)
+    return [head[at + len(_TIMING) :].split(b"\r\n", 1)[0].strip()] if at >= 0 else []
 
 
 def prepared(url: str, body: bytes, key: str) -> bytes:

@@ -23,10 +23,8 @@ from urllib.parse import urlsplit
 
 import uvloop
 
-from bench.load import figures, prepared
+from bench.load import figures, prepared, timing, whole
 
-_LENGTH = b"content-length:"
-_TIMING = b"x-inferbus-timing:"
 _LAST_S = 60.0
 """How long to wait for answers behind the last request."""
 
@@ -69,20 +67,15 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
-        head_end = self._buffer.find(b"\r\n\r\n")
-        if head_end < 0:
+        answer = whole(self._buffer)
+        if answer is None:
             return
-        head = self._buffer[:head_end].lower()
-        at = head.find(_LENGTH)
-        length = int(head[at + len(_LENGTH) :].split(b"\r\n", 1)[0]) if at >= 0 else 0
-        if len(self._buffer) < head_end + 4 + length:
-            return
+        head, _ = answer
         self._buffer = b""
         seen = self._seen
         seen.latencies_s.append(time.perf_counter() - self._due_s)
         seen.statuses[int(head[9:12])] += 1
-        if (at := head.find(_TIMING)) >= 0:
-            seen.timings.append(head[at + len(_TIMING) :].split(b"\r\n", 1)[0].strip())
+        seen.timings += timing(head)
         seen.look()
         self._idle.append(self)
 
