@@ -63,15 +63,24 @@ async def ask_models(stack: Stack, report: Report) -> list[Shown]:
         await _run(build, step.update, _BUILT_WITHIN_S)
     head = {"authorization": f"Bearer {stack.api_key}"}
     async with httpx.AsyncClient(timeout=35.0, trust_env=False, headers=head) as client:
+        ours = []
         for model in MODELS:
             with report.step(f"sample models: {model}") as step:
-                if not await _deployed(client, stack, model):
+                found = await _found(client, stack, model)
+                if theirs := other_version(found, _sample_sha256(folder / model)):
+                    report.note(
+                        f"{model}: {names.DEFAULT_ALIAS} is version {theirs}, which is not the "
+                        "sample: there is nothing to compare it with"
+                    )
+                    continue
+                ours.append(model)
+                if found is None:
                     argv = ["inferbus_cli", "models", "push", str(folder / model)]
                     argv += ["--alias", names.DEFAULT_ALIAS, "--registry", stack.registry]
                     await _run(argv, step.update, _SERVES_WITHIN_S, api_key=stack.api_key)
                 step.update("loading")
                 await _serves(client, stack, model)
-        return [one for model in MODELS for one in await _ask(client, stack, model, folder)]
+        return [one for model in ours for one in await _ask(client, stack, model, folder)]
 
 
 def show_answers(shown: list[Shown], console: Console) -> None:
@@ -131,12 +140,31 @@ def why_not_served(last: str) -> str:
     return f"The sample models could not be served: {last}"
 
 
-async def _deployed(client: httpx.AsyncClient, stack: Stack, model: str) -> bool:
-    """Tell whether the model has a default alias already; one that a user moved stays."""
-    found = await client.get(f"{stack.registry}/v1/registry/models/{model}")
-    if found.status_code != HTTPStatus.OK:
-        return False
-    return any(alias["name"] == names.DEFAULT_ALIAS for alias in found.json()["aliases"])
+async def _found(client: httpx.AsyncClient, stack: Stack, model: str) -> dict[str, Any] | None:
+    """Return what the registry says of a model; None where it has no default alias yet."""
+    answer = await client.get(f"{stack.registry}/v1/registry/models/{model}")
+    if answer.status_code != HTTPStatus.OK:
+        return None
+    found: dict[str, Any] = answer.json()
+    return found if _wanted(found) else None
+
+
+def other_version(found: dict[str, Any] | None, sample_sha256: str) -> int:
+    """Return which version a user has made the default in the place of the sample; 0: none."""
+    wanted = _wanted(found) if found is not None else 0
+    shas = {one["version"]: one["version_sha256"] for one in found["versions"]} if found else {}
+    return 0 if shas.get(wanted, sample_sha256) == sample_sha256 else wanted
+
+
+def _wanted(found: dict[str, Any]) -> int:
+    wanted = (one["wanted"] for one in found["aliases"] if one["name"] == names.DEFAULT_ALIAS)
+    return next(wanted, 0)
+
+
+def _sample_sha256(folder: Path) -> str:
+    from inferbus_schemas import manifest  # noqa: PLC0415 -- which a start need not wait for
+
+    return manifest.version_sha256(manifest.parse((folder / "manifest.json").read_bytes()))
 
 
 async def _serves(client: httpx.AsyncClient, stack: Stack, model: str) -> None:
@@ -192,8 +220,10 @@ def _print(shown: list[Shown], console: Console) -> None:
     console.print("\n[bold]Real inputs, real answers[/bold] (receipt is partition:offset)")
     for one in shown:
         console.print(f"\n[bold]{one.model}[/bold] version {one.version}: {one.asked}")
-        answers = Table.grid(padding=(0, 2))
-        answers.add_column(min_width=30)
+        answers = Table.grid(padding=(0, 2), pad_edge=False)
+        answers.add_column(min_width=22)
+        answers.add_column()
+        answers.add_column(no_wrap=True)
         answers.add_row(
             "  Inferbus",
             one.answered,

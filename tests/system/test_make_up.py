@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ from typing import Any
 import httpx
 import pytest
 
+from inferbus_dev.paths import cache_dir
 from tests.dev import processes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 ROOT = Path(__file__).resolve().parents[2]
-N_SHOWN = 8
+N_SHOWN = 2
+MODELS = {"breast-cancer", "digits", "minilm", "smollm2"}
 
 
 def _four_free_ports() -> int:
@@ -69,10 +72,26 @@ def _up(state: Path, base: int, *flags: str) -> Iterator[tuple[subprocess.Popen[
         launcher.communicate(timeout=60)
 
 
-def _shows_real_answers(said: str) -> None:
-    assert said.count("differs by") == N_SHOWN, said
-    for model in ("breast-cancer", "digits", "minilm", "smollm2"):
+def _shows_real_answers(said: str, models: Collection[str] = MODELS) -> None:
+    assert said.count("differs by") == N_SHOWN * len(models), said
+    for model in models:
         assert f"{model} version 1: " in said
+
+
+def _push_another(folder: Path, stack: dict[str, Any]) -> None:
+    """Let the model of the digits be one that takes no digits."""
+    shutil.copytree(cache_dir(os.environ) / "models" / "breast-cancer", folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "model": "digits"}))
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "inferbus_cli", "models", "push", str(folder)),
+            *("--alias", "champion", "--registry", stack["registry"]),
+        ],
+        env={**os.environ, "INFERBUS_API_KEY": stack["api_key"]},
+        timeout=60,
+        check=True,
+    )
 
 
 def _answers(model: str) -> None:
@@ -111,12 +130,14 @@ def test_the_show_the_stop_and_what_is_left(tmp_path: Path) -> None:
         assert httpx.get(keys, trust_env=False).status_code == 401
         head = {"authorization": f"Bearer {stack['api_key']}"}
         assert httpx.get(keys, headers=head, trust_env=False).status_code == 200
+        _push_another(tmp_path / "digits", stack)
     assert launcher.returncode == 0
     assert not (state / "stack.json").exists()
     assert all(processes.gone(each["pid"]) for each in stack["processes"])
 
     with _up(state, base) as (launcher, said):
-        _shows_real_answers(said)
+        _shows_real_answers(said, MODELS - {"digits"})
+        assert "digits: champion is version 2, which is not the sample" in said
         assert "uploaded" not in said, "the models were still there"
         left = [each["pid"] for each in _stack(state)["processes"]]
         launcher.kill()
