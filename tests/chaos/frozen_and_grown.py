@@ -38,12 +38,10 @@ async def _frozen(stack: Stack, role: str, seconds: float) -> None:
 
 
 def _traffic(stack: Stack, ledger: Ledger, seed: int, *, timeout_ms: int = TIMEOUT_MS) -> Traffic:
-    inputs = stacks.sample_inputs(MODEL)
     return Traffic(
         lambda: stack.gateways,
         ledger,
         MODEL,
-        inputs,
         rate_per_s=40,
         timeout_ms=timeout_ms,
         seed=seed,
@@ -89,9 +87,7 @@ async def topics_grow(stack: Stack, ledger: Ledger) -> None:
     """More inboxes and more reply partitions; gateways that restart then take the new ones."""
     async with (
         Balancer(lambda: stack.gateways) as balancer,
-        Traffic(
-            balancer.ready, ledger, MODEL, stacks.sample_inputs(MODEL), rate_per_s=40, seed=105
-        ) as traffic,
+        Traffic(balancer.ready, ledger, MODEL, rate_per_s=40, seed=105) as traffic,
     ):
         await asyncio.sleep(1.0)
         await _grow(stack, GROWN)

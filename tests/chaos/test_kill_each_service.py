@@ -68,7 +68,6 @@ async def _under_load(stack: Stack, victim: str, ledger: Ledger, seed: int) -> S
         lambda: stack.gateways,
         ledger,
         "breast-cancer",
-        stacks.sample_inputs("breast-cancer"),
         rate_per_s=RATE_PER_S,
         seed=seed,
     )
@@ -96,7 +95,6 @@ async def _kill(stack: Stack, victim: str) -> None:
 def _expect(victim: str, seen: Seen) -> None:
     """What a client may see, by who died."""
     assert seen.n_sent > 50
-    assert not [text for text in seen.failures if text.startswith("wrong answer")]
     if victim in {"engine", "logger", "registry", "worker", "postgres", "valkey"}:
         assert seen.statuses == {200: seen.n_sent}, (victim, seen.failures[:3], seen.unknown)
     if victim == "gateway":

@@ -1,7 +1,7 @@
 """Open-loop traffic that writes a ledger.
 
-In: gateways and requests. Out: one `S` line per request and one `A` or `U` line for what came back,
-and a count of what came back. Arrivals are Poisson, so a stall of the server shows.
+In: gateways and a sample model. Out: one `S` line per request and one `A` or `U` line for what came
+back, and a count of what came back. Arrivals are Poisson, so a stall of the server shows.
 """
 
 from __future__ import annotations
@@ -15,21 +15,28 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Self
 
 import httpx
 
+from inferbus_models import samples
 from tests.support.ledger import OUTCOME_UNKNOWN, Ledger
+from tests.support.sample_models import model_folder
 
 
 @dataclass(slots=True)
 class Seen:
-    """What came back. `failures` holds the answers that are neither 200 nor an unknown."""
+    """What came back.
+
+    `failures` holds the answers that are neither 200 nor an unknown, `wrong` those with 200 that
+    are not what the original library says of the version that they name.
+    """
 
     n_sent: int = 0
     statuses: Counter[int] = field(default_factory=Counter)
     unknown: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
     versions: Counter[str] = field(default_factory=Counter)
     latencies_s: list[float] = field(default_factory=list)
 
@@ -54,10 +61,10 @@ def note(ledger: Ledger, key: str, answer: httpx.Response) -> bool:
 
 
 class Traffic:
-    """Sends requests to gateways in turn until told to stop.
+    """Sends a model's samples to gateways in turn until told to stop.
 
     Invariants: every key is sent once; a request is in the ledger before its first byte leaves;
-    `stop` waits for all answers.
+    `stop` waits for all answers, and fails where one is wrong.
     """
 
     def __init__(
@@ -65,21 +72,24 @@ class Traffic:
         gateways: Callable[[], Sequence[str]],
         ledger: Ledger,
         model: str,
-        inputs: Sequence[Sequence[dict[str, Any]]],
         *,
         rate_per_s: float,
         timeout_ms: int = 20_000,
         seed: int = 0,
-        check: Callable[[int, str, list[dict[str, Any]]], str | None] | None = None,
+        variants: Sequence[int] = (1,),
     ) -> None:
+        """Take a version's number for its variant of the model."""
         self._gateways = gateways
         self._ledger = ledger
         self._model = model
-        self._inputs = inputs
+        self._samples = {
+            str(variant): samples.load(model_folder(model, variant=variant)) for variant in variants
+        }
+        self._inputs, *others = ([one.inputs for one in each] for each in self._samples.values())
+        assert all(one == self._inputs for one in others)
         self._rate_per_s = rate_per_s
         self._timeout_ms = timeout_ms
         self._random = random.Random(seed)
-        self._check = check
         self._prefix = f"{model}-{seed}"
         self._numbers = itertools.count()
         self._stopping = asyncio.Event()
@@ -108,6 +118,7 @@ class Traffic:
             await asyncio.wait(self._tasks)
         await self._client.aclose()
         self._ledger.sync()
+        assert not self.seen.wrong, self.seen.wrong[:3]
 
     async def _send_for_ever(self) -> None:
         due_s = time.monotonic()
@@ -149,6 +160,7 @@ class Traffic:
             self.seen.failures.append(f"{answer.status_code} {answer.text[:200]}")
             return
         self.seen.versions[version] += 1
-        wrong = self._check(which, version, answer.json()["outputs"]) if self._check else None
-        if wrong is not None:
-            self.seen.failures.append(f"wrong answer to {key}: {wrong}")
+        sample = self._samples[version][which]
+        gap = samples.difference(sample, answer.json()["outputs"])
+        if not gap <= sample.tolerance:
+            self.seen.wrong.append(f"{key} of version {version} differs by {gap}")
