@@ -13,6 +13,7 @@ NAMES = {
     "fuzz": "11,400 hostile requests: no 500, no silence, no leak, no growth",
     "startup": "make up in a fresh clone until it serves, four times, and Ctrl-C until it ended",
     "before": "this commit, with key and limits, beside an earlier one; both stacks take turns",
+    "log_sink": "rows a second that the logger stores, into Postgres alone and from Kafka",
     "peers": "the same model behind the usual and a tuned FastAPI server, side by side",
 }
 

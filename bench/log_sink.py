@@ -1,7 +1,6 @@
 """Rows per second of the logger's sink: direct, with 2 % duplicates, and through staging.
 
-Run: `python bench/log_sink.py [--rows N] [--repeats N]`. In: a Postgres of its own (fsync on), and
-a broker for the whole logger. Out: a table, and bench/results/log_sink.json.
+In: a Postgres of its own (fsync on), and a broker for the whole logger. Out: rates of each repeat.
 """
 
 from __future__ import annotations
@@ -9,9 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import datetime as dt
-import json
 import os
-import platform
 import random
 import signal
 import subprocess
@@ -19,22 +16,18 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import asyncpg
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from bench.record import store
+from inferbus_kit.telemetry import configure_logs
+from inferbus_logger import audit, database, plan, rows
+from inferbus_logger.migrate import migrate
+from inferbus_logger.partitions import Partitions
+from inferbus_logger.plan import Buffer
+from inferbus_logger.sink import Planned, Sink
+from tests.support import predictions, reconcile, servers
 
-from inferbus_kit.telemetry import configure_logs  # noqa: E402 -- run as a script
-from inferbus_logger import audit, database, plan, rows  # noqa: E402
-from inferbus_logger.migrate import migrate  # noqa: E402
-from inferbus_logger.partitions import Partitions  # noqa: E402
-from inferbus_logger.plan import Buffer  # noqa: E402
-from inferbus_logger.sink import Planned, Sink  # noqa: E402
-from tests.support import predictions, reconcile, servers  # noqa: E402
-
-RESULTS = ROOT / "bench" / "results" / "log_sink.json"
 TOPIC = "bench"
 PARTITIONS = 16
 
@@ -187,45 +180,23 @@ async def _drain(bootstrap: str, url: str, topic: str, total: int) -> float:
         await asyncio.to_thread(logger.wait, 20)
 
 
-def _machine() -> dict[str, object]:
-    model = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
-    return {
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "asyncpg": asyncpg.__version__,
-    }
-
-
-async def _main(count: int, repeats: int) -> None:
+async def _measure(count: int, repeats: int) -> dict[str, object]:
     with servers.infra_process() as infra:
         cases = await _sink(infra.postgres, count, repeats)
         cases.append(await _whole(infra, count, repeats))
         connection = await asyncpg.connect(infra.postgres)
         postgres = await connection.fetchval("SHOW server_version")
         await connection.close()
-    RESULTS.parent.mkdir(exist_ok=True)
-    found = {
-        "command": f"python bench/log_sink.py --rows {count} --repeats {repeats}",
-        "at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "machine": _machine() | {"postgres": postgres},
-        "cases": cases,
-    }
-    RESULTS.write_text(json.dumps(found, indent=2) + "\n")
+    return {"postgres": postgres, "cases": cases}
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rows", type=int, default=200_000)
-    parser.add_argument("--repeats", type=int, default=2)
-    chosen = parser.parse_args()
+def main() -> None:
+    """Measure and store."""
+    parser = argparse.ArgumentParser(prog="python -m bench log_sink")
+    parser.add_argument("name")
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--repeats", type=int, default=3)
+    said = parser.parse_args()
     configure_logs("warning")
-    asyncio.run(_main(chosen.rows, chosen.repeats))
+    path = store("log_sink", asyncio.run(_measure(said.rows, said.repeats)))
+    sys.stderr.write(f"stored in bench/results/{path.name}\n")

@@ -7,6 +7,7 @@ beside what the original library says, and the addresses to go on with.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import sys
 import time
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 MODELS = ("breast-cancer", "digits", "minilm", "smollm2")
 INPUTS_PER_MODEL = 2
 _SERVES_WITHIN_S = 90.0
+_LOOKS_PER_REASON = 20
 _BUILT_WITHIN_S = 300.0
 
 
@@ -168,16 +170,26 @@ def _sample_sha256(folder: Path) -> str:
 
 
 async def _serves(client: httpx.AsyncClient, stack: Stack, model: str) -> None:
-    until_s = time.monotonic() + _SERVES_WITHIN_S
-    while time.monotonic() < until_s:
+    since_s = time.monotonic()
+    reason = ""
+    for look in itertools.count():
         found = await client.get(f"{stack.http}/v2/models/{model}/ready")
         if found.status_code == HTTPStatus.OK:
             return
+        if look % _LOOKS_PER_REASON == 0:
+            rollout = f"{stack.registry}/v1/registry/models/{model}/rollout"
+            reason = why_not_loaded((await client.get(rollout)).json()) or reason
+        over = time.monotonic() - since_s >= _SERVES_WITHIN_S
+        if over or why_not_served(reason) == DISK_FULL:
+            told = reason or f"{model} is not ready, and no worker says why: see their logs"
+            raise LauncherError(why_not_served(told))
         await asyncio.sleep(0.05)
-    raise LauncherError(
-        f"{model} does not serve after {_SERVES_WITHIN_S:.0f} s; "
-        f"`inferbus models rollout {model}` says why."
-    )
+
+
+def why_not_loaded(rollout: dict[str, Any]) -> str:
+    """Return why a worker could not load the model, as the registry says; empty: none failed."""
+    held = (one for worker in rollout.get("workers", ()) for one in worker["versions"])
+    return next((str(one["reason"]) for one in held if one["readiness"] == "failed"), "")
 
 
 async def _ask(client: httpx.AsyncClient, stack: Stack, model: str, folder: Path) -> list[Shown]:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
+import httpx
 import pytest
 from rich.console import Console
 
 from inferbus_dev import show
+from inferbus_dev.errors import DISK_FULL, LauncherError
+
+if TYPE_CHECKING:
+    from inferbus_dev.stack import Stack
 
 SAMPLE = "a" * 64
 
@@ -53,3 +58,36 @@ def test_a_terminal_of_80_columns_shows_all() -> None:
     assert "differs by 1.3e-07 at most" in said
     words = " ".join(said.split())
     assert all(word in words for word in one.answered.split() + one.library.split())
+
+
+class _Stack:
+    http = registry = "http://inferbus"
+
+
+def _fleet(**holding: Any) -> dict[str, Any]:
+    return {"workers": [{"versions": [{"reason": "", **holding}]}]}
+
+
+@pytest.mark.parametrize(
+    ("rollout", "told"),
+    [
+        (_fleet(readiness="failed", reason="m is not kept: No space left on device"), DISK_FULL),
+        (_fleet(readiness="failed", reason="it has no weights"), "served: it has no weights"),
+        (_fleet(readiness="loading"), "m is not ready, and no worker says why: see their logs"),
+        ({"detail": "there is no such model"}, "no worker says why"),
+    ],
+)
+async def test_a_model_that_does_not_serve_is_told_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch, rollout: dict[str, Any], told: str
+) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/ready"):
+            return httpx.Response(400)
+        return httpx.Response(200, json=rollout)
+
+    patience_s = 60.0 if told == DISK_FULL else 0.0  # on a full disk waiting is in vain
+    monkeypatch.setattr(show, "_SERVES_WITHIN_S", patience_s)
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
+        with pytest.raises(LauncherError) as caught:
+            await show._serves(client, cast("Stack", _Stack()), "m")
+    assert told in str(caught.value)

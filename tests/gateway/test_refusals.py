@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 
 from inferbus_gateway.api import refusals
+from inferbus_gateway.errors.outcomes import BY_OUTCOME
 from inferbus_guard import refusals as guard
 from inferbus_schemas import ids
+from inferbus_schemas import messages as m
+from tests.support import reconcile
 
 ID = ids.uuid7(1, 1)
 EVERY = [one for one in vars(guard).values() if isinstance(one, guard.Refusal)]
@@ -51,3 +54,10 @@ def test_a_refusal_speaks_the_dialect_of_its_path(why: guard.Refusal) -> None:
 
 def test_there_are_refusals() -> None:
     assert {400, 408, 413, 431, 503} == {why.status for why in EVERY}
+
+
+def test_the_checker_of_ledgers_knows_with_which_status_each_outcome_is_told() -> None:
+    names = {m.Outcome.Name(one).removeprefix("OUTCOME_").lower(): one for one in BY_OUTCOME}
+    assert set(names) == set(reconcile.AGREES)
+    for name, outcome in names.items():
+        assert BY_OUTCOME[outcome].http_status in reconcile.AGREES[name], name

@@ -34,7 +34,7 @@ AGREES: Final = {
     "expired": {504},
     "deadline_exceeded": {504},
     "cancelled": {499},
-    "output_too_large": {413, 500, 502},
+    "output_too_large": {422},
     "failed": {500, 502, 503},
 }
 """The statuses with which an answer may tell each outcome but `ok`."""
