@@ -3,16 +3,18 @@
 None may end in a 500, INTERNAL or UNKNOWN, in silence, in a telling word, grow the gateway by
 50 MB for good or by 128 MiB for a moment; the exit code says so. Models are not loaded or unloaded,
 which would end the rest. All comes from seeds, so a finding can be made again. Memory is read after
-others that fill caches, and at the end, each time once the transports have given back what they
-hold for large messages.
+others of both kinds that fill caches, between the two and at the end, each time once the transports
+have given back what they hold for large messages.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -37,87 +39,71 @@ async def measure() -> dict[str, object]:
     """Throw everything; return counts, findings and memory."""
     async with deployed(["breast-cancer", "minilm", "smollm2"]) as (stack, _):
         pid = stack.process("gateway").pid
-        figures = await _requests(stack, pid)
-        figures["grpc"] = await _calls(stack, pid)
+        requests, calls = hostile.Tally(), hostile_rpc.Tally()
+        file = await hostile.a_file(stack.http)
+        await _throw_requests(stack, file, requests, WARM, SEED)
+        await _throw_calls(stack, calls, RPC_WARM, SEED)
+        async with _watched(pid) as memory:
+            start_s = time.monotonic()
+            await _throw_requests(stack, file, requests, N, SEED + 1)
+            spent_s = time.monotonic() - start_s
+        figures: dict[str, object] = {
+            "requests": requests.n,
+            "seed": SEED,
+            "statuses": {str(key): count for key, count in sorted(requests.statuses.items())},
+            "closed_without_answer": requests.closed,
+            "broken": [what for what, _, _ in requests.broken],
+            "seconds": round(spent_s, 1),
+            **memory,
+        }
+        async with _watched(pid) as memory:
+            start_s = time.monotonic()
+            await _throw_calls(stack, calls, RPC_N, SEED + 1)
+            spent_s = time.monotonic() - start_s
+        figures["grpc"] = {
+            "calls": calls.n,
+            "statuses": dict(sorted(calls.statuses.items())),
+            "broken": [what for what, _, _ in calls.broken],
+            "seconds": round(spent_s, 1),
+            **memory,
+        }
+        for what, sent, got in [*requests.broken[:20], *calls.broken[:20]]:
+            sys.stderr.write(f"{what}\n  sent {sent!r:.600}\n  got  {got!r}\n")
         figures["gateway_still_the_same_process"] = stack.process("gateway").pid == pid
     return figures
 
 
-async def _requests(stack: Stack, pid: int) -> dict[str, object]:
+async def _throw_requests(stack: Stack, file: str, tally: hostile.Tally, n: int, seed: int) -> None:
     port = int(urlsplit(stack.http).port or 0)
-    tally = hostile.Tally()
-    file = await hostile.a_file(stack.http)
-
-    async def throw(n: int, seed: int) -> None:
-        seeds = [seed * 100 + number for number in range(CONNECTIONS)]
-        await asyncio.gather(
-            *(
-                hostile.throw(port, hostile.requests(each, file), n // CONNECTIONS, tally)
-                for each in seeds
-            )
+    seeds = [seed * 100 + number for number in range(CONNECTIONS)]
+    await asyncio.gather(
+        *(
+            hostile.throw(port, hostile.requests(each, file), n // CONNECTIONS, tally)
+            for each in seeds
         )
-
-    await throw(WARM, SEED)
-    before_mib = memory_mib([pid])
-    peak = _Peak(pid)
-    start_s = time.monotonic()
-    await throw(N, SEED + 1)
-    spent_s = time.monotonic() - start_s
-    for what, wire, body in tally.broken[:20]:
-        sys.stderr.write(f"{what}\n  sent {wire[:600]!r}\n  got  {body!r}\n")
-    return {
-        "requests": tally.n,
-        "seed": SEED,
-        "statuses": {str(key): count for key, count in sorted(tally.statuses.items())},
-        "closed_without_answer": tally.closed,
-        "broken": [what for what, _, _ in tally.broken],
-        "seconds": round(spent_s, 1),
-        "gateway_memory_mib": {"before": before_mib, "after": memory_mib([pid])},
-        "gateway_peak_mib": peak.figures(),
-    }
+    )
 
 
-async def _calls(stack: Stack, pid: int) -> dict[str, object]:
-    tally = hostile_rpc.Tally()
-
-    async def throw(n: int, seed: int) -> None:
-        seeds = [seed * 100 + number for number in range(CONNECTIONS)]
-        await asyncio.gather(
-            *(
-                hostile_rpc.throw(stack.grpc, hostile_rpc.calls(each), n // CONNECTIONS, tally)
-                for each in seeds
-            )
+async def _throw_calls(stack: Stack, tally: hostile_rpc.Tally, n: int, seed: int) -> None:
+    seeds = [seed * 100 + number for number in range(CONNECTIONS)]
+    await asyncio.gather(
+        *(
+            hostile_rpc.throw(stack.grpc, hostile_rpc.calls(each), n // CONNECTIONS, tally)
+            for each in seeds
         )
+    )
 
-    await throw(RPC_WARM, SEED)
+
+@contextlib.asynccontextmanager
+async def _watched(pid: int) -> AsyncIterator[dict[str, dict[str, float]]]:
+    """Yield what will hold the memory of a process before, after, and at its peak (resident)."""
     before_mib = await _settled_mib(pid)
-    peak = _Peak(pid)
-    start_s = time.monotonic()
-    await throw(RPC_N, SEED + 1)
-    spent_s = time.monotonic() - start_s
-    for what, sent, got in tally.broken[:20]:
-        sys.stderr.write(f"{what}\n  sent {sent}\n  got  {got}\n")
-    return {
-        "calls": tally.n,
-        "statuses": dict(sorted(tally.statuses.items())),
-        "broken": [what for what, _, _ in tally.broken],
-        "seconds": round(spent_s, 1),
-        "gateway_memory_mib": {"before": before_mib, "after": await _settled_mib(pid)},
-        "gateway_peak_mib": peak.figures(),
-    }
-
-
-class _Peak:
-    """Looks for the most resident memory of a process from now on."""
-
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
-        reset_peak(pid)
-        self._before_mib = peak_mib(pid)
-
-    def figures(self) -> dict[str, float]:
-        """Return what it had at the start, and the most that it had since."""
-        return {"before": self._before_mib, "peak": peak_mib(self._pid)}
+    reset_peak(pid)
+    peak_before_mib = peak_mib(pid)
+    figures: dict[str, dict[str, float]] = {}
+    yield figures
+    figures["gateway_peak_mib"] = {"before": peak_before_mib, "peak": peak_mib(pid)}
+    figures["gateway_memory_mib"] = {"before": before_mib, "after": await _settled_mib(pid)}
 
 
 async def _settled_mib(pid: int) -> float:
@@ -129,7 +115,13 @@ async def _settled_mib(pid: int) -> float:
 def findings(figures: Any) -> list[str]:
     """Return what must not be in the figures."""
     found = [*figures["broken"], *figures["grpc"]["broken"]]
-    for what, part in (("requests", figures), ("gRPC calls", figures["grpc"])):
+    first, last = figures["gateway_memory_mib"], figures["grpc"]["gateway_memory_mib"]
+    whole = {"gateway_memory_mib": {"before": first["before"], "after": last["after"]}}
+    for what, part in (
+        ("requests", figures),
+        ("gRPC calls", figures["grpc"]),
+        ("requests and calls", {**figures, **whole}),
+    ):
         memory_mib = part["gateway_memory_mib"]
         grown_mib = memory_mib["after"] - memory_mib["before"]
         if grown_mib >= MOST_GROWTH_MIB:
