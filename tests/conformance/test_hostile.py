@@ -72,13 +72,15 @@ def test_growth_and_another_process_are_findings_of_the_bench() -> None:
         after: float, rpc_after: float, *, same: bool = True, peak: float = 177.9
     ) -> dict[str, Any]:
         high = {"broken": [], "gateway_peak_mib": {"before": 50.0, "peak": peak}}
-        rpc = {**high, "gateway_memory_mib": {"before": 50.0, "after": rpc_after}}
+        rpc = {**high, "gateway_memory_mib": {"before": after, "after": rpc_after}}
         http = {**high, "gateway_memory_mib": {"before": 50.0, "after": after}}
         return {**http, "grpc": rpc, "gateway_still_the_same_process": same}
 
     assert fuzz.findings(figures(97.6, 97.6)) == []
     assert "over the requests" in fuzz.findings(figures(97.7, 50.0))[0]
     assert "over the gRPC calls" in fuzz.findings(figures(50.0, 97.7))[0]
+    (whole,) = fuzz.findings(figures(80.0, 97.7))
+    assert "over the whole run" in whole
     assert fuzz.findings(figures(50.0, 50.0, same=False)) == ["the gateway is another process"]
     assert len(fuzz.findings(figures(50.0, 50.0, peak=178.0))) == 2
     assert fuzz.findings({**figures(50.0, 50.0), "broken": ["500"]}) == ["500"]
