@@ -177,8 +177,9 @@ async def _serves(client: httpx.AsyncClient, stack: Stack, model: str) -> None:
         if found.status_code == HTTPStatus.OK:
             return
         if look % _LOOKS_PER_REASON == 0:
-            rollout = f"{stack.registry}/v1/registry/models/{model}/rollout"
-            reason = why_not_loaded((await client.get(rollout)).json()) or reason
+            rollout = await client.get(f"{stack.registry}/v1/registry/models/{model}/rollout")
+            if rollout.status_code == HTTPStatus.OK:
+                reason = why_not_loaded(rollout.json()) or reason
         over = time.monotonic() - since_s >= _SERVES_WITHIN_S
         if over or why_not_served(reason) == DISK_FULL:
             told = reason or f"{model} is not ready, and no worker says why: see their logs"

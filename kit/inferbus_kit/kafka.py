@@ -80,6 +80,8 @@ async def stop_client(client: Client, timeout_s: float = 3.0) -> None:
     That may also end by a cancellation within the client: not the caller's, which is heard.
     """
     stopping = asyncio.ensure_future(client.stop())
+    # Or asyncio complains of an error that comes when nobody waits any longer.
+    stopping.add_done_callback(lambda task: task.cancelled() or task.exception())
     try:
         await asyncio.wait([stopping], timeout=timeout_s)
     finally:
@@ -87,7 +89,7 @@ async def stop_client(client: Client, timeout_s: float = 3.0) -> None:
     if not stopping.done():
         _log.warning("client_not_stopped", client=type(client).__name__)
     elif not stopping.cancelled() and (error := stopping.exception()) is not None:
-        if not isinstance(error, KafkaError):
+        if not isinstance(error, (OSError, KafkaError)):
             raise error
         _log.warning("client_not_stopped", client=type(client).__name__, error=repr(error))
 

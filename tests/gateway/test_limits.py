@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import pytest
@@ -254,6 +255,40 @@ def test_who_has_no_limit_costs_nothing() -> None:
     for _ in range(1000):
         limits.take(access.ANONYMOUS, 0.0)
     assert not limits.due()
+    assert not limits._quotas
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_nobody_is_forgiven_by_being_idle(shared: bool) -> None:  # noqa: FBT001
+    """A client that comes back every 72 s gets in ten hours what its limits say, and no more."""
+    limits = Limits()
+    limits.part.shared = shared
+    slow = caller(1 / 3600, 1)
+    talker = access.principal("t", "key:2", ["infer:*"], limits=m.Limits(tokens_per_min=60))
+    counts: dict[str, Gcra] = {}
+    n_requests = n_tokens = 0
+    now_s = 0.0
+    while now_s < 36_000:
+        with contextlib.suppress(errors.RateLimitedError):
+            limits.take(slow, now_s)
+            n_requests += 1
+        with contextlib.suppress(errors.RateLimitedError):
+            limits.check_tokens(talker, now_s)
+            limits.charge(talker, 2000, now_s)
+            n_tokens += 2000
+        if shared:
+            for name, quota in limits.due().items():
+                count = counts.setdefault(name, Gcra(quota.rate_per_s, quota.burst))
+                asked = quota.ask(now_s)
+                quota.answered(
+                    *count.spend(asked.owed, asked.want, now_s), limits.part, now_s + 0.01
+                )
+        for later_s in range(10, 72, 10):
+            limits.forget_idle(now_s + later_s)
+        now_s += 72
+    assert n_requests == 10
+    assert 36_000 <= n_tokens <= 36_000 + 60 + 2000
+    limits.forget_idle(now_s + 3600)
     assert not limits._quotas
 
 

@@ -274,3 +274,26 @@ def test_prompts_that_are_none_are_refused(said: Any, param: str) -> None:
     with pytest.raises(errors.InvalidRequestError) as caught:
         text(**said)
     assert getattr(caught.value, "param", caught.value.code) == param
+
+
+def test_a_message_that_we_answered_comes_back_as_the_sdk_dumps_it() -> None:
+    dumped: dict[str, Any] = {
+        "role": "assistant",
+        "content": "Rome.",
+        "refusal": None,
+        "annotations": [],
+        "audio": None,
+        "function_call": None,
+        "tool_calls": None,
+    }
+    again = prompts.chat(
+        {"model": "m", "messages": [*HELLO, dumped, *HELLO], "audio": None, "prediction": None},
+        SETTINGS,
+    )
+    assert b"Rome." in again.prompts[0]
+    assert b"audio" not in again.prompts[0]
+    assert refused(audio={"voice": "alloy"}) == "audio"
+    with pytest.raises(errors.InvalidRequestError, match="field that we do not know"):
+        prompts.chat(
+            {"model": "m", "messages": [*HELLO, {**dumped, "audio": {"id": "x"}}]}, SETTINGS
+        )

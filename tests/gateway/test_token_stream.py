@@ -254,6 +254,17 @@ async def test_a_cut_between_the_text_and_the_end_of_one_chunk_loses_and_repeats
         assert choices[-1]["finish_reason"] == "length"
 
 
+def test_offsets_of_tokens_go_on_from_chunk_to_chunk_of_each_text() -> None:
+    dialect = dialects.Text(REQUEST_ID)
+    tokens = (("Ro", "me"), (" is",), (" old",))
+    raw = b""
+    for seq, (words, choice) in enumerate(zip((*tokens, tokens[0]), (0, 0, 0, 1), strict=True)):
+        told = [{"token": one, "logprob": -0.5, "top_logprobs": []} for one in words]
+        raw += dialect.events(chunk(seq, choice=choice, logprobs=json.dumps(told)), f"3:{seq}")
+    found = [one["choices"][0]["logprobs"]["text_offset"] for one in _events(raw)]
+    assert found == [[0, 2], [4], [7], [0, 2]]
+
+
 async def test_a_silent_stream_is_kept_open_in_the_frame_of_server_sent_events(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

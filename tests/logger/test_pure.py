@@ -267,9 +267,9 @@ class Writing:
     def taken(self) -> list[Planned]:
         return self.board.work()[0]
 
-    def commit(self, planned: list[Planned]) -> None:
+    def commit(self, planned: list[Planned], *, fill: bool = True) -> None:
         self.board.committed(planned, [Written(each.batch, b"") for each in planned])
-        for each in planned:
+        for each in planned if fill else ():
             self.fill(each.batch.partition)
 
 
@@ -300,6 +300,30 @@ def test_lanes_that_wait_for_answers_go_by_themselves_until_they_commit() -> Non
     assert _numbers(at.taken()) == [0]
     at.now_s += 0.1  # twice as long as the first time
     assert _numbers(at.taken()) == [1]
+
+
+def test_a_lane_that_waits_for_answers_is_tried_however_much_the_others_have() -> None:
+    at = Writing(*range(16))
+    together = at.taken()
+    while more := at.taken():
+        together += more
+    at.board.set_apart([each for each in together if each.batch.partition == 0])
+    at.commit([each for each in together if each.batch.partition != 0], fill=False)
+    at.fill(0)
+    for _ in range(5):
+        at.now_s += 0.2
+        for lane in at.board.lanes.values():
+            buffer = lane.buffer
+            assert buffer is not None
+            while lane.partition and len(buffer) < plan.MAX_RECORDS:
+                row_id = bytes([lane.partition]) + buffer.end.to_bytes(15, "big")
+                buffer.offer(rows.Item(buffer.end, buffer.end + 1, "row", row_id, 1), at.now_s)
+        taken = [at.taken(), at.taken()]
+        if [0] in map(_numbers, taken):
+            return
+        for planned in taken:
+            at.commit(planned, fill=False)
+    raise AssertionError("the others went before it each time")
 
 
 def test_only_one_transaction_at_a_time_waits_for_answers() -> None:

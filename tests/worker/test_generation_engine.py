@@ -243,8 +243,13 @@ async def test_a_seed_says_the_same_to_the_last_bit(tmp_path: Path) -> None:
         await answered(heard, 3)
         submit(host, "both", prompt, text(seed=7, n=2, **seeded))
         await answered(heard, 4)
+        for again in range(2):  # a seed of -1, in the place of which llama.cpp draws one
+            submit(host, f"last {again}", prompt, text(seed=0xFFFFFFFF, **(seeded | {"n": 2})))
+            await answered(heard, 5 + again)
     alone = [heard.generated(seed).choices[0].logprobs for seed in (7, 8)]
     assert [choice.logprobs for choice in heard.generated("both").choices] == alone
+    first, second = (heard.generated(f"last {again}").choices for again in range(2))
+    assert [one.logprobs for one in first] == [one.logprobs for one in second]
 
 
 async def test_an_abort_ends_it_with_what_it_has(tmp_path: Path) -> None:

@@ -269,6 +269,8 @@ class Answers:
             delivery.add_done_callback(functools.partial(self._heard, place, held))
             # Not cancelled when time is up: it may be acknowledged a moment later.
             await asyncio.wait([delivery])
+            if delivery.cancelled():
+                raise KafkaError("the client let go of a record")
             try:
                 delivery.result()
             except _TOO_LARGE as error:

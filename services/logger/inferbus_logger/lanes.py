@@ -246,7 +246,8 @@ class Board:
 
         Once one lane is due all that waits goes along: at low load 16 partitions then cost one
         transaction and not 16. Lanes that wait for answers go by themselves, in one transaction at
-        a time, so that no others wait with them.
+        a time, so that no others wait with them; and first, once they have rested, or they would
+        wait for as long as others have whole batches.
         """
         now_s = self._clock()
         waited_for = any(lane.n_waits and lane.in_flight for lane in self.lanes.values())
@@ -257,7 +258,7 @@ class Board:
         ]
         if not waiting:
             return [], None
-        waiting.sort(key=lambda entry: entry[0])
+        waiting.sort(key=lambda one: (not (one[1].n_waits and one[0] <= now_s), one[0]))
         if waiting[0][0] > now_s:
             return [], waiting[0][0]
         taken: list[Planned] = []

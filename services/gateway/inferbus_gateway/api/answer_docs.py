@@ -53,7 +53,7 @@ _USAGE_OF_VECTORS = _object({"prompt_tokens": _COUNT, "total_tokens": _COUNT})
 _USAGE_OF_RESPONSES = _object(
     {
         "input_tokens": _COUNT,
-        "input_tokens_details": _object({"cached_tokens": _COUNT}),
+        "input_tokens_details": _object({"cached_tokens": _COUNT, "cache_write_tokens": _COUNT}),
         "output_tokens": _COUNT,
         "output_tokens_details": _object({"reasoning_tokens": _COUNT}),
         "total_tokens": _COUNT,

@@ -181,6 +181,8 @@ class Text:
     def __init__(self, request_id: bytes) -> None:
         self._id = self.prefix + ids.text(request_id)
         self._created = ids.unix_ms(request_id) // 1000
+        self._lengths: dict[int, int] = {}
+        """Characters of each text that were told with log probabilities."""
 
     def _head(self, model: str) -> Body:
         return {
@@ -206,10 +208,14 @@ class Text:
         return {**self._head(prediction.model), "choices": choices, "usage": usage(generated)}
 
     def events(self, chunk: m.TokenChunk, place: str) -> bytes:
+        at = self._lengths.get(chunk.choice, 0)
+        logprobs = _text_logprobs(chunk.logprobs, at)
+        if logprobs is not None:
+            self._lengths[chunk.choice] = at + sum(map(len, logprobs["tokens"]))
         choice = {
             "index": chunk.choice,
             "text": chunk.text,
-            "logprobs": _text_logprobs(chunk.logprobs),
+            "logprobs": logprobs,
             "finish_reason": chunk.finish_reason or None,
         }
         body: Body = {**self._head(chunk.model), "choices": [choice]}
@@ -268,11 +274,11 @@ def _chat_logprobs(raw: str) -> Body | None:
     return {"content": msgspec.json.decode(raw), "refusal": None} if raw else None
 
 
-def _text_logprobs(raw: str) -> Body | None:
-    """Return log probabilities as `/v1/completions` has them."""
+def _text_logprobs(raw: str, at: int = 0) -> Body | None:
+    """Return log probabilities as `/v1/completions` has them; the first token begins at `at`."""
     if not raw:
         return None
-    offsets, at = [], 0
+    offsets = []
     entries = msgspec.json.decode(raw)
     for entry in entries:
         offsets.append(at)

@@ -136,6 +136,13 @@ class Quota:
             room = min(1.0, self._room + grown)
         return room
 
+    def full(self, part: Part, now_s: float) -> bool:
+        """Tell whether what was spent has come back in time, here and so in the shared count."""
+        grown, most = (now_s - self._room_s) * self.rate_per_s, self.burst * part.share
+        if self._room + grown * part.share >= most:
+            return True
+        return part.shared and most < 1.0 and self._room + grown >= 1.0
+
     def due(self, now_s: float) -> bool:
         """Tell whether the shared count is to be asked."""
         if self._asked is not None:
@@ -188,8 +195,9 @@ def _nothing() -> None:
 class Limits:
     """The quotas of all callers of this gateway.
 
-    Invariants: a caller without limits costs nothing; one that was not seen for a minute is
-    forgotten by `forget_idle`; `wake` is called when a quota is to be asked for.
+    Invariants: a caller without limits costs nothing; one that was not seen for a minute and may
+    spend a whole burst is forgotten by `forget_idle`, which so gives nobody anything; `wake` is
+    called when a quota is to be asked for.
     """
 
     def __init__(
@@ -297,7 +305,12 @@ class Limits:
         return found
 
     def forget_idle(self, now_s: float) -> None:
-        """Drop what nobody used for a while; by then the shared count has paid it back."""
-        for name in [n for n, one in self._quotas.items() if now_s - one.used_s > IDLE_S]:
+        """Drop what nobody used for a while and would be the same if it were made anew."""
+        idle = [
+            name
+            for name, one in self._quotas.items()
+            if now_s - one.used_s > IDLE_S and one.full(self.part, now_s)
+        ]
+        for name in idle:
             del self._quotas[name]
             self._due.pop(name, None)

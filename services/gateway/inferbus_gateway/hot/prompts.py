@@ -23,6 +23,8 @@ Body = dict[str, Any]
 MAX_MESSAGES = 1024
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 _MESSAGE_FIELDS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id", "refusal"})
+_SAYS_NOTHING: tuple[Any, ...] = (None, [])
+"""Values with which a field that we do not know, of a message that we answered, may come back."""
 IGNORED = frozenset(
     {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
 )
@@ -198,8 +200,8 @@ def triton(body: Body, settings: limits.GenerationSettings, *, stream: bool) -> 
 
 
 def _known(body: Body, known: frozenset[str]) -> None:
-    for name in body:
-        if name not in known and name not in IGNORED:
+    for name, value in body.items():
+        if name not in known and name not in IGNORED and value is not None:
             shown = name if name.isprintable() and len(name) < 64 else "a field"  # noqa: PLR2004 -- a name that is worth showing
             raise ParameterError(shown, f"unknown parameter: {shown}")
 
@@ -303,8 +305,8 @@ def _message(said: Any, index: int) -> Body:
     role = said.get("role") if isinstance(said, dict) else None
     if not isinstance(role, str) or role not in ROLES:
         raise ParameterError(where, f"{where} must be an object with a role that we know")
-    for name in said:
-        if name not in _MESSAGE_FIELDS:
+    for name, value in said.items():
+        if name not in _MESSAGE_FIELDS and value not in _SAYS_NOTHING:
             raise ParameterError(where, f"{where} has a field that we do not know")
     said_role = "system" if role == "developer" else role
     out: Body = {"role": said_role, "content": _content(said.get("content"), where)}

@@ -220,7 +220,10 @@ def _part(text: str) -> Body:
 def _usage(generated: m.Generated) -> Body:
     return {
         "input_tokens": generated.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": generated.cached_tokens},
+        "input_tokens_details": {
+            "cached_tokens": generated.cached_tokens,
+            "cache_write_tokens": 0,  # nobody pays for them here
+        },
         "output_tokens": generated.completion_tokens,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": generated.prompt_tokens + generated.completion_tokens,

@@ -153,10 +153,12 @@ class RpcInfer:
             while (waiting := await window.get()) is not None:
                 yield wrapped(waiting[0], await waiting[1])
         finally:
-            await cancel(reading)
-            while not window.empty():
-                if (waiting := window.get_nowait()) is not None:
-                    waiting[1].cancel()
+            try:
+                await cancel(reading)
+            finally:
+                while not window.empty():
+                    if (waiting := window.get_nowait()) is not None:
+                        waiting[1].cancel()
 
     def _ask(
         self, message: Asked, call: Call, remaining_s: float | None, *, alone: bool = False

@@ -156,7 +156,7 @@ class LlamaEngine:
         asked |= {name: getattr(said, name) for name in _SAMPLING if said.HasField(name)}
         asked["max_tokens"] = said.max_tokens or self._default_max_tokens
         if said.HasField("seed"):
-            asked["seed"] = (said.seed + choice) & 0xFFFFFFFF
+            asked["seed"] = (said.seed + choice) % _DRAWN_SEED
             # What a slot has kept of a prompt is not, to the last bit, what reading it gives.
             asked["cache_prompt"] = False
         if said.stop:
@@ -171,6 +171,8 @@ class LlamaEngine:
         return asked
 
 
+_DRAWN_SEED = 0xFFFFFFFF
+"""`LLAMA_DEFAULT_SEED`: the library draws one in its place."""
 _SAMPLING = (
     "temperature",
     "top_p",

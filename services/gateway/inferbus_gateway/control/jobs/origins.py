@@ -23,7 +23,11 @@ _HTTPS_PORT = 443
 
 Network = IPv4Network | IPv6Network
 _TUNNELS: tuple[Network, ...] = tuple(
-    ip_network(one) for one in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")
+    ip_network(one)
+    for one in (
+        *("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32"),
+        *("::/96", "::ffff:0:0:0/96"),
+    )
 )
 """Addresses that stand for other addresses."""
 
@@ -124,7 +128,8 @@ class Origins:
         if any(address in network for network in self._networks):
             return True
         tunnel = any(address in network for network in _TUNNELS)
-        return address.is_global and not address.is_multicast and not tunnel
+        site = isinstance(address, IPv6Address) and address.is_site_local
+        return address.is_global and not (address.is_multicast or tunnel or site)
 
 
 def _origin(place: Web | Stored) -> str:
