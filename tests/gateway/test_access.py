@@ -190,7 +190,13 @@ class Gateway:
             requests=requests,
             generations=parts,
             resumer=Resumer(
-                "", "g", producer=parts, fleet=fleet.seen, replies=parts, streams=parts
+                "",
+                "g",
+                producer=parts,
+                fleet=fleet.seen,
+                replies=parts,
+                streams=parts,
+                cancel=parts,
             ),
             metrics=metrics,
             bodies=Bodies(1 << 20, 1 << 24),

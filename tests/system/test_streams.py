@@ -43,6 +43,7 @@ async def test_streams(stack: Stack, collector: Collector) -> None:
     await _a_key_has_so_many_tokens_a_minute(stack)
     await _a_client_that_leaves_cancels(stack)
     await _a_lost_gateway_loses_and_doubles_no_token(stack)
+    await _a_reader_that_came_back_and_leaves_cancels(stack)
     await _a_gateway_that_stops_sends_its_streams_on(stack)
     await lost_workers.is_an_error_and_no_end(stack)
     await batch_and_deaths.survives_the_death_of_everybody(stack)
@@ -289,10 +290,38 @@ async def _a_lost_gateway_loses_and_doubles_no_token(stack: Stack) -> None:
         await stack.wait_ready("gateway", 0)
 
 
+async def _a_reader_that_came_back_and_leaves_cancels(stack: Stack) -> None:
+    """Unless its request is to be kept, or another client reads it there."""
+    url = f"{stack.gateways[0]}/v1/completions"
+    body = STORY | {"max_tokens": 500}
+    keeps = {"x-inferbus-on-disconnect": "keep"}
+    streams = [Heard() for _ in range(3)]
+    reading = [
+        asyncio.create_task(read("POST", url, heard, json=body, headers=head))
+        for heard, head in zip(streams, ({}, keeps, {}), strict=True)
+    ]
+    await asyncio.gather(*(begun(heard, 5) for heard in streams))
+    stack.kill("gateway", 0, signal.SIGKILL)
+    await asyncio.gather(*reading)
+    left, kept, shared = (
+        f"{stack.gateways[1]}/v1/streams/{heard.request_id}" for heard in streams
+    )
+    staying = Heard()
+    stays = asyncio.create_task(read("GET", shared, staying))
+    await begun(staying, 5)
+    for resumed in (left, kept, shared):
+        again = await read("GET", resumed, Heard(), stop_after=10)
+        assert not again.done, "it ended before its reader left"
+    assert (await stays).done, "another reader has left, not this one"
+    outcomes = [(await row(stack, heard.request_id))["outcome"] for heard in streams]
+    assert outcomes == ["cancelled", "ok", "ok"]
+    await stack.wait_ready("gateway", 0)
+
+
 async def _a_gateway_that_stops_sends_its_streams_on(stack: Stack) -> None:
     heard = Heard()
     url = f"{stack.gateways[0]}/v1/completions"
-    reading = asyncio.create_task(read("POST", url, heard, json=STORY | {"max_tokens": 400}))
+    reading = asyncio.create_task(read("POST", url, heard, json=STORY | {"max_tokens": 1500}))
     await begun(heard, 5)
     await stack.restart("gateway", 0)
     await reading

@@ -152,6 +152,7 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
             fleet=fleet,
             replies=replies,
             streams=streams,
+            cancel=publisher.cancel,
         ),
         metrics=metrics,
         bodies=bodies,

@@ -2,7 +2,8 @@
 
 In: a request id and the last event that the client saw. Out: the events after it, exactly those
 that the first gateway would have sent, then the live ones; past the retention of token chunks the
-whole text. Nothing is asked of the gateway that the stream began at: it may be gone.
+whole text. Nothing is asked of the gateway that the stream began at: it may be gone. A reader that
+leaves cancels the request as its first one would have.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable
 
 import msgspec
 import structlog
@@ -21,6 +22,7 @@ from google.protobuf.message import DecodeError
 
 from inferbus_gateway import errors
 from inferbus_gateway.control.readers import Readers
+from inferbus_gateway.control.span_reader import SLACK_MS, SpanReader
 from inferbus_gateway.hot import dialects, kinds
 from inferbus_gateway.hot.generations import PING_S, EventWriter, ended
 from inferbus_gateway.hot.replies import Replies
@@ -31,13 +33,11 @@ from inferbus_kit.kafka import client_options, stop_client
 from inferbus_kit.produce import Producer
 from inferbus_schemas import ids, topics
 from inferbus_schemas import messages as m
-from inferbus_schemas.membership import Membership
+from inferbus_schemas.membership import InboxLease, Membership
 from inferbus_schemas.terminal import is_terminal
 
 _log = structlog.get_logger("resume")
 
-_SLACK_MS = 10_000
-"""A gateway's clock, which an id is minted by, may differ this much from the broker's."""
 _APPEARS_S = 30.0
 """A request of which nothing is on the bus after this does not stream, or not for this client."""
 _LOST_AFTER_S = 8.0
@@ -49,7 +49,8 @@ class Resumer:
 
     Invariants: at most so many at once; a stream of another tenant is not found; no event that the
     client has seen is sent again, none between is left out; a run whose worker is lost is ended by
-    a record here, since the gateway that should is perhaps lost too.
+    a record here, since the gateway that should is perhaps lost too; no request is cancelled that
+    was to be kept, or that another client reads here.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Resumer:
         fleet: Membership,
         replies: Replies,
         streams: Streams,
+        cancel: Callable[[bytes, str], None],
     ) -> None:
         self._bootstrap = bootstrap
         self._instance = instance
@@ -68,7 +70,9 @@ class Resumer:
         self._fleet = fleet
         self._replies = replies
         self._streams = streams
+        self._cancel = cancel
         self._open = Readers("streams")
+        self._reading: list[bytes] = []
 
     async def resume(self, name: str, last: str, tenant: str, receive: Receive, send: Send) -> None:
         """Send what follows the event `last` (`partition:offset`, or empty) of a tenant's stream.
@@ -79,6 +83,7 @@ class Resumer:
         request_id = _request_id(name, time.time() * 1000)
         partition, after = _place(last)
         self._open.take(tenant)
+        self._reading.append(request_id)
         consumer = AIOKafkaConsumer(
             **client_options(self._bootstrap),
             client_id=f"{self._instance}-resume",
@@ -89,17 +94,20 @@ class Resumer:
         watching: asyncio.Task[None] | None = None
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):
-                places = await self._places(partition)
+                reader = SpanReader(consumer, await self._places(partition))
                 await consumer.start()
-                ends = await _seek(consumer, places, ids.unix_ms(request_id) - _SLACK_MS)
+                await reader.seek(request_id)
             again = _Again(request_id, tenant, after)
             watching = asyncio.create_task(_watch(receive, again))
-            await self._read(consumer, ends, again, send)
+            await self._read(reader, again, send)
+            if again.gone:
+                self._left(again)
         except (KafkaError, TimeoutError) as error:
             _log.warning("resume_failed", error=repr(error))
             raise errors.BusUnavailableError("the stream cannot be read now; try again") from error
         finally:
             self._open.free(tenant)
+            self._reading.remove(request_id)
             if watching is not None:
                 watching.cancel()
             await stop_client(consumer)
@@ -116,51 +124,54 @@ class Resumer:
             places += [TopicPartition(topic, number) for number in numbers]
         return places
 
-    async def _read(
-        self,
-        consumer: AIOKafkaConsumer,
-        ends: Mapping[TopicPartition, int],
-        again: _Again,
-        send: Send,
-    ) -> None:
-        writer: EventWriter | None = None
-        pinged_s = time.monotonic()
+    async def _read(self, reader: SpanReader, again: _Again, send: Send) -> None:
+        stream = await _find(reader, again)
+        if stream is None:
+            return
+        await reader.narrow(stream.partition)
+        dialect = kinds.dialect_of(again.form, again.request_id, again.client_request_id)
+        head = [(b"x-request-id", ids.text(again.request_id).encode())]
+        writer = EventWriter(send, head, dialect)
+        caught_up, pinged_s = False, time.monotonic()
         while not again.gone:
-            batches = await consumer.getmany(*ends, timeout_ms=100)
-            for records in batches.values():
-                for record in records:
-                    again.apply(record)
-            if again.stream is None:
-                await _check_appears(consumer, ends, again)
-                continue
-            if writer is None:
-                dialect = kinds.dialect_of(again.form, again.request_id, again.client_request_id)
-                head = [(b"x-request-id", ids.text(again.request_id).encode())]
-                writer = EventWriter(send, head, dialect)
-            again.settle(caught_up=not batches)
-            if await writer.forward(
-                again.stream, include_usage=again.include_usage, after=again.after
-            ):
+            again.settle(caught_up=caught_up)
+            if await writer.forward(stream, include_usage=again.include_usage, after=again.after):
                 return
             if self._streams.leaving.is_set():
                 await writer.close(errors.ReconnectError("this gateway stops; go on at another"))
                 return
-            if not batches:
+            if caught_up:
                 self._end_where_lost(again)
             if time.monotonic() - pinged_s >= PING_S:
                 pinged_s = time.monotonic()
                 await writer.write(dialects.PING)
+            records = await reader.read()
+            again.take(records)
+            caught_up = not records
+
+    def _left(self, again: _Again) -> None:
+        """Have a run ended that nobody reads here any more, unless it is to be kept."""
+        chunk = again.running
+        if chunk is None or not chunk.cancel_on_disconnect or self._streams.leaving.is_set():
+            return
+        if chunk.id in self._streams or self._reading.count(chunk.id) > 1:
+            return
+        if (lease := self._lease_of(chunk)) is not None:
+            self._cancel(chunk.id, lease.pool)
+
+    def _lease_of(self, chunk: m.TokenChunk) -> InboxLease | None:
+        """Return an inbox of the worker that sent a chunk; None where it has left the fleet."""
+        for lease in self._fleet.every_lease():
+            if lease.instance == chunk.served_by and not self._fleet.expired(lease):
+                return lease
+        return None
 
     def _end_where_lost(self, again: _Again) -> None:
         """End a run whose worker has left the fleet, once."""
-        chunk, stream = again.last, again.stream
-        if chunk is None or stream is None or stream.state.prediction is not None:
+        chunk, stream = again.running, again.stream
+        if chunk is None or stream is None:
             return
-        alive = any(
-            lease.instance == chunk.served_by and not self._fleet.expired(lease)
-            for lease in self._fleet.every_lease()
-        )
-        if alive:
+        if self._lease_of(chunk) is not None:
             again.lost_s = 0.0
         elif not again.lost_s:
             again.lost_s = time.monotonic()
@@ -204,6 +215,11 @@ class _Again:
         self._tokens = topics.topic(topics.TOKENS).name
         self._ce_id = f"{ids.text(request_id)}/".encode()
 
+    def take(self, records: Iterable[Record]) -> None:
+        """Take what was read of either topic."""
+        for record in records:
+            self.apply(record)
+
     def apply(self, record: Record) -> None:
         """Take a record of either topic."""
         try:
@@ -244,6 +260,13 @@ class _Again:
         # A record of a request that no worker ran says no form.
         if form != m.FORM_UNSPECIFIED:
             self.form, self.client_request_id = form, client_request_id
+
+    @property
+    def running(self) -> m.TokenChunk | None:
+        """Return the newest chunk of a run whose end is not known; None where there is none."""
+        if self.stream is None or self.stream.state.prediction is not None:
+            return None
+        return self.last
 
     def settle(self, *, caught_up: bool) -> None:
         """Where the chunks are gone from the bus, let the whole text stand for them."""
@@ -302,7 +325,7 @@ def _request_id(name: str, now_ms: float) -> bytes:
         request_id = uuid.UUID(kinds.bare_id(name)).bytes
     except ValueError:
         raise errors.StreamNotFoundError("no such stream") from None
-    if not ids.is_uuid7(request_id) or ids.unix_ms(request_id) > now_ms + _SLACK_MS:
+    if not ids.is_uuid7(request_id) or ids.unix_ms(request_id) > now_ms + SLACK_MS:
         raise errors.StreamNotFoundError("no such stream")
     return request_id
 
@@ -318,27 +341,17 @@ def _place(last: str) -> tuple[int | None, int]:
     return int(partition), int(offset)
 
 
-async def _seek(
-    consumer: AIOKafkaConsumer, places: list[TopicPartition], since_ms: int
-) -> dict[TopicPartition, int]:
-    """Stand at the time of the request; return where the records end now."""
-    consumer.assign(places)
-    found = await consumer.offsets_for_times(dict.fromkeys(places, max(0, since_ms)))
-    ends = await consumer.end_offsets(places)
-    for place in places:
-        at = found.get(place)
-        consumer.seek(place, ends[place] if at is None else at.offset)
-    return dict(ends)
+async def _find(reader: SpanReader, again: _Again) -> OpenStream | None:
+    """Read up to the first that there is of a stream; None where its reader leaves before.
 
-
-async def _check_appears(
-    consumer: AIOKafkaConsumer, ends: Mapping[TopicPartition, int], again: _Again
-) -> None:
-    """Raise where nothing appeared in its time, once all was read that stood there at the start."""
-    for place, end in ends.items():
-        if await consumer.position(place) < end:
-            return
-    again.check_appears(time.time() * 1000)
+    Raises:
+        StreamNotFoundError: nothing of it appeared in its time.
+    """
+    while again.stream is None and not again.gone:
+        again.take(await reader.read())
+        if again.stream is None and await reader.passed():
+            again.check_appears(time.time() * 1000)
+    return again.stream
 
 
 async def _watch(receive: Receive, again: _Again) -> None:

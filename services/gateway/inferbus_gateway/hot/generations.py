@@ -99,6 +99,8 @@ class Generations:
 
     def open(self, call: Call, waiter: Waiter, reply_partition: int | None = None) -> Entry:
         """Put a call on the bus; its waiter is told how it ended."""
+        generation = call.ask.generation
+        generation.cancel_on_disconnect = generation.stream and not call.keep
         return self._requests.open(
             call.request_id,
             call.target,
@@ -111,7 +113,7 @@ class Generations:
             waiter=waiter,
             traceparent=call.head.traceparent,
             span=call.span,
-            generation=call.ask.generation,
+            generation=generation,
             reply_partition=reply_partition,
         )
 

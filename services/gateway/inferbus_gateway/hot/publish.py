@@ -229,18 +229,18 @@ class Publisher:
             if entry.frame is frame and self._pending.not_handed_over(entry, now_s):
                 entry.waiter.refuse(entry, _refusal(error))
 
-    def cancel(self, entry: Entry) -> None:
+    def cancel(self, request_id: bytes, pool: str) -> None:
         """Tell the workers of its pool that nobody waits for a request any more."""
-        task = asyncio.get_running_loop().create_task(self._cancel(entry))
+        task = asyncio.get_running_loop().create_task(self._cancel(request_id, pool))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _cancel(self, entry: Entry) -> None:
-        topic = topics.topic(topics.CANCELLATIONS, entry.pool)
-        head = envelope.headers(topic.ce_type, self._source, f"{ids.text(entry.id)}/cancel")
-        value = m.Cancellation(id=entry.id, reason="client_left").SerializeToString()
+    async def _cancel(self, request_id: bytes, pool: str) -> None:
+        topic = topics.topic(topics.CANCELLATIONS, pool)
+        head = envelope.headers(topic.ce_type, self._source, f"{ids.text(request_id)}/cancel")
+        value = m.Cancellation(id=request_id, reason="client_left").SerializeToString()
         try:
-            await (await self._producer.send(topic.name, 0, value, key=entry.id, headers=head))
+            await (await self._producer.send(topic.name, 0, value, key=request_id, headers=head))
         except (InferbusError, KafkaError) as error:
             # It costs the engine's time only: the request ends at its deadline at the latest.
             _log.warning("cancellation_not_written", error=repr(error))

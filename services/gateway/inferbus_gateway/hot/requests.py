@@ -254,7 +254,7 @@ class Requests:
         """The client of a generation has left: have it ended, unless it has."""
         entry = self._pending.find(request_id)
         if entry is not None and not self.stopping:
-            self._publisher.cancel(entry)
+            self._publisher.cancel(entry.id, entry.pool)
 
     def opener(self) -> tuple[Waiter, asyncio.Future[Entry]]:
         """Return a waiter for callers that await, and the future of its ended entry."""

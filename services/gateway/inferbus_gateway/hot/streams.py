@@ -112,6 +112,9 @@ class Streams:
     def __len__(self) -> int:
         return len(self._open)
 
+    def __contains__(self, request_id: bytes) -> bool:
+        return request_id in self._open
+
     async def start(self, partition: int, spawn: Spawn) -> None:
         """Read a partition from its end on, in a task that `spawn` starts.
 
