@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from inferbus_gateway.control.jobs.results import MAX_RETRIES
 from inferbus_kit.objects import Objects, open_store
 from inferbus_schemas import access, ids, jobs
 from inferbus_schemas import messages as m
@@ -108,8 +109,23 @@ async def test_submissions(side: GatewaySide, store: Objects, http: httpx.AsyncC
     await _a_job_whose_gateway_died_is_taken_over(side, store, http)
     await _an_unfinished_job_keeps_its_version_in_the_beats(side, store, http)
     await _cancel_leaves_a_mark_for_workers(side, store, http)
+    await _retries_come_to_an_end(side, store, http)
     await _hostile_uploads(side, http)
     await _nobody_waits(side, store, http)
+
+
+async def _retries_come_to_an_end(
+    side: GatewaySide, store: Objects, http: httpx.AsyncClient
+) -> None:
+    parent = b""
+    for at in range(MAX_RETRIES + 1):
+        job = m.Job(id=ids.uuid7(1_700_000_000_000, at), tenant="local", parent=parent)
+        job.model, job.version, job.pool = side.model, side.version, side.pool
+        await store.put(jobs.job_path(job.id), job.SerializeToString())
+        parent = job.id
+    refused = await http.post(f"/v1/jobs/{ids.text(parent)}/retry")
+    assert (refused.status_code, refused.json()["code"]) == (400, "invalid_request")
+    assert "send those that failed as a new job" in refused.text
 
 
 async def _one_key_is_one_job(side: GatewaySide, http: httpx.AsyncClient) -> None:

@@ -119,6 +119,36 @@ def test_a_job_from_its_acceptance_to_its_end() -> None:
     assert ID not in fold
 
 
+def test_a_job_is_kept_as_long_as_one_that_continues_it() -> None:
+    """Its results are those of the rows that were not tried again."""
+
+    def made(at_ms: int, parent: bytes = b"") -> bytes:
+        job_id = ids.uuid7(at_ms, len(made_ids))
+        made_ids.append(job_id)
+        fold.apply(m.JobStatus(job=m.Job(id=job_id, n_chunks=1, parent=parent)), at_ms)
+        done = m.ChunkStatus(job=job_id, state=m.CHUNK_STATE_DONE)
+        fold.apply(m.JobStatus(chunk=done), at_ms)
+        return job_id
+
+    made_ids: list[bytes] = []
+    fold = Fold()
+    root, other = made(1000), made(1000)
+    second = made(2000, root)
+    made(2000, root)
+    last = made(9000, second)
+    unfinished = m.Job(id=ids.uuid7(2000, 99), n_chunks=1, parent=other)
+    fold.apply(m.JobStatus(job=unfinished), 2000)
+
+    def old(before_ms: int) -> set[bytes]:
+        return {job.id for job, _ in fold.older_than(before_ms)}
+
+    assert old(5000) == {made_ids[3]}, "another retry of the same job is nobody's parent"
+    assert old(9001) == {root, second, made_ids[3], last}
+    done = m.ChunkStatus(job=unfinished.id, state=m.CHUNK_STATE_DONE)
+    fold.apply(m.JobStatus(chunk=done), 2000)
+    assert old(9001) == {*made_ids, unfinished.id}
+
+
 def test_cancelled_too_late_is_completed() -> None:
     found = folded([*ALL, CANCELLED]).progress(ID, 2_000_000)
     assert found is not None

@@ -22,7 +22,7 @@ from tests.support import servers
 pytestmark = pytest.mark.slow
 
 
-def job(unix_ms: int) -> m.Job:
+def job(unix_ms: int, parent: bytes = b"") -> m.Job:
     return m.Job(
         id=ids.uuid7(unix_ms, secrets.randbits(74)),
         tenant="sweeping",
@@ -35,6 +35,7 @@ def job(unix_ms: int) -> m.Job:
         n_partitions=16,
         dispatched=True,
         key_sha256=secrets.token_bytes(32),
+        parent=parent,
     )
 
 
@@ -48,7 +49,9 @@ async def test_old_jobs_that_ended_are_deleted(kafka_bootstrap: str, tmp_path: P
     health.watch("jobs", 60.0)
     dispatcher = Dispatcher(producer, objects, fold, "gateway-test", health)
     now_ms = int(time.time() * 1000)
-    old, running, young = job(now_ms - 10_000), job(now_ms - 10_000), job(now_ms)
+    old, running, continued = (job(now_ms - 10_000) for _ in range(3))
+    young = job(now_ms, continued.id)
+    everyone = (old, running, continued, young)
     topic = topics.topic(topics.JOB_STATUS)
 
     async def say(key: str, said: m.JobStatus) -> int:
@@ -57,7 +60,7 @@ async def test_old_jobs_that_ended_are_deleted(kafka_bootstrap: str, tmp_path: P
         sent = await producer.send(topic.name, 0, value, key=key.encode(), headers=head)
         return int((await sent).offset)
 
-    for one in (old, running, young):
+    for one in everyone:
         await objects.put(jobs.input_path(one.input, 0), b"rows")
         await objects.put(jobs.job_path(one.id), one.SerializeToString())
         await objects.put(jobs.key_path(one.tenant, one.key_sha256), one.id)
@@ -67,20 +70,20 @@ async def test_old_jobs_that_ended_are_deleted(kafka_bootstrap: str, tmp_path: P
             await say(jobs.chunk_key(one.id, 0), m.JobStatus(chunk=done))
     reader = StateReader(kafka_bootstrap, topic.name, job_feed(fold), client_id="sweep")
     await reader.start()
-    assert all(one.id in fold for one in (old, running, young))
+    assert all(one.id in fold for one in everyone)
 
     await dispatcher.sweep(now_ms - 5_000)
     # Jobs of other tests may stand in the topic too, and go first.
     async with asyncio.timeout(20):
         while old.id in fold:  # noqa: ASYNC110 -- a plain poll is clearest
             await asyncio.sleep(0.02)
-    assert [one.id in fold for one in (old, running, young)] == [False, True, True]
-    for one, kept in ((old, False), (running, True), (young, True)):
+    assert [one.id in fold for one in everyone] == [False, True, True, True]
+    for one in everyone:
         for path in (
             jobs.input_path(one.input, 0),
             jobs.job_path(one.id),
             jobs.key_path(one.tenant, one.key_sha256),
         ):
-            assert await objects.exists(path) == kept, path
+            assert await objects.exists(path) == (one is not old), path
     await reader.stop()
     await producer.stop()

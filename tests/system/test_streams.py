@@ -303,9 +303,7 @@ async def _a_reader_that_came_back_and_leaves_cancels(stack: Stack) -> None:
     await asyncio.gather(*(begun(heard, 5) for heard in streams))
     stack.kill("gateway", 0, signal.SIGKILL)
     await asyncio.gather(*reading)
-    left, kept, shared = (
-        f"{stack.gateways[1]}/v1/streams/{heard.request_id}" for heard in streams
-    )
+    left, kept, shared = (f"{stack.gateways[1]}/v1/streams/{heard.request_id}" for heard in streams)
     staying = Heard()
     stays = asyncio.create_task(read("GET", shared, staying))
     await begun(staying, 5)

@@ -283,6 +283,7 @@ class _Routes:
         _may(caller, old.model)
         target = parts.routes.pinned_to(old.model, old.version, old.pool)
         parts.charge(caller)
+        await parts.results.check_continues(old)
         wish = parts.wish(caller, target, _key(request, ""))
         with parts.taking(wish, _RETRY, _traceparent(request)) as named:
             rows = parts.results.failed(old)

@@ -51,7 +51,8 @@ class Dispatcher:
     """Writes what the bus must know of jobs.
 
     Invariants: a job says `dispatched` only when Kafka has all of its commands; a command that
-    came twice does no harm; what a job left is deleted seven days after it was made, if it ended.
+    came twice does no harm; what a job left is deleted seven days after it was made, if it ended
+    and no younger one continues it.
     """
 
     def __init__(

@@ -193,12 +193,21 @@ class Fold:
         ]
 
     def older_than(self, unix_ms: int) -> list[tuple[m.Job, list[int]]]:
-        """Return the jobs that ended and were made before a time, with their chunks."""
-        return [
-            (one.job, sorted(one.done))
+        """Return the jobs that ended and were made before a time, with their chunks.
+
+        Those that another one continues, which is not among them, are left out: its results are
+        theirs too.
+        """
+        old = {
+            job_id: one
             for job_id, one in self._jobs.items()
             if one.job is not None and one.over and ids.unix_ms(job_id) < unix_ms
-        ]
+        }
+        for job_id, one in self._jobs.items():
+            kept = one.job if job_id not in old else None
+            while kept is not None and (parent := old.pop(kept.parent, None)) is not None:
+                kept = parent.job
+        return [(one.job, sorted(one.done)) for one in old.values() if one.job is not None]
 
     def inputs(self) -> set[str]:
         """Return the folder of each job's input."""

@@ -17,7 +17,8 @@ from inferbus_kit.objects import Objects
 from inferbus_schemas import ids, jobs, tensors
 from inferbus_schemas import messages as m
 
-_MAX_PARENTS = 32
+MAX_RETRIES = 32
+"""So many jobs may continue one, each the one before it; their results are read side by side."""
 _encode = msgspec.json.Encoder().encode
 
 
@@ -31,6 +32,29 @@ class Results:
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
 
+    async def _lineage(self, job: m.Job) -> list[m.Job]:
+        """Return a job and those that it continues, newest first."""
+        lineage = [job]
+        while lineage[-1].parent:
+            raw = await self._objects.get(jobs.job_path(lineage[-1].parent))
+            if raw is None:
+                raise errors.NotFoundError("the job that this one continues is gone")
+            lineage.append(m.Job.FromString(raw))
+        return lineage
+
+    async def check_continues(self, job: m.Job) -> None:
+        """Check that one more job can continue a job.
+
+        Raises:
+            InvalidRequestError: it is the last of as many as may be.
+            NotFoundError: one that it continues is gone.
+            ObjectStoreError: they cannot be read.
+        """
+        if len(await self._lineage(job)) > MAX_RETRIES:
+            raise errors.InvalidRequestError(
+                f"rows are tried again {MAX_RETRIES} times; send those that failed as a new job"
+            )
+
     async def rows(self, job: m.Job) -> AsyncGenerator[m.RowResult]:
         """Yield the rows of a job and of those that it continues.
 
@@ -38,12 +62,7 @@ class Results:
             NotFoundError: they are gone.
             ObjectStoreError: they cannot be read.
         """
-        lineage = [job]
-        while lineage[-1].parent:
-            raw = await self._objects.get(jobs.job_path(lineage[-1].parent))
-            if raw is None or len(lineage) > _MAX_PARENTS:
-                raise errors.NotFoundError("the job that this one continues is gone")
-            lineage.append(m.Job.FromString(raw))
+        lineage = await self._lineage(job)
         merged = self._own(lineage.pop())
         for newer in reversed(lineage):
             merged = _overlaid(merged, self._own(newer))
