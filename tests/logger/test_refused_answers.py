@@ -234,6 +234,36 @@ async def test_no_answer_is_no_refusal() -> None:
     await at.answers.stop()
 
 
+@pytest.mark.parametrize("how", ["fails", "hangs"])
+async def test_a_place_that_is_not_answered_lengthens_the_patience_of_no_other(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = Copying(Taken(lambda number, _: OSError() if number == 1 else PolicyViolationError()))
+    send = at.taken.send_batch
+
+    async def send_batch(*parcel: Any, partition: int) -> asyncio.Future[None]:
+        if how == "hangs" and partition == 1:
+            return asyncio.get_running_loop().create_future()
+        return await send(*parcel, partition=partition)
+
+    monkeypatch.setattr(at.taken, "send_batch", send_batch)
+    monkeypatch.setattr(answers, "TIMEOUT_S", 0.05)
+    for _ in range(3):
+        with pytest.raises(AnswersError) as failed:
+            await at.answers.hand_over([at.batch(1, 0, b"a"), at.batch(3, 0, b"b")])
+        assert failed.value.partitions == {1, 3}
+        assert "does not take" in str(failed.value)
+        assert "refuses" in str(failed.value)
+        assert len(at.answers._clients) == 0
+        at.connect()
+        at.now_s += PATIENCE_S / 3
+    with pytest.raises(AnswersError) as failed:
+        await at.answers.hand_over([at.batch(1, 0, b"a"), at.batch(3, 0, b"b")])
+    assert failed.value.partitions == {1}
+    assert at.counted() == (None, 1)
+    await at.answers.stop()
+
+
 async def test_what_another_logger_logged_meanwhile_is_not_stuck_here() -> None:
     at = Copying(Taken(lambda *_: PolicyViolationError()))
     board = Board(logger_metrics(CollectorRegistry()), lambda: at.now_s)

@@ -173,26 +173,36 @@ class Answers:
         if not due:
             return
         client: AIOKafkaProducer | None = None
+        errors: dict[Place, Exception] = {}
+        broke: Exception | None = None
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 client = await self._clients.of(tenant)
-                errors = await self._send(client, tenant, due)
-        except Exception as error:
+                await self._send(client, tenant, due, errors)
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the transaction is tried again
+            broke = error
+        refused = {place: one for place, one in errors.items() if isinstance(one, _REFUSALS)}
+        unanswered = (errors if broke is None else due).keys() - refused.keys()
+        if unanswered and client is not None:
             # Whatever it is, the next try has a client of its own.
-            if client is not None:
-                self._clients.drop(tenant, client)
-            waits: list[int] = []
-            for place, items in due.items():
-                if (offset := self._first_left(place, items)) is not None:
-                    self._refusals.unanswered(place, offset)
-                    waits.append(place.partition)
-            if not waits:
-                return
-            reason = f"Kafka does not take the answers of {tenant}"
+            self._clients.drop(tenant, client)
+        said = self._unanswered(tenant, {place: due[place] for place in unanswered})
+        said |= self._refused(tenant, {place: due[place] for place in refused}, errors, tried_s)
+        if said:
+            cause = broke or next(iter(errors.values()))
+            raise AnswersError("; ".join(sorted(set(said.values()))), said) from cause
+
+    def _unanswered(self, tenant: str, places: Mapping[Place, Sequence[Item]]) -> dict[int, str]:
+        """Note where Kafka did not say; return why which partitions wait."""
+        reason = f"Kafka does not take the answers of {tenant}"
+        waits: dict[int, str] = {}
+        for place, items in places.items():
+            if (offset := self._first_left(place, items)) is not None:
+                self._refusals.unanswered(place, offset)
+                waits[place.partition] = reason
+        if waits:
             self._health.not_ready(f"answers of {tenant}", reason)
-            raise AnswersError(reason, waits) from error
-        if errors:
-            self._refused(tenant, due, errors, tried_s)
+        return waits
 
     def _first_left(self, place: Place, items: Sequence[Item]) -> int | None:
         """Return the offset of the first record that is not done with."""
@@ -203,58 +213,54 @@ class Answers:
         self,
         tenant: str,
         places: Mapping[Place, Sequence[Item]],
-        errors: Mapping[Place, BaseException],
+        errors: Mapping[Place, Exception],
         tried_s: float,
-    ) -> None:
-        """Give up what has been refused for long, and ask for another try of the rest."""
+    ) -> dict[int, str]:
+        """Give up what has been refused for long; return why which other partitions wait."""
         now_s = self._clock()
         reason = (
             f"Kafka refuses the answers of {tenant}: see that the topic {self._topics[tenant]} is "
             "there and that this logger may write to it"
         )
-        self._health.not_ready(f"answers of {tenant}", reason)
-        waits: dict[int, BaseException] = {}
-        for place, error in errors.items():
-            offset = self._first_left(place, places[place])
+        if places:
+            self._health.not_ready(f"answers of {tenant}", reason)
+        waits: dict[int, str] = {}
+        for place, items in places.items():
+            offset = self._first_left(place, items)
             if offset is None:  # an earlier try was acknowledged late
                 continue
             if self._refusals.refused(place, offset, tried_s, now_s):
-                self._settle(place, places[place], "refused")
+                self._settle(place, items, "refused")
                 told = {"tenant": tenant, "partition": place.partition, "reason": reason}
-                _log.error("answers_given_up", **told, error=repr(error))
+                _log.error("answers_given_up", **told, error=repr(errors[place]))
             else:
-                waits[place.partition] = error
-        if waits:
-            raise AnswersError(reason, waits) from next(iter(waits.values()))
+                waits[place.partition] = reason
+        return waits
 
     async def _send(
-        self, client: AIOKafkaProducer, tenant: str, places: Mapping[Place, Sequence[Item]]
-    ) -> dict[Place, BaseException]:
-        """Send, and return what is refused.
-
-        Raises:
-            KafkaError: Kafka does not say.
-        """
+        self,
+        client: AIOKafkaProducer,
+        tenant: str,
+        places: Mapping[Place, Sequence[Item]],
+        errors: dict[Place, Exception],
+    ) -> None:
+        """Send, and note in `errors` what is not taken, as Kafka says so."""
         topic = self._topics[tenant]
         numbers = await partitions(client, topic)
         if not numbers:
             self._refusals.note_missing(tenant)
             self._clients.look_again()
-            return dict.fromkeys(places, UnknownTopicOrPartitionError(topic))
-        ended = await asyncio.gather(
-            *(
-                self._send_in_order(
-                    client, topic, numbers[place.partition % len(numbers)], place, items
-                )
-                for place, items in places.items()
-            ),
-            return_exceptions=True,
-        )
-        failed = {place: error for place, error in zip(places, ended, strict=True) if error}
-        for error in failed.values():
-            if not isinstance(error, _REFUSALS):
-                raise error
-        return failed
+            errors.update((place, UnknownTopicOrPartitionError(topic)) for place in places)
+            return
+
+        async def send(place: Place, items: Sequence[Item]) -> None:
+            number = numbers[place.partition % len(numbers)]
+            try:
+                await self._send_in_order(client, topic, number, place, items)
+            except Exception as error:  # noqa: BLE001 -- it fails the places that it is of alone
+                errors[place] = error
+
+        await asyncio.gather(*(send(place, items) for place, items in places.items()))
 
     async def _send_in_order(
         self,

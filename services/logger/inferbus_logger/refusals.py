@@ -58,7 +58,7 @@ class Refusals:
     others, or at once where it was given up before and took nothing since, or where its refusals
     began after its topic had been given up and has taken nothing since. So a place is waited for
     once and not anew at each try, and so is a topic that is gone. No answer is no refusal: it
-    begins the patience anew, and a try of a tenant that is not answered in one place is not in any.
+    begins the patience of its own place anew.
     """
 
     def __init__(self) -> None:
