@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha import reflection_pb2 as pb
 
 from inferbus_gateway.api import reflection
 from inferbus_gateway.api.rpc import SERVICE
-from inferbus_gateway.api.rpc_room import Room
+from inferbus_gateway.api.rpc_room import Ends, Room
 from inferbus_gateway.hot.shares import Shares
 
 Ask = Any
@@ -21,7 +21,7 @@ Ask = Any
 @pytest.fixture(params=[reflection.V1, reflection.V1ALPHA])
 async def ask(request: pytest.FixtureRequest) -> AsyncIterator[Ask]:
     server = grpc.aio.server()
-    room = Room(Shares("calls", 8, 8), new_id=lambda: bytes(16), count=str)
+    room = Room(Shares("calls", 8, 8), Ends(lambda: bytes(16), str))
     reflection.add(server, (SERVICE,), room)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

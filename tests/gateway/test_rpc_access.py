@@ -27,6 +27,7 @@ from inferbus_schemas.access import Verdict
 from tests.gateway.fleet_records import Fleet
 from tests.gateway.no_bus import requests_of, routes_of
 from tests.gateway.test_access import bearer, record
+from tests.support.hostile_rpc import of_its_sending
 
 SCOPES = [*access.ALL_SCOPES, "infer:digits", "infer:other"]
 (METHODS,) = (one.methods_by_name for one in pb.DESCRIPTOR.services_by_name.values())
@@ -62,6 +63,7 @@ class Listener:
             new_id=requests.new_id,
             max_body_bytes=1 << 20,
             max_connections=16,
+            max_reading_bytes=8 << 20,
             drain_s=1.0,
             fail=self.failed.put_nowait,
             count=self.refused.append,
@@ -100,13 +102,8 @@ class Listener:
                     response_deserializer=lambda raw: raw,
                 )(asked, metadata=head, timeout=10)
             except grpc.aio.AioRpcError as error:
-                return None if _of_its_sending(error) else str(error.code().name)
+                return None if of_its_sending(error) else str(error.code().name)
         return "OK"
-
-
-def _of_its_sending(error: grpc.aio.AioRpcError) -> bool:
-    """Tell whether it is the client's own word, where the answer comes while it still sends."""
-    return "SendMessageOperation" in str(error.debug_error_string())
 
 
 @pytest.fixture
@@ -242,7 +239,7 @@ async def test_a_key_is_looked_at_before_a_message(
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 async for _ in call:
                     pass
-            if not _of_its_sending(caught.value):
+            if not of_its_sending(caught.value):
                 break
         beside = dict(caught.value.trailing_metadata())
         assert "x-request-id" in beside, repr(caught.value)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import struct
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,10 +11,12 @@ import grpc
 import pytest
 
 from inferbus_gateway.api.rpc import SERVICE
+from inferbus_gateway.door import METHODS as POLICIES
 from inferbus_gateway.gen import open_inference_pb2 as pb
 from inferbus_schemas import access
 from tests.gateway.test_access import bearer, record
 from tests.gateway.test_rpc_access import METHODS, Listener
+from tests.support import http2
 
 OWN = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]
 
@@ -66,25 +67,13 @@ async def test_what_is_not_grpc_ends_its_connection(listener: Listener, noise: b
         assert await live(channel)
 
 
-def _frame(kind: int, flags: int, stream: int, body: bytes) -> bytes:
-    return struct.pack(">I", len(body))[1:] + struct.pack(">BBI", kind, flags, stream) + body
-
-
-def _literal(name: bytes, value: bytes) -> bytes:
-    """Return a header as HPACK writes one that no table has."""
-    return b"\x00" + bytes([len(name)]) + name + bytes([len(value)]) + value
-
-
 async def test_a_name_that_is_no_text_ends_its_call_and_not_the_listener(
     listener: Listener, caplog: pytest.LogCaptureFixture
 ) -> None:
     """No client library sends it; see docs/decisions/0017."""
-    head = {b":method": b"POST", b":scheme": b"http", b":path": b"/\xff\xfe/x"}
-    head |= {b":authority": b"x", b"content-type": b"application/grpc", b"te": b"trailers"}
-    block = b"".join(_literal(name, value) for name, value in head.items())
     reader, writer = await asyncio.open_connection("127.0.0.1", listener.server.port)
-    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-    writer.write(preface + _frame(4, 0, 0, b"") + _frame(1, 4, 1, block))
+    head = http2.frame(http2.HEADERS, http2.END_HEADERS, 1, http2.head_of_call(b"/\xff\xfe/x"))
+    writer.write(http2.PREFACE + http2.frame(http2.SETTINGS, 0, 0) + head)
     said = b""
     async with asyncio.timeout(10):
         while b"grpc-status" not in said:
@@ -95,7 +84,9 @@ async def test_a_name_that_is_no_text_ends_its_call_and_not_the_listener(
     assert caplog.records == []
 
 
-@pytest.mark.parametrize("name", sorted(METHODS))
+@pytest.mark.parametrize(
+    "name", sorted(name for name in METHODS if POLICIES[name] != access.PUBLIC)
+)
 async def test_a_message_that_is_none_is_refused_and_ends_its_call(
     listener: Listener, name: str
 ) -> None:
@@ -154,7 +145,7 @@ async def _or_none(work: Any) -> bool | None:
 
 
 async def test_open_calls_that_ask_nothing_fill_only_their_share(listener: Listener) -> None:
-    """Two calls an address are the most of each kind here; see `Listener`."""
+    """One that watches, one that describes, two that infer are the most here; see `Listener`."""
     listener.keys.apply(record(1, access.INFER_ALL))
     known = (("authorization", bearer(1).decode()),)
     raw: Any = {"request_serializer": bytes, "response_deserializer": bytes}
@@ -164,8 +155,11 @@ async def test_open_calls_that_ask_nothing_fill_only_their_share(listener: Liste
             "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", **raw
         )
         infer = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer", **raw)
-        held = [watch(b"")]
-        assert await held[0].read()
+        watching = watch(b"")
+        assert await watching.read()
+        described = describe()
+        await described.write(b"\x3a\x00")
+        assert await described.read()
         streams = [infer(metadata=known), infer(metadata=known)]
         await asyncio.gather(*(one.write(b"\xff") for one in streams))
         assert all(await asyncio.gather(*(one.read() for one in streams)))
@@ -175,7 +169,8 @@ async def test_open_calls_that_ask_nothing_fill_only_their_share(listener: Liste
             assert codes in (["too_many_in_flight"], [b"too_many_in_flight"])
         assert listener.refused.count("too_many_in_flight") >= 2
         assert await live(channel)
-        for one in (*held, *streams):
+        watching.cancel()
+        for one in (described, *streams):
             one.cancel()
         async with asyncio.timeout(10):
             while True:

@@ -360,11 +360,18 @@ async def _call(
             said += [each async for each in open_stream(iter(one.messages), **more)]
     except grpc.aio.AioRpcError as error:
         status, details = error.code().name, error.details() or ""
+        if of_its_sending(error):
+            status, details = "SENDING", ""
     wrong = _wrong(one, status, details, said)
     if wrong:
         tally.broken.append((wrong, _told(one), f"{details[:300]} {said[:1]!r:.300}"))
     else:
         tally.statuses[status] += 1
+
+
+def of_its_sending(error: grpc.aio.AioRpcError) -> bool:
+    """Tell whether it is the client's own word, where the answer comes while it still sends."""
+    return "SendMessageOperation" in str(error.debug_error_string())
 
 
 def _wrong(one: Hostile, status: str, details: str, said: list[bytes]) -> str:

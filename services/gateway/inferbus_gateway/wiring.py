@@ -248,7 +248,7 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
                 requests=requests,
                 metrics=metrics,
                 streams=Shares(
-                    "streams", settings.max_connections // 2, settings.max_connections // 8
+                    "streams", settings.max_connections // 8, settings.max_connections // 32
                 ),
                 once=once,
             ),
@@ -258,6 +258,7 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
             health=health,
             new_id=requests.new_id,
             max_body_bytes=settings.max_body_bytes,
+            max_reading_bytes=settings.max_pending_bytes,
             max_connections=settings.max_connections,
             drain_s=settings.drain_timeout_s,
             fail=fail,

@@ -2,14 +2,14 @@
 
 In: calls of gRPC clients. Out: answers; every error is one of the gateway's own, with its gRPC
 status, its message and, in trailing metadata, its code and the request id. Size, time and number of
-what clients send are bounded by the transport before any of this runs.
+what clients send are bounded before any of this runs, by the transport and by `rpc_arrivals`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 import grpc
@@ -20,8 +20,9 @@ from grpc_health.v1 import health_pb2
 from pydantic import BaseModel
 
 from inferbus_gateway.api import reflection, rpc_health
-from inferbus_gateway.api.rpc_door import RpcDoor
-from inferbus_gateway.api.rpc_room import Room
+from inferbus_gateway.api.rpc_arrivals import Arrivals
+from inferbus_gateway.api.rpc_door import AT_SIGHT, RpcDoor
+from inferbus_gateway.api.rpc_room import Context, Ends, Room
 from inferbus_gateway.api.views import Views
 from inferbus_gateway.control.repository import ModelRepository
 from inferbus_gateway.door import METHODS
@@ -43,6 +44,13 @@ _HEAD_BYTES = 32 << 10
 _ROOM_BYTES = 64 << 10
 """What a message may hold beside tensors of the greatest size: names, shapes, parameters."""
 _STREAMS = 1024
+_PATIENCE_S = 30.0
+"""How long one message may take to come, once it has a place."""
+_SMALL = 16
+_PATIENCE_OF_SMALL_S = 5.0
+"""How many questions about health may be on their way, and for how long."""
+_DESCRIBING = 64
+"""How many calls may ask for descriptions; each holds a message at most."""
 _LOOK_S = 0.25
 _BROKEN = "something went wrong here; the request id names it in our log"
 _ENDED = "the gRPC listener ended by itself"
@@ -74,6 +82,7 @@ class RpcServer:
         new_id: Callable[[], bytes],
         max_body_bytes: int,
         max_connections: int,
+        max_reading_bytes: int,
         drain_s: float,
         fail: Fail,
         count: Callable[[str], object] = str,
@@ -92,14 +101,22 @@ class RpcServer:
             maximum_concurrent_rpcs=max_connections,
         )
         logging.getLogger("grpc._cython.cygrpc").addFilter(_tells_us_something)
+        n = max_reading_bytes // (max_body_bytes + _ROOM_BYTES)
+        self._arrivals = Arrivals(n, n // 4, _PATIENCE_S)
+        self._ends = ends = Ends(new_id, count)
         service = _Service(views, repository, health)
         self._server.add_generic_rpc_handlers((self._handler(service, infer),))
-        watching = Shares(
-            "calls that watch or describe", max_connections // 8, max_connections // 64
+        watching = Shares("calls that watch", max_connections // 8, max_connections // 64)
+        rpc_health.add(
+            self._server,
+            self._reports,
+            Room(watching, ends),
+            Arrivals(_SMALL, _SMALL // 4, _PATIENCE_OF_SMALL_S),
+            ends,
         )
-        room = Room(watching, new_id=new_id, count=count)
-        rpc_health.add(self._server, self._reports, room)
-        reflection.add(self._server, (SERVICE, rpc_health.NAME), room)
+        n = min(_DESCRIBING, max_connections // 8)
+        describing = Shares("calls that describe", n, n // 4)
+        reflection.add(self._server, (SERVICE, rpc_health.NAME), Room(describing, ends))
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
             self.port = self._server.add_insecure_port(address)
@@ -136,25 +153,47 @@ class RpcServer:
             await self._reports.set(name, fit)
 
     def _handler(self, service: _Service, infer: RpcInfer) -> grpc.GenericRpcHandler:
-        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            name: grpc.unary_unary_rpc_method_handler(
-                self._guarded(METHODS[name], answer),
-                request_deserializer=reader(kind),
-                response_serializer=_serialised,
-            )
+        handlers = {
+            name: self._single(METHODS[name], kind, self._guarded(METHODS[name], answer))
             for name, kind, answer in service.methods()
         }
-        handlers["ModelInfer"] = grpc.unary_unary_rpc_method_handler(
-            infer.unary,
-            request_deserializer=reader(pb.ModelInferRequest),
-            response_serializer=_serialised,
-        )
+        name = "ModelInfer"
+        handlers[name] = self._single(METHODS[name], pb.ModelInferRequest, infer.unary)
         handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
             infer.stream,
             request_deserializer=reader(pb.ModelInferRequest),
             response_serializer=_serialised,
         )
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
+
+    def _single(
+        self,
+        policy: str,
+        kind: type[Message],
+        method: Callable[[Any, Context], Awaitable[Message]],
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """Return what serves a method of one message, which is not received before it has a place.
+
+        To gRPC it is one of streams: only they are run before their message is here. Where anybody
+        may ask, nothing is asked, and nothing read.
+        """
+        at_sight = AT_SIGHT.get(policy, policy)
+
+        async def call(messages: AsyncIterator[Any], context: Context) -> Message:
+            if policy == PUBLIC:
+                return await method(kind(), context)
+            try:
+                tenant = self._access.check_call(context, at_sight).tenant
+                arriving = self._arrivals.message(messages, tenant)
+                # Under no name here: what `abort` raises holds this frame for long.
+                return await method(await arriving, context)
+            except InferbusError as error:
+                refused = error
+            return await self._ends(context, refused)
+
+        return grpc.stream_unary_rpc_method_handler(
+            call, request_deserializer=reader(kind), response_serializer=_serialised
+        )
 
     def _guarded(self, policy: str, answer: Answerer) -> Callable[[Any, Any], Awaitable[Message]]:
         """Return `answer` as a method for callers that may, whose errors are in our own words."""
@@ -217,6 +256,8 @@ def _options(max_body_bytes: int, max_connections: int) -> list[tuple[str, int]]
         ("grpc.max_metadata_size", _HEAD_BYTES),
         ("grpc.absolute_max_metadata_size", _HEAD_BYTES),
         ("grpc.max_concurrent_streams", _STREAMS),
+        # It would grow the window of each call, which nobody reads yet, to megabytes.
+        ("grpc.http2.bdp_probe", 0),
         ("grpc.max_allowed_incoming_connections", max_connections),
         ("grpc.server_handshake_timeout_ms", 10_000),
         ("grpc.keepalive_time_ms", 60_000),

@@ -19,7 +19,7 @@ from inferbus_gateway.hot.rpc_messages import bare, refusal_metadata, status
 from inferbus_kit.errors import InferbusError
 from inferbus_schemas import access, ids
 
-_AT_SIGHT = {access.INFER: access.INFER_SOME, access.MODELS_READ: access.AUTHENTICATED}
+AT_SIGHT = {access.INFER: access.INFER_SOME, access.MODELS_READ: access.AUTHENTICATED}
 """What a policy demands as long as the model is not known, where that is less."""
 
 Details = grpc.HandlerCallDetails
@@ -47,7 +47,7 @@ class RpcDoor(grpc.aio.ServerInterceptor):
         self._new_id = new_id
         self._count = count
         demanded = {
-            f"/{service}/{name}": _AT_SIGHT.get(policy, policy)
+            f"/{service}/{name}": AT_SIGHT.get(policy, policy)
             for name, policy in methods.items()
             if policy != access.PUBLIC
         }

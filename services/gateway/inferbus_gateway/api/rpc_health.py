@@ -11,22 +11,44 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2
 
-from inferbus_gateway.api.rpc_room import Room
+from inferbus_gateway.api.rpc_arrivals import Arrivals
+from inferbus_gateway.api.rpc_room import Ends, Room
+from inferbus_gateway.hot.access import address_of
 from inferbus_gateway.hot.rpc_messages import Unreadable, reader
+from inferbus_kit.errors import InferbusError
 
 NAME = health.SERVICE_NAME
 
 
-def add(server: grpc.aio.Server, servicer: health.aio.HealthServicer, room: Room) -> None:
-    """Serve what `servicer` is told; who watches it has a place of `room`."""
+def add(
+    server: grpc.aio.Server,
+    servicer: health.aio.HealthServicer,
+    room: Room,
+    arrivals: Arrivals,
+    ends: Ends,
+) -> None:
+    """Serve what `servicer` is told.
 
-    async def check(asked: Any, context: Any) -> health_pb2.HealthCheckResponse:
-        await _demand_readable(asked, context)
+    A question has one of the places of `arrivals` while it comes, who watches one of `room`.
+    """
+
+    async def question(messages: Any, context: Any) -> Any:
+        try:
+            asked = await arrivals.message(messages, address_of(context.peer()))
+        except InferbusError as error:
+            await ends(context, error)
+        if isinstance(asked, Unreadable):
+            status = grpc.StatusCode.INVALID_ARGUMENT
+            await context.abort(status, "the message is not a HealthCheckRequest")
+        return asked
+
+    async def check(messages: Any, context: Any) -> health_pb2.HealthCheckResponse:
+        asked = await question(messages, context)
         answer: health_pb2.HealthCheckResponse = await servicer.Check(asked, context)
         return answer
 
-    async def watch(asked: Any, context: Any) -> None:
-        await _demand_readable(asked, context)
+    async def watch(messages: Any, context: Any) -> None:
+        asked = await question(messages, context)
         async with room.held(context):
             await servicer.Watch(asked, context)
 
@@ -35,13 +57,7 @@ def add(server: grpc.aio.Server, servicer: health.aio.HealthServicer, room: Room
         "response_serializer": health_pb2.HealthCheckResponse.SerializeToString,
     }
     handlers = {
-        "Check": grpc.unary_unary_rpc_method_handler(check, **how),
-        "Watch": grpc.unary_stream_rpc_method_handler(watch, **how),
+        "Check": grpc.stream_unary_rpc_method_handler(check, **how),
+        "Watch": grpc.stream_stream_rpc_method_handler(watch, **how),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(NAME, handlers),))
-
-
-async def _demand_readable(asked: Any, context: Any) -> None:
-    if isinstance(asked, Unreadable):
-        status = grpc.StatusCode.INVALID_ARGUMENT
-        await context.abort(status, "the message is not a HealthCheckRequest")

@@ -1,0 +1,65 @@
+"""Messages of single calls on their way in: so many at a time, the others unread.
+
+In: a call whose message was not asked for yet, of which the transport holds a window of 64 KiB at
+most. Out: the message; or the call's end, where it came too slowly or not at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import TypeVar
+
+from inferbus_gateway.errors import InvalidRequestError, SlowBodyError
+
+T = TypeVar("T")
+
+
+class Arrivals:
+    """The places of messages that are being received.
+
+    Invariants: at most `n` are held, and at most `n_each` by one holder; who finds none waits for
+    one, in order; a place is given back once the message is here, or `patience_s` after it was
+    taken.
+    """
+
+    def __init__(self, n: int, n_each: int, patience_s: float) -> None:
+        self._all = asyncio.Semaphore(max(1, n))
+        self._n_each = max(1, n_each)
+        self._patience_s = patience_s
+        self._each: dict[str, asyncio.Semaphore] = {}
+        self._n_here: Counter[str] = Counter()
+
+    async def message(self, messages: AsyncIterator[T], holder: str) -> T:
+        """Return the one message of a call.
+
+        Args:
+            messages: as the call gives them; the first is the one.
+            holder: a tenant, or an address.
+
+        Raises:
+            SlowBodyError: it came too slowly.
+            InvalidRequestError: there is none.
+        """
+        async with self._place(holder):
+            try:
+                async with asyncio.timeout(self._patience_s):
+                    return await anext(messages)
+            except TimeoutError:
+                raise SlowBodyError("the message came too slowly; send it again, faster") from None
+            except StopAsyncIteration:
+                raise InvalidRequestError("the call has no message") from None
+
+    @contextlib.asynccontextmanager
+    async def _place(self, holder: str) -> AsyncIterator[None]:
+        self._n_here[holder] += 1
+        each = self._each.setdefault(holder, asyncio.Semaphore(self._n_each))
+        try:
+            async with each, self._all:
+                yield
+        finally:
+            self._n_here[holder] -= 1
+            if not self._n_here[holder]:
+                del self._n_here[holder], self._each[holder]

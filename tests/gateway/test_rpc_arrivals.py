@@ -1,0 +1,113 @@
+"""Messages on their way in: places, who waits for one, and what the transport holds meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator
+
+import pytest
+
+from inferbus_gateway import errors
+from inferbus_gateway.api.rpc import SERVICE
+from inferbus_gateway.api.rpc_arrivals import Arrivals
+from inferbus_schemas import access
+from tests.gateway.test_access import bearer, record
+from tests.gateway.test_rpc_access import Listener
+from tests.support.http2 import Http2
+
+
+class Call:
+    """A call whose message comes when it is told to."""
+
+    def __init__(self, arrivals: Arrivals, holder: str) -> None:
+        self.asked = False
+        self._here = asyncio.Event()
+        self.told = asyncio.create_task(arrivals.message(self._messages(), holder))
+
+    async def _messages(self) -> AsyncIterator[str]:
+        self.asked = True
+        await self._here.wait()
+        yield "message"
+
+    async def come(self) -> str:
+        self._here.set()
+        return await self.told
+
+
+async def test_so_many_are_asked_for_and_the_others_wait_in_order() -> None:
+    arrivals = Arrivals(3, 2, 30.0)
+    calls = [Call(arrivals, holder) for holder in ("a", "a", "a", "b", "b", "c")]
+    await asyncio.sleep(0)
+    assert [one.asked for one in calls] == [True, True, False, True, False, False]
+    assert await calls[0].come() == "message"
+    await asyncio.sleep(0.01)
+    # Who waits for a place of all was there before who now waits for one of its own.
+    assert [one.asked for one in calls] == [True, True, False, True, True, False]
+    for leaving in (calls[1], calls[2]):
+        leaving.told.cancel()
+    await asyncio.sleep(0.01)
+    assert [one.asked for one in calls[2:]] == [False, True, True, True]
+    for one in calls[3:]:
+        assert await one.come() == "message"
+    assert not arrivals._each
+    assert not arrivals._n_here
+
+
+async def test_what_comes_too_slowly_gives_its_place_back() -> None:
+    arrivals = Arrivals(1, 1, 0.05)
+    slow, next_one = Call(arrivals, "a"), Call(arrivals, "b")
+    with pytest.raises(errors.SlowBodyError):
+        await slow.told
+    assert await next_one.come() == "message"
+
+
+async def test_a_call_without_a_message_is_refused() -> None:
+    async def nothing() -> AsyncIterator[str]:
+        for never in list[str]():
+            yield never
+
+    with pytest.raises(errors.InvalidRequestError, match="no message"):
+        await Arrivals(1, 1, 1.0).message(nothing(), "a")
+
+
+@pytest.fixture
+async def listener() -> AsyncIterator[Listener]:
+    made = Listener()
+    await made.server.start()
+    try:
+        yield made
+    finally:
+        await made.server.stop()
+
+
+MESSAGE = struct.pack(">BI", 0, 1_000_000) + b"\x7a" * 999_000
+"""All but the end of a message of the greatest size."""
+
+
+@pytest.mark.parametrize(
+    ("method", "least"),
+    [(f"{SERVICE}/ModelInfer", 1), ("grpc.health.v1.Health/Check", 4)],
+)
+async def test_the_transport_takes_little_of_what_nobody_reads_yet(
+    listener: Listener, method: str, least: int
+) -> None:
+    """`Listener` has a place for one such message of a tenant, and for four of an address."""
+    listener.keys.apply(record(1, access.INFER_ALL))
+    n_calls = 12
+    async with Http2.connected(listener.server.port) as client:
+        for _ in range(n_calls):
+            client.call(f"/{method}", authorization=bearer(1).decode())
+        sent = await client.push(MESSAGE, for_s=3.0)
+    whole = [size for size in sent.values() if size == len(MESSAGE)]
+    assert len(whole) == least
+    assert sum(sent.values()) < least * len(MESSAGE) + n_calls * (100 << 10)
+
+
+@pytest.mark.parametrize("name", ["ServerLive", "ServerReady"])
+async def test_what_asks_nothing_is_answered_unread(listener: Listener, name: str) -> None:
+    async with Http2.connected(listener.server.port) as client:
+        call = client.call(f"/{SERVICE}/{name}")
+        await client.push(MESSAGE, for_s=3.0)
+        assert call in client.ended
+        assert client.n_answered == 1
