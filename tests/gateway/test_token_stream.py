@@ -184,6 +184,16 @@ def test_chat_events_have_the_grammar_that_clients_know() -> None:
     assert usage["usage"]["total_tokens"] == 5
 
 
+def test_the_choices_of_a_chat_begin_in_their_order() -> None:
+    """The SDK of OpenAI appends those that it first hears of to a list."""
+    dialect = dialects.Chat(REQUEST_ID)
+    order = (2, 0, 1, 3)
+    raw = b"".join(dialect.events(chunk(at, choice=one), f"3:{at}") for at, one in enumerate(order))
+    choices = [one["choices"][0] for one in _events(raw)]
+    assert [one["index"] for one in choices if "role" in one["delta"]] == [0, 1, 2, 3]
+    assert [one["index"] for one in choices] == [0, 1, 2, 2, 0, 1, 3, 3]
+
+
 def test_any_gateway_writes_the_same_bytes() -> None:
     chunks = [chunk(seq, choice=seq % 2) for seq in range(6)]
     for make in (dialects.Chat, dialects.Text):

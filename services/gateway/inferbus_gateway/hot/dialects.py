@@ -94,8 +94,8 @@ def usage(generated: m.Generated) -> Body:
 class Chat:
     """`/v1/chat/completions`.
 
-    Invariants: the first event of each choice tells its role, and no other does; a call's id and
-    name stand only in its first delta.
+    Invariants: the first event of each choice tells its role, and no other does; choices begin in
+    their order; a call's id and name stand only in its first delta.
     """
 
     prefix = "chatcmpl-"
@@ -103,7 +103,7 @@ class Chat:
     def __init__(self, request_id: bytes) -> None:
         self._id = self.prefix + ids.text(request_id)
         self._created = ids.unix_ms(request_id) // 1000
-        self._begun: set[int] = set()
+        self._n_begun = 0
 
     def _head(self, kind: str, model: str) -> Body:
         return {"id": self._id, "object": kind, "created": self._created, "model": model}
@@ -131,10 +131,13 @@ class Chat:
 
     def events(self, chunk: m.TokenChunk, place: str) -> bytes:
         out = []
-        if chunk.choice not in self._begun:
-            self._begun.add(chunk.choice)
+        # The SDK of OpenAI appends each choice that it first hears of to a list.
+        while self._n_begun <= chunk.choice:
+            begins = self._chunk(chunk, {"role": "assistant", "content": ""}, None)
+            begins["choices"][0]["index"] = self._n_begun
+            self._n_begun += 1
             # Without a place of its own: who comes back after it must hear it again.
-            out.append(event(self._chunk(chunk, {"role": "assistant", "content": ""}, None)))
+            out.append(event(begins))
         delta: Body = {}
         if chunk.text:
             delta["content"] = chunk.text
