@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from inferbus_gateway.hot import publish
 from inferbus_gateway.hot.pending import Entry, Pending
 from inferbus_gateway.hot.placement import Placement
 from inferbus_gateway.hot.publish import MAX_FRAME_REQUESTS, Publisher
-from inferbus_gateway.hot.replies import Replies
+from inferbus_gateway.hot.replies import Replies, terminal
 from inferbus_gateway.hot.requests import Waiter
 from inferbus_schemas import ids
 from inferbus_schemas import messages as m
@@ -108,6 +109,24 @@ async def test_a_tick_is_one_frame_an_inbox() -> None:
     gateway.placed(1)
     await asyncio.sleep(0.01)
     assert len(gateway.bus.sent) == 3
+
+
+@pytest.mark.parametrize(
+    ("sizes", "frames"),
+    [
+        ([10] * 64, [64]),
+        ([10] * 65, [64, 1]),
+        # A request counts 200 bytes more than its tensors for those that come after it.
+        ([300_000, 786_432 - 300_200], [2]),
+        ([300_000, 786_432 - 300_200 + 1], [1, 1]),
+    ],
+)
+async def test_a_frame_holds_64_requests_or_768_kib(sizes: list[int], frames: list[int]) -> None:
+    gateway = Gateway()
+    for size_bytes in sizes:
+        gateway.placed(1, size_bytes)
+    await asyncio.sleep(0.01)
+    assert [len(frame.requests) for frame in gateway.bus.frames] == frames
 
 
 async def test_frames_close_at_their_count_and_at_their_bytes() -> None:
@@ -314,6 +333,14 @@ async def test_our_own_record_is_sent_until_kafka_takes_it(
     assert (said.id, said.attempt, said.outcome) == (one.id, 1, m.OUTCOME_DEADLINE_EXCEEDED)
     assert said.inputs == one.request.tensors
     await gateway.replies.stop()
+
+
+@pytest.mark.parametrize("n_bytes", [0, 65_536, 65_537])
+def test_our_own_record_has_inputs_up_to_64_kib_and_always_their_digest(n_bytes: int) -> None:
+    request = m.Request(id=bytes(16), tensors=b"x" * n_bytes)
+    said = terminal(request, 1, m.OUTCOME_FAILED, "no_worker", "nobody is there", "gateway-0")
+    assert said.inputs == (request.tensors if n_bytes <= 65_536 else b"")
+    assert said.input_sha256 == hashlib.sha256(request.tensors).digest()
 
 
 async def test_what_a_request_asks_for_counts_as_its_tensors_do() -> None:

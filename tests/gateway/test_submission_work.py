@@ -10,7 +10,6 @@ from aiokafka.structs import TopicPartition
 
 from inferbus_gateway import errors
 from inferbus_gateway.hot import submission_work, submitted
-from inferbus_gateway.hot.publish import MAX_FRAME_REQUESTS
 from inferbus_schemas import messages as m
 from inferbus_schemas.manifest import Signature, TensorSpec
 
@@ -26,9 +25,9 @@ def test_a_frame_holds_what_it_says_it_holds() -> None:
         if not draft.takes(made):
             break
         draft.add(None, made)  # type: ignore[arg-type]
-    assert len(draft.members) == MAX_FRAME_REQUESTS
+    assert len(draft.members) == 64
     frame = m.RequestFrame(requests=[made.request for _, made in draft.members])
-    assert draft.n_bytes <= frame.ByteSize() <= draft.n_bytes + 8 * MAX_FRAME_REQUESTS
+    assert draft.n_bytes <= frame.ByteSize() <= draft.n_bytes + 8 * 64
     big = m.Tensor(name="x", datatype="FP32", shape=[2**62], data=bytes(600_000))
     said = m.Submission(requests=[m.SubmittedRequest(inputs=m.TensorSet(tensors=[big]))] * 2)
     draft = submission_work.Draft(lease)
@@ -37,6 +36,24 @@ def test_a_frame_holds_what_it_says_it_holds() -> None:
     draft.add(None, first)  # type: ignore[arg-type]
     assert not draft.takes(second)
     assert first.n_rows <= 600_001, "a shape is only a word until a worker has checked it"
+
+
+@pytest.mark.parametrize("over", [0, 1])
+def test_a_frame_holds_768_kib(over: int) -> None:
+    lease: Any = None
+    draft = submission_work.Draft(lease)
+
+    def made(n_bytes: int) -> submitted.Submitted:
+        """Return a request that is so many bytes in a frame."""
+        request = m.Request(tensors=bytes(n_bytes))
+        request.tensors = bytes(n_bytes - (request.ByteSize() - n_bytes))
+        assert request.ByteSize() == n_bytes
+        return submitted.Submitted(request, None, 1, 1)
+
+    first = made(300_000)
+    assert draft.takes(first)
+    draft.add(None, first)  # type: ignore[arg-type]
+    assert draft.takes(made(786_432 - 300_000 + over)) == (not over)
 
 
 @pytest.mark.parametrize(("rows", "refused"), [(-1, True), (5, False)])

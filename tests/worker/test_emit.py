@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,7 @@ async def _ended(
     frame: Any = SimpleNamespace(member_done=lambda: None)
     asked = m.Generation(form=m.FORM_TEXT, stream=True)
     request = m.Request(id=b"r", reply_partition=3, ttl_ms=1000, generation=asked)
+    request.tensors = how.get("tensors", b"")
     now_s = time.monotonic()
     end(Emitter(sender, "w1"), Work(request, frame, now_s, now_s + how.get("left_s", 1.0)))
     for _ in range(5):
@@ -135,6 +137,24 @@ async def test_large_inputs_leave_their_digest_only() -> None:
     assert said[small.id].inputs == small.tensors
     assert said[large.id].inputs == b""
     assert len(said[large.id].input_sha256) == 32
+
+
+@pytest.mark.parametrize("n_bytes", [65_536, 65_537])
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda emitter, work: emitter.ok(work, NO_BATCH, Served(b""), OkAnswer(0, b"y", b"", "")),
+        lambda emitter, work: emitter.too_large(work, Served(b"")),
+        lambda emitter, work: emitter.cancelled(work),
+    ],
+)
+async def test_inputs_up_to_64_kib_stand_in_the_record_and_always_their_digest(
+    end: Callable[[Emitter, Work], object], n_bytes: int
+) -> None:
+    tensors = b"x" * n_bytes
+    said = await _ended(end, Sender(), tensors=tensors)
+    assert said.inputs == (tensors if n_bytes == 65_536 else b"")
+    assert said.input_sha256 == hashlib.sha256(tensors).digest()
 
 
 async def test_records_carry_five_headers_and_a_context_where_there_is_one() -> None:
