@@ -149,6 +149,42 @@ def test_tensors_over_the_limit_are_refused() -> None:
     assert "too large" in reader.read(0, plain(words="w" * 100)).refused
 
 
+@pytest.mark.parametrize(
+    ("shape", "n_rows", "asked", "refused"),
+    [
+        ((-1, 2), 1, (), False),
+        ((-1, 2), 2, (), True),
+        ((-1, 2), 2, ("y",), False),
+        ((-1, 2), 2, ("y", "half"), True),
+        ((1, 2), 2, (), False),
+        ((2,), 1, (), True),
+        ((), 1, (), True),
+    ],
+)
+@pytest.mark.parametrize("datatype", ["FP16", "BF16"])
+def test_a_row_whose_answer_has_no_form_is_refused(
+    shape: tuple[int, ...],
+    n_rows: int,
+    asked: tuple[str, ...],
+    refused: bool,  # noqa: FBT001
+    datatype: manifests.Datatype,
+) -> None:
+    """JSON lines have no halves; a Parquet file has one row of each output."""
+    outputs = (
+        manifests.TensorSpec("half", datatype, shape),
+        manifests.TensorSpec("y", "FP32", (-1,)),
+    )
+    signature = manifests.Signature((manifests.TensorSpec("x", "FP32", (-1,)),), outputs)
+    body = {
+        "inputs": [{"name": "x", "datatype": "FP32", "shape": [n_rows], "data": [1] * n_rows}],
+        "outputs": [{"name": one} for one in asked],
+        "parameters": {"binary_data_output": True},
+    }
+    row = RowReader(signature, 1 << 20).read(0, json.dumps(body).encode())
+    why = f"output 'half': the results of a job have {datatype} of one row only"
+    assert row.refused.startswith(why) if refused else not row.refused
+
+
 def test_a_line_has_no_more_rows_than_a_request() -> None:
     said = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [3, 1], "data": [1, 2, 3]}]}
     of = manifests.Signature((manifests.TensorSpec("x", "FP32", (-1, 1)),), ())

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from inferbus_gateway import errors
-from inferbus_gateway.control.jobs.results import MAX_RETRIES, Results
+from inferbus_gateway.control.jobs.results import MAX_RETRIES, Results, line
 from inferbus_kit.objects import Objects, open_store
-from inferbus_schemas import ids, jobs
+from inferbus_schemas import ids, jobs, tensors
 from inferbus_schemas import messages as m
 
 
@@ -49,3 +50,34 @@ async def test_what_continues_a_job_that_is_gone_is_not_tried_again(store: Objec
     await store.delete(jobs.job_path(first.id))
     with pytest.raises(errors.NotFoundError, match="is gone"):
         await Results(store).check_continues(last)
+
+
+@pytest.mark.parametrize(
+    ("datatype", "data", "told"),
+    [
+        ("FP16", bytes(2), None),
+        ("BF16", bytes(2), None),
+        ("BYTES", tensors.join_bytes([b"\xff"]), None),
+        ("BYTES", tensors.join_bytes([b"a"]), ["a"]),
+        ("FP32", bytes(4), [0.0]),
+    ],
+)
+def test_a_row_without_a_json_form_says_where_its_answer_is(
+    datatype: str, data: bytes, told: list[object] | None
+) -> None:
+    outputs = m.TensorSet()
+    outputs.tensors.add(name="fine", datatype="INT8", shape=[1], data=b"\1")
+    outputs.tensors.add(name="y", datatype=datatype, shape=[1], data=data)
+    said = m.Prediction(
+        id=ids.uuid7(1, 1), outcome=m.OUTCOME_OK, outputs=outputs.SerializeToString()
+    )
+    found = json.loads(line(m.RowResult(number=5, prediction=said)))
+    assert (found["row"], found["status"]) == (5, "failed" if told is None else "ok")
+    if told is not None:
+        assert [one["data"] for one in found["outputs"]] == [[1], told]
+        return
+    assert "outputs" not in found
+    assert found["error"] == {
+        "code": "no_json_form",
+        "message": "output 'y' has no JSON form; read the results as Parquet",
+    }

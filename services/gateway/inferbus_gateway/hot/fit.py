@@ -7,7 +7,7 @@ wanted outputs; or the sentence that says what does not fit. JSON, binary and gR
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -158,6 +158,25 @@ def check_output(name: str, look_up: Plan, chosen: Mapping[str, object]) -> None
         )
     if name in chosen:
         raise InvalidRequestError(f"output {name!r} is asked for twice; leave one out")
+
+
+def check_kept(n_rows: int, asked: Collection[str], signature: manifest.Signature) -> None:
+    """Check that the results of a job have a form for each output of a request.
+
+    JSON has none for some datatypes; Parquet has one for a single row. `asked` empty = all outputs.
+
+    Raises:
+        InvalidRequestError: an output has none.
+    """
+    for spec in signature.outputs:
+        if asked and spec.name not in asked:
+            continue
+        one_row = spec.shape[:1] == (1,) or (spec.shape[:1] == (-1,) and n_rows == 1)
+        if spec.datatype in numbers.BINARY_ONLY and not one_row:
+            raise InvalidRequestError(
+                f"output {spec.name!r}: the results of a job have {spec.datatype} of one row only; "
+                f"send its rows one by one"
+            )
 
 
 def check_given(tensor: m.Tensor) -> int:

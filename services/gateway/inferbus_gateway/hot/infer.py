@@ -16,7 +16,7 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from inferbus_gateway import errors
-from inferbus_gateway.hot import classify, oip
+from inferbus_gateway.hot import classify, fit, oip
 from inferbus_gateway.hot.access import Access
 from inferbus_gateway.hot.answer import Answer, accepted, ok, reject, send
 from inferbus_gateway.hot.compress import compressing
@@ -197,6 +197,7 @@ class Infer:
         if later is not None:
             if parsed.classes:
                 raise errors.InvalidRequestError("classification needs an answer at once")
+            fit.check_kept(parsed.n_rows, parsed.outputs, target.manifest.signature)
             row = m.Row(
                 tensors=parsed.tensors,
                 outputs=parsed.outputs,

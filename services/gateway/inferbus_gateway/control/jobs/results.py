@@ -123,7 +123,8 @@ def line(row: m.RowResult) -> bytes:
     """Return a row as a line of JSON.
 
     `{"row", "id", "request_id", "status": "ok", "outputs": [...]}`, outputs as infer writes them,
-    or `"status": "failed"` (or `"cancelled"`) with `"error": {"code", "message"}`.
+    or `"status": "failed"` (or `"cancelled"`) with `"error": {"code", "message"}`. A row that has
+    an answer, but no JSON form, reads `failed` too.
     """
     said = row.prediction
     fields: dict[str, Any] = {"row": row.number, "request_id": ids.text(said.id)}
@@ -147,12 +148,14 @@ def _outputs(raw: bytes) -> list[dict[str, Any]]:
     Raises:
         NumbersError: one has no JSON form.
     """
-    return [
-        {
-            "name": one.name,
-            "datatype": one.datatype,
-            "shape": list(one.shape),
-            "data": numbers.unpack(one.data, one.datatype, tensors.n_elements(one.shape)),
-        }
-        for one in m.TensorSet.FromString(raw).tensors
-    ]
+    out = []
+    for one in m.TensorSet.FromString(raw).tensors:
+        try:
+            data = numbers.unpack(one.data, one.datatype, tensors.n_elements(one.shape))
+        except numbers.NumbersError:
+            raise numbers.NumbersError(
+                f"output {one.name!r} has no JSON form; read the results as Parquet"
+            ) from None
+        head = {"name": one.name, "datatype": one.datatype, "shape": list(one.shape)}
+        out.append({**head, "data": data})
+    return out

@@ -61,6 +61,7 @@ class RowReader:
             parsed = oip.parse(line, None, self._signature, self._max_rows)
             if parsed.classes:
                 raise InvalidRequestError("classification is not offered in jobs")
+            fit.check_kept(parsed.n_rows, parsed.outputs, self._signature)
             return m.Row(
                 number=number,
                 tensors=parsed.tensors,
