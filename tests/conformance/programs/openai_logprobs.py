@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import openai
@@ -21,6 +21,7 @@ SYSTEM, ASKED = "You are a helpful assistant.", "What is the capital of France?"
 QUESTION = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": ASKED}]
 IDS = [504, 3575, 282, 4649, 314]
 """The beginning of a text as ids of this model's vocabulary."""
+NUMBERS = "1, 2, 3, 4,"
 N_VOCABULARY = 49_152
 N_TOKENS = 12
 GREEDY = {"model": "smollm2", "temperature": 0, "max_tokens": N_TOKENS, "seed": 3}
@@ -70,10 +71,8 @@ def texts(client: openai.OpenAI, library: Library) -> None:
     """`/v1/completions`: the model's own probabilities, whatever the temperature."""
     asked = {**GREEDY, "prompt": IDS, "logprobs": 5}
     (choice,) = client.completions.create(**asked).choices
+    _in_their_places(choice)
     said = choice.logprobs
-    assert "".join(said.tokens) == choice.text
-    lengths = itertools.accumulate(map(len, said.tokens), initial=0)
-    assert [*said.text_offset, len(choice.text)] == list(lengths)
     followed = library.after(IDS, 1, N_TOKENS)
     assert said.tokens == [one["token"] for one in followed]
     ids = [one["id"] for one in followed]
@@ -105,12 +104,26 @@ def texts(client: openai.OpenAI, library: Library) -> None:
 
 
 def streamed_texts(client: openai.OpenAI) -> None:
-    """Choices of several prompts: pieces that are together what the whole answer says."""
-    prompts = ["1, 2, 3, 4,", "Once upon a time"]
-    asked = {**SAMPLED, "prompt": prompts, "n": 2, "logprobs": 3}
+    """Choices of several prompts, and tokens that are held until it is known what they are."""
+    whole = _streamed_text(client, {**SAMPLED, "prompt": [NUMBERS, "Once upon a time"], "n": 2})
+    assert [one.index for one in whole.choices] == [0, 1, 2, 3]
+    for said in (one.logprobs for one in whole.choices):
+        for logprob, top in zip(said.token_logprobs, said.top_logprobs, strict=True):
+            sound(list(top.values()), logprob, greedy=False)
+    let_go = _streamed_text(client, {**GREEDY, "prompt": NUMBERS, "stop": "7, 9"}).choices[0]
+    assert "7, 8" in let_go.text
+    stopped = _streamed_text(client, {**GREEDY, "prompt": NUMBERS, "stop": "7, 8"}).choices[0]
+    assert (stopped.text, stopped.finish_reason) == (" 5, 6, ", "stop")
+    # Each is a character of three tokens.
+    faces = _streamed_text(client, {**GREEDY, "prompt": "Emoji: \U0001f600 \U0001f603 \U0001f604"})
+    assert ord(max(faces.choices[0].text)) > 0xFFFF
+
+
+def _streamed_text(client: openai.OpenAI, more: dict[str, Any]) -> Any:
+    """Check that pieces are together what the whole answer says; return that."""
+    asked = {"logprobs": 3, **more}
     whole = client.completions.create(**asked)
     chunks = list(client.completions.create(stream=True, **asked))
-    assert [one.index for one in whole.choices] == [0, 1, 2, 3]
     for choice in whole.choices:
         parts = [one.choices[0] for one in chunks if one.choices[0].index == choice.index]
         told = [one.logprobs for one in parts if one.logprobs is not None]
@@ -120,11 +133,16 @@ def streamed_texts(client: openai.OpenAI) -> None:
             joined = [each for one in told for each in getattr(one, name)]
             assert joined == getattr(choice.logprobs, name), (name, joined, choice.logprobs)
         assert [one.finish_reason for one in parts if one.finish_reason] == [choice.finish_reason]
-        assert "".join(choice.logprobs.tokens) == choice.text
-        for logprob, top in zip(
-            choice.logprobs.token_logprobs, choice.logprobs.top_logprobs, strict=True
-        ):
-            sound(list(top.values()), logprob, greedy=False)
+        _in_their_places(choice)
+    return whole
+
+
+def _in_their_places(choice: Any) -> None:
+    """Check that the tokens are the text, each where it says."""
+    said = choice.logprobs
+    assert "".join(said.tokens) == choice.text, choice
+    lengths = itertools.accumulate(map(len, said.tokens), initial=0)
+    assert [*said.text_offset, len(choice.text)] == list(lengths), choice
 
 
 def chats(client: openai.OpenAI) -> None:
@@ -153,8 +171,21 @@ def chats(client: openai.OpenAI) -> None:
 
 
 def streamed_chats(client: openai.OpenAI) -> None:
-    """Two choices of one stream: the grammar of each, its text and its log probabilities."""
-    asked = {**SAMPLED, "messages": QUESTION, "n": 2, "logprobs": True, "top_logprobs": 3}
+    """Two choices of one stream, and one of which a beginning of `stop` was held."""
+    two = _streamed_chat(client, {**SAMPLED, "n": 2})
+    assert [one.index for one in two.choices] == [0, 1]
+    assert two.choices[0].message.content != two.choices[1].message.content
+    for entry in (each for one in two.choices for each in one.logprobs.content):
+        told = [one.logprob for one in entry.top_logprobs]
+        assert len(told) == 3
+        sound(told, entry.logprob, greedy=False)
+    (held,) = _streamed_chat(client, {**GREEDY, "stop": "is Paris!"}).choices
+    assert held.message.content == "The capital of France is Paris."
+
+
+def _streamed_chat(client: openai.OpenAI, more: dict[str, Any]) -> Any:
+    """Check the chunks of each choice against the whole answer; return that."""
+    asked = {**more, "messages": QUESTION, "logprobs": True, "top_logprobs": 3}
     whole = client.chat.completions.create(**asked)
     counted = {"stream": True, "stream_options": {"include_usage": True}}
     *chunks, last = client.chat.completions.create(**counted, **asked)
@@ -166,24 +197,21 @@ def streamed_chats(client: openai.OpenAI) -> None:
     assert last.usage.prompt_tokens == whole.usage.prompt_tokens
     assert [len(one.choices) for one in chunks] == [1] * len(chunks)
     assert [one.usage for one in chunks] == [None] * len(chunks)
-    assert {one.choices[0].index for one in chunks} == {0, 1}
-    assert whole.choices[0].message.content != whole.choices[1].message.content
+    assert {one.choices[0].index for one in chunks} == {one.index for one in whole.choices}
     for choice in whole.choices:
         parts = [one.choices[0] for one in chunks if one.choices[0].index == choice.index]
         _grammar(parts)
         assert "".join(one.delta.content or "" for one in parts) == choice.message.content
         assert parts[-1].finish_reason == choice.finish_reason
-        assert _joined(parts) == choice.logprobs.content
-        for entry in choice.logprobs.content:
-            told = [one.logprob for one in entry.top_logprobs]
-            assert len(told) == 3
-            sound(told, entry.logprob, greedy=False)
+        told = [each for one in parts if one.logprobs for each in one.logprobs.content]
+        assert told == choice.logprobs.content
     with client.chat.completions.stream(**asked) as events:
         final = events.get_final_completion()
     for choice, built in zip(whole.choices, final.choices, strict=True):
         assert built.message.content == choice.message.content
         assert built.logprobs.content == choice.logprobs.content
         assert built.finish_reason == choice.finish_reason
+    return whole
 
 
 def _grammar(parts: Sequence[Any]) -> None:
@@ -199,10 +227,6 @@ def _grammar(parts: Sequence[Any]) -> None:
         entries = one.logprobs.content
         assert one.logprobs.refusal is None
         assert "".join(entry.token for entry in entries) == (one.delta.content or ""), one
-
-
-def _joined(parts: Iterable[Any]) -> list[Any]:
-    return [each for one in parts if one.logprobs for each in one.logprobs.content]
 
 
 def main() -> None:
