@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, Final
 
 from inferbus_schemas import messages as m
 from inferbus_schemas import names
@@ -38,6 +38,8 @@ AUTHENTICATED = "authenticated"
 INFER_SOME = "infer:some"
 """Policy of a route that takes callers who may infer with some model, and names none itself."""
 
+LEAST_RATE_PER_S: Final = 1 / 3600
+"""A request an hour: what is slower has times that counts and headers do not hold."""
 _INFER_PREFIX = f"{INFER}:"
 INFER_ALL = f"{_INFER_PREFIX}*"
 ALL_SCOPES = (INFER_ALL, MODELS_READ, MODELS_WRITE, DEPLOY, ADMIN, AUDIT_READ)
@@ -147,6 +149,13 @@ class Principal:
         return MODELS_READ in self.scopes or self.infers(model)
 
 
+def limited_rate(requests_per_s: float) -> float:
+    """Return a rate as it is counted: none, or one of at least `LEAST_RATE_PER_S`."""
+    if requests_per_s <= 0:
+        return 0.0
+    return requests_per_s if LEAST_RATE_PER_S < requests_per_s < math.inf else LEAST_RATE_PER_S
+
+
 def principal(
     tenant: str,
     name: str,
@@ -160,7 +169,7 @@ def principal(
     models = {
         scope.removeprefix(_INFER_PREFIX) for scope in held if scope.startswith(_INFER_PREFIX)
     }
-    rate = 0.0 if limits is None else limits.requests_per_s
+    rate = 0.0 if limits is None else limited_rate(limits.requests_per_s)
     return Principal(
         tenant,
         name,

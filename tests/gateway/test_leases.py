@@ -23,6 +23,7 @@ from inferbus_kit.health import Health
 from inferbus_kit.metrics import gateway_metrics
 from inferbus_schemas import access
 from inferbus_schemas import messages as m
+from inferbus_schemas.access import LEAST_RATE_PER_S
 from inferbus_schemas.membership import Membership
 from tests.support.gcra import Gcra
 
@@ -90,6 +91,26 @@ async def test_the_script_does_what_the_reference_does(valkey_url: str) -> None:
             await asyncio.sleep(0.02)
         left_ms = await client.pttl(f"{leases.PREFIX}{{{name}}}")
         assert 0 < left_ms <= 2000, "what is paid back is forgotten"
+    finally:
+        await client.aclose()
+
+
+@pytest.mark.parametrize("rate_per_s", [1e-300, 1e-17, LEAST_RATE_PER_S, 1e6])
+@pytest.mark.parametrize("burst", [1, 1_000_000_000])
+async def test_no_quota_makes_the_script_fail(
+    valkey_url: str, rate_per_s: float, burst: int
+) -> None:
+    client = leases.client(valkey_url)
+    quota, name = Quota(rate_per_s, burst, Part(), 0.0), secrets.token_hex(4)
+    try:
+        for owed, want in [(1, 0), (0, 64), (1_000_000_000, 64), (1, 1)]:
+            granted, room, _ = await client.eval(
+                leases.SCRIPT, 1, *leases.arguments(name, quota, owed, want)
+            )
+            assert granted >= 0
+            if rate_per_s >= LEAST_RATE_PER_S:
+                assert room <= burst
+        assert await client.pttl(f"{leases.PREFIX}{{{name}}}") > 0
     finally:
         await client.aclose()
 

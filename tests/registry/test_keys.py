@@ -159,6 +159,7 @@ def test_a_key_is_shown_once_and_stored_nowhere(running: RegistryProcess) -> Non
         {"scopes": ["models:read"], "name": "a\nb"},
         {"scopes": ["models:read"], "expires_in_s": 0},
         {"scopes": ["models:read"], "requests_per_s": -1},
+        {"scopes": ["models:read"], "requests_per_s": 1e-17},
         {"scopes": ["models:read"], "sha256": "00"},
     ],
 )

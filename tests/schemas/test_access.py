@@ -115,6 +115,23 @@ def test_limits_have_a_burst_of_one_at_least() -> None:
     assert (free.requests_per_s, free.burst, free.expires_s) == (0.0, 0, math.inf)
 
 
+@pytest.mark.parametrize(
+    ("said", "counted"),
+    [
+        (-1.0, 0.0),
+        (1e-320, access.LEAST_RATE_PER_S),
+        (1e-17, access.LEAST_RATE_PER_S),
+        (math.nan, access.LEAST_RATE_PER_S),
+        (math.inf, access.LEAST_RATE_PER_S),
+        (0.5, 0.5),
+    ],
+)
+def test_a_rate_is_none_or_one_that_counts(said: float, counted: float) -> None:
+    limited = access.holder(record(limits=m.Limits(requests_per_s=said)))
+    assert limited.requests_per_s == counted
+    assert limited.burst == (1 if counted else 0)
+
+
 @pytest.mark.parametrize("scope", [*access.ALL_SCOPES, "infer:breast-cancer"])
 def test_scopes_that_there_are(scope: str) -> None:
     assert access.check_scope(scope) == scope

@@ -11,6 +11,7 @@ from inferbus_gateway.control.jobs.origins import Origins
 from inferbus_gateway.hot.fit import MAX_ROWS
 from inferbus_kit.settings import Port, TokenSettings
 from inferbus_schemas import access, names
+from inferbus_schemas.access import LEAST_RATE_PER_S
 
 
 def _split(text: str) -> tuple[str, ...]:
@@ -92,6 +93,13 @@ class GatewaySettings(TokenSettings):
         description="Networks whose addresses such hosts may have although they are not public, as "
         "10.1.0.0/16, with commas.",
     )
+
+    @field_validator("tenant_requests_per_s")
+    @classmethod
+    def _is_counted(cls, rate_per_s: float) -> float:
+        if 0 < rate_per_s < LEAST_RATE_PER_S:
+            raise ValueError("must be 0, for no limit, or at least a request an hour (0.000278)")
+        return rate_per_s
 
     @field_validator("submission_tenants", mode="before")
     @classmethod

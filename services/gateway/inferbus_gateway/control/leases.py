@@ -41,13 +41,15 @@ local room = math.floor((burst * interval - ahead) / interval + 0.000001)
 local granted = math.max(0, math.min(want, room))
 ahead = ahead + granted * interval
 if owed + granted > 0 then
-  redis.call('SET', KEYS[1], string.format('%.0f', now + ahead), 'PX', math.ceil(ahead / 1000) + 1)
+  local kept = math.min(math.ceil(ahead / 1000) + 1, 1e13)
+  redis.call('SET', KEYS[1], string.format('%.0f', now + ahead), 'PX', string.format('%.0f', kept))
 end
 return {granted, room - granted, now}
 """
 """GCRA. The key holds the time at which all that was spent is paid back; ARGV: microseconds a
 request, burst, what is owed (debited whether or not there is room), what is wanted. Answers what is
-granted, the room that is left, and the time of the server."""
+granted, the room that is left, and the time of the server. No quota makes it fail, which would be
+taken for a server that is away."""
 
 
 def client(url: str) -> Redis:

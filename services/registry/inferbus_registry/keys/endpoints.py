@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from inferbus_registry.events import Event
 from inferbus_registry.keys.service import KeyService, KeyView, NewKey, Wish
 from inferbus_registry.requests import Text, caller_of, json_body, principal_of, read_json
+from inferbus_schemas.access import LEAST_RATE_PER_S
 
 _DAY_S = 24 * 3600
 _MAX_BIGINT = (1 << 63) - 1
@@ -30,6 +31,13 @@ class KeyWish(BaseModel):
     burst: int = Field(default=0, strict=True, ge=0, le=1_000_000)
     tokens_per_min: int = Field(default=0, strict=True, ge=0, le=1_000_000_000)
     expires_in_s: Life | None = None
+
+    @field_validator("requests_per_s")
+    @classmethod
+    def _is_counted(cls, rate_per_s: float) -> float:
+        if 0 < rate_per_s < LEAST_RATE_PER_S:
+            raise ValueError("must be 0, for none, or at least a request an hour (0.000278)")
+        return rate_per_s
 
 
 class Rotation(BaseModel):
