@@ -200,6 +200,41 @@ async def test_what_is_no_answer_of_http_ends_nothing(idp: Provider) -> None:
     assert not broken._keys
 
 
+@pytest.mark.parametrize("begun", [b"", b"HTTP/1.1 200 OK\r\ncontent-length: 9000\r\n\r\n["])
+async def test_who_drips_an_answer_holds_no_fetch(
+    begun: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a withdrawn key would be good for as long as somebody likes."""
+    monkeypatch.setattr("inferbus_kit.tokens.FETCH_TIMEOUT_S", 0.3)
+    left = asyncio.Event()
+
+    async def drip(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            writer.write(begun)
+            while True:
+                writer.write(b" ")
+                await writer.drain()
+                await asyncio.sleep(0.02)
+        left.set()
+
+    server = await asyncio.start_server(drip, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        tokens = Tokens(settings(f"http://127.0.0.1:{port}/keys"))
+        async with asyncio.timeout(5):
+            await tokens._fetch()
+            await left.wait()
+    assert not tokens._keys
+
+
+async def test_a_set_of_keys_has_a_size(idp: Provider) -> None:
+    kid = idp.add()
+    idp.raw = json.dumps({"keys": idp.keys, "x": "x" * (300 << 10)}).encode()
+    large = Tokens(settings(idp.url))
+    await large._fetch()
+    assert large.principal(idp.token(kid)) is None
+
+
 @pytest.mark.parametrize(
     "more",
     [
