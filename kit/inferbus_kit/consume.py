@@ -121,6 +121,13 @@ class PartitionReader:
         """Read on from `offset`."""
         self.client.seek(self.tp, offset)
 
+    def heard_ms(self) -> int:
+        """Return when a broker last answered a fetch, with records or without; 0: never yet.
+
+        `read` returns in time also where nobody answers.
+        """
+        return int(self.client.last_poll_timestamp(self.tp) or 0)
+
     async def position(self) -> int:
         """Return the offset of the next record that `read` gives."""
         return int(await self.client.position(self.tp))
@@ -176,6 +183,8 @@ class StateReader:
         self.n_undecodable = 0
         self.failed = False
         self.last_read_monotonic_s = 0.0
+        """When a broker last answered: what the topic said by then was applied a moment later."""
+        self._heard_ms = 0
 
     async def start(self, timeout_s: float = 60.0) -> None:
         """Read to the end that is seen now, then follow in the background."""
@@ -184,6 +193,7 @@ class StateReader:
         async with asyncio.timeout(timeout_s):
             while self.position < end:
                 await self._step()
+        self.last_read_monotonic_s = asyncio.get_running_loop().time()
         work = asyncio.create_task(self._follow(), name=f"state:{self._reader.tp.topic}")
         self._task = watched(work, self._fail)
 
@@ -215,7 +225,9 @@ class StateReader:
 
     async def _step(self) -> None:
         records = await self._reader.read(timeout_ms=500)
-        self.last_read_monotonic_s = asyncio.get_running_loop().time()
+        if (heard_ms := self._reader.heard_ms()) != self._heard_ms:
+            self._heard_ms = heard_ms
+            self.last_read_monotonic_s = asyncio.get_running_loop().time()
         for record in records:
             try:
                 self._apply(record)

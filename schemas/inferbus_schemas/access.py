@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from inferbus_schemas import messages as m
 from inferbus_schemas import names
@@ -38,6 +38,9 @@ AUTHENTICATED = "authenticated"
 INFER_SOME = "infer:some"
 """Policy of a route that takes callers who may infer with some model, and names none itself."""
 
+_OF_BROWSERS: Final = frozenset({b"sec-fetch-site", b"origin"})
+OF_PROXIES: Final = frozenset({b"x-forwarded-for", b"x-real-ip", b"forwarded", b"via"})
+"""Headers, in lower case, by which a proxy says that it passed a request on."""
 LEAST_RATE_PER_S: Final = 1 / 3600
 """A request an hour: what is slower has times that counts and headers do not hold."""
 _INFER_PREFIX = f"{INFER}:"
@@ -109,6 +112,39 @@ def is_loopback_host(host: bytes) -> bool:
 def is_loopback_address(address: str) -> bool:
     """Tell whether a peer's address is of this machine."""
     return address == "::1" or address.startswith(("127.", "::ffff:127."))
+
+
+def came_from_afar(
+    headers: Iterable[tuple[bytes, bytes]], host: bytes
+) -> Literal["", "proxy", "page"]:
+    """Return what says that a request with this Host came from elsewhere all the same.
+
+    A proxy that passed it on, by the headers that proxies add (or by a second Host, of which each
+    may believe another one); or a browser, for a page of another site. Empty: nothing does.
+    """
+    n_hosts = 0
+    for name, value in headers:
+        if name in OF_PROXIES:
+            return "proxy"
+        if name == b"host":
+            n_hosts += 1
+        elif name in _OF_BROWSERS and _foreign(name, value, host):
+            return "page"
+    return "proxy" if n_hosts > 1 else ""
+
+
+def _foreign(name: bytes, value: bytes, host: bytes) -> bool:
+    """Tell whether a browser says by this header that a page of another site sends the request."""
+    if name == b"sec-fetch-site":
+        return value not in {b"same-origin", b"none"}
+    scheme, _, origin = value.partition(b"://")
+    return scheme != b"http" or not is_loopback_host(origin) or _port(origin) != _port(host)
+
+
+def _port(host: bytes) -> bytes:
+    """Return the port of a loopback host; one that is not written is 80."""
+    found = host.strip().rpartition(b":")[2]
+    return found if found.isdigit() else b"80"
 
 
 def bearer(authorization: bytes) -> str | None:

@@ -153,6 +153,37 @@ def test_a_page_of_another_site_needs_a_key(name: str, value: str, *, refused: b
     assert known.access.check(bearer(1), *ask, headers=headers).tenant == "acme"
 
 
+@pytest.mark.parametrize("name", [b"x-forwarded-for", b"x-real-ip", b"forwarded", b"via"])
+def test_what_a_proxy_passed_on_needs_a_key(name: bytes) -> None:
+    """It is from this machine to us, and may be from anywhere to the proxy."""
+    known = Known(local=True)
+    known.apply(record(1, "infer:*"))
+    ask = (*LOOPBACK, access.INFER, "digits")
+    with pytest.raises(errors.UnauthorizedError, match="a proxy passed this on"):
+        known.access.check(None, *ask, headers=[(name, b"8.8.8.8")])
+    assert known.access.check(bearer(1), *ask, headers=[(name, b"8.8.8.8")]).tenant == "acme"
+    call: Any = SimpleNamespace(
+        invocation_metadata=lambda: ((name.decode(), "8.8.8.8"),), peer=lambda: "ipv4:127.0.0.1:9"
+    )
+    with pytest.raises(errors.UnauthorizedError, match="a proxy passed this on"):
+        known.access.check_call(call, access.INFER, "digits")
+    call.invocation_metadata = lambda: (("user-agent", "x"),)
+    assert known.access.check_call(call, access.INFER, "digits") is access.ANONYMOUS
+
+
+def test_while_nothing_is_heard_of_keys_none_is_good() -> None:
+    known = Known(local=True)
+    known.apply(record(1, "infer:*"))
+    assert known.ask(bearer(1)).tenant == "acme"
+    known.access.stale = "nothing is heard"
+    for policy in (access.INFER, access.MODELS_READ, access.AUTHENTICATED):
+        with pytest.raises(errors.BusUnavailableError, match="nothing is heard; try again"):
+            known.access.check(bearer(1), *LOOPBACK, policy, "digits")
+    assert known.ask(None) is access.ANONYMOUS
+    known.access.stale = ""
+    assert known.ask(bearer(1)).tenant == "acme"
+
+
 def test_a_model_that_is_not_to_be_known_answers_like_one_that_is_not_there() -> None:
     known = Known()
     known.apply(record(1, "infer:digits"))

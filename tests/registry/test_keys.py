@@ -221,6 +221,10 @@ def test_every_change_of_a_key_is_one_event(running: RegistryProcess) -> None:
         for _ in range(2):
             assert client.delete(f"/keys/{an_id(key)}").json()["revoked_at"]
         told = client.get(f"/keys/{an_id(key)}/events").json()["events"]
+        heir = told[1]["after"]["replaced_by"]
+        (made,) = client.get(f"/keys/{heir}/events").json()["events"]
+    assert (made["what"], made["request_id"], made["before"]) == ("key_created", "turn-1", None)
+    assert made["after"]["scopes"] == ["models:read"]
     assert [one["what"] for one in told] == ["key_created", "key_rotated", "key_revoked"]
     assert {one["who"] for one in told} == {ADMIN}
     assert told[1]["request_id"] == "turn-1"

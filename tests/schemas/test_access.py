@@ -234,3 +234,20 @@ def test_a_table_with_a_hole_is_refused() -> None:
     for path, policy in (("/a", "nobody"), ("/a", ""), ("/a", access.INFER)):
         with pytest.raises(ValueError, match="/a"):
             policies.Policies({("GET", path): policy})
+
+
+@pytest.mark.parametrize(
+    ("headers", "by"),
+    [
+        ([(b"host", b"localhost")], ""),
+        ([(b"host", b"evil.example"), (b"host", b"localhost")], "proxy"),
+        ([(b"x-forwarded-for", b"127.0.0.1")], "proxy"),
+        ([(b"via", b"1.1 x")], "proxy"),
+        ([(b"origin", b"http://localhost")], ""),
+        ([(b"origin", b"http://localhost:8080")], "page"),
+        ([(b"sec-fetch-site", b"cross-site")], "page"),
+        ([(b"accept", b"via")], ""),
+    ],
+)
+def test_what_came_from_elsewhere_says_so(headers: list[tuple[bytes, bytes]], by: str) -> None:
+    assert access.came_from_afar(headers, b"localhost") == by

@@ -22,6 +22,7 @@ from inferbus_gateway.control.fleet import Beats, choose_reply_partition
 from inferbus_gateway.control.leases import Leases
 from inferbus_gateway.control.once import Once
 from inferbus_gateway.control.upkeep import Upkeep
+from inferbus_gateway.hot.access import Access
 from inferbus_gateway.hot.infer import Infer
 from inferbus_gateway.hot.publish import Publisher
 from inferbus_gateway.hot.replies import Replies
@@ -48,6 +49,9 @@ if TYPE_CHECKING:
 _log = structlog.get_logger("gateway")
 
 _FRESH_S = 5.0
+_KEYS_LAST_S = 55.0
+"""So long after they were last heard of, keys open nothing: with `_JUDGE_S`, within a minute."""
+_OLD_KEYS = "Kafka tells nothing of keys, and they may have been revoked"
 _JUDGE_S = 0.5
 _STREAMS_SHARE = 0.8
 """Of the time to drain, the part after which streams are told to go on elsewhere."""
@@ -66,6 +70,8 @@ class Process:
     producer: Producer
     control: Producer
     readers: tuple[StateReader, ...]
+    keys: StateReader
+    access: Access
     fleet: Membership
     replies: Replies
     publisher: Publisher
@@ -239,6 +245,8 @@ class _Gateway:
             elif now_s - min(one.last_read_monotonic_s for one in process.readers) > _FRESH_S:
                 reason = "the state topics are not being read"
             process.requests.refusing = reason
+            keys_age_s = now_s - process.keys.last_read_monotonic_s
+            process.access.stale = _OLD_KEYS if keys_age_s > _KEYS_LAST_S else ""
             if reason:
                 process.health.not_ready("kafka", reason)
             else:

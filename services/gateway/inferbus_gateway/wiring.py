@@ -208,6 +208,7 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
             on_failure=fail,
         )
 
+    keys_reader = reader(topics.KEYS, feed.key)
     return Process(
         settings=settings,
         health=health,
@@ -267,11 +268,13 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
         tracing=tracing,
         producer=producer,
         control=control,
+        keys=keys_reader,
+        access=access,
         readers=(
             reader(topics.HEARTBEATS, feed.heartbeat),
             reader(topics.VERSIONS, feed.version),
             reader(topics.DEPLOYMENTS, feed.deployment),
-            reader(topics.KEYS, feed.key),
+            keys_reader,
             reader(topics.JOB_STATUS, jobs.feed),
             reader(topics.SPENT, owed.apply),
         ),

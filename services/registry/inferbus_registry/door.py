@@ -134,4 +134,5 @@ def _from_this_machine(scope: Scope, host: bytes) -> bool:
         client is not None
         and access.is_loopback_address(client[0])
         and access.is_loopback_host(host)
+        and not access.came_from_afar(scope["headers"], host)
     )

@@ -21,7 +21,7 @@ from inferbus_schemas.access import Keyring, Principal, Verdict
 
 _NEEDED = "a key is needed: send Authorization: Bearer <key>"
 _ELSEWHERE = "a page of another site may not ask without a key; send one"
-_OF_BROWSERS = frozenset({b"sec-fetch-site", b"origin"})
+_PASSED_ON = "a proxy passed this on, so it may be from anywhere: send Authorization: Bearer <key>"
 MAX_KNOWN = 4096
 """Presented headers that are remembered; past it the oldest is forgotten."""
 
@@ -46,8 +46,8 @@ class Access:
     Invariants: nothing is remembered of a header that opened nothing; what is remembered is
     forgotten at any change of keys and is not believed past its expiry; a caller without a key
     is taken for `ANONYMOUS` only where `local`, from this machine, under a name of this machine,
-    and not for a page of another site; a good key is taken however many bad ones its
-    address has presented.
+    through no proxy that says so, and not for a page of another site; a good key is taken however
+    many bad ones its address has presented, and none while `stale`.
     """
 
     def __init__(self, keys: Keyring, *, local: bool) -> None:
@@ -57,6 +57,8 @@ class Access:
         self._known: dict[bytes, Principal] = {}
         self._hosts: set[bytes] = set()
         self._guesses = Guesses()
+        self.stale = ""
+        """Why keys are not known any more as they are; while it says so, nobody has a good one."""
         self.used: set[str] = set()
         """Names of principals that presented something good; whoever takes them empties it."""
 
@@ -86,6 +88,7 @@ class Access:
 
         Raises:
             UnauthorizedError: nobody known.
+            BusUnavailableError: what is known of keys is old: they may have been revoked.
             TooManyBadKeysError: nor was anybody before, again and again, from this peer.
             ForbiddenError: known, and may not; or nobody, sent by a page of another site.
             UnknownModelError: known, and may not know whether there is such a model.
@@ -93,6 +96,8 @@ class Access:
         if authorization is None:
             caller = self._anonymous(host, peer, headers)
         else:
+            if self.stale:
+                raise errors.BusUnavailableError(f"{self.stale}; try again shortly")
             found = self._known.get(authorization)
             if found is None or found.expires_s <= time.time():
                 found = self._identify(authorization, peer)
@@ -127,8 +132,14 @@ class Access:
         There is no Host to look at: pages in a browser cannot speak HTTP/2 without TLS, and what
         they can speak is refused by the listener.
         """
-        authorization = presented(call.invocation_metadata())
-        return self.check(authorization, b"localhost", address_of(call.peer()), policy, model)
+        metadata = call.invocation_metadata() or ()
+        authorization = presented(metadata)
+        headers: Headers = ()
+        if authorization is None:
+            names = (key.encode() for key, _ in metadata)
+            headers = [(name, b"") for name in names if name in access.OF_PROXIES]
+        peer = address_of(call.peer())
+        return self.check(authorization, b"localhost", peer, policy, model, headers=headers)
 
     def _anonymous(self, host: bytes, peer: str, headers: Headers) -> Principal:
         if self._local and access.is_loopback_address(peer):
@@ -136,9 +147,11 @@ class Access:
             if known or access.is_loopback_host(host):
                 if not known and len(self._hosts) < MAX_KNOWN:
                     self._hosts.add(host)
-                for name, value in headers:
-                    if name in _OF_BROWSERS and _foreign(name, value, host):
-                        raise errors.ForbiddenError(_ELSEWHERE)
+                by = access.came_from_afar(headers, host)
+                if by == "proxy":
+                    raise errors.UnauthorizedError(_PASSED_ON)
+                if by == "page":
+                    raise errors.ForbiddenError(_ELSEWHERE)
                 return access.ANONYMOUS
         raise errors.UnauthorizedError(_NEEDED)
 
@@ -173,20 +186,6 @@ def presented(metadata: Iterable[tuple[str, str | bytes]] | None) -> bytes | Non
         if key == "authorization":
             found = value.encode() if isinstance(value, str) else value
     return found
-
-
-def _foreign(name: bytes, value: bytes, host: bytes) -> bool:
-    """Tell whether a browser says by this header that a page of another site sends the request."""
-    if name == b"sec-fetch-site":
-        return value not in {b"same-origin", b"none"}
-    scheme, _, origin = value.partition(b"://")
-    return scheme != b"http" or not access.is_loopback_host(origin) or _port(origin) != _port(host)
-
-
-def _port(host: bytes) -> bytes:
-    """Return the port of a loopback host; one that is not written is 80."""
-    found = host.strip().rpartition(b":")[2]
-    return found if found.isdigit() else b"80"
 
 
 def address_of(peer: str) -> str:

@@ -182,7 +182,7 @@ class KeyService:
             )
             row = _row(key, wish, now, caller.who)
             await repository.add(tx, row)
-            await _publish(tx, row)
+            await _announce(tx, caller, "key_created", row, before=None)
             over = now + timedelta(seconds=overlap_s)
             ends = over if old.expires_at is None else min(over, old.expires_at)
             changed = await repository.change(tx, key_id, expires_at=ends, replaced_by=row.id)
