@@ -148,11 +148,13 @@ def end_session(leader: int, log: Path) -> list[int]:
     return left
 
 
-def rotate(log: Path) -> None:
-    """Keep one older log beside a log that has grown over its limit."""
+def rotate(log: Path) -> int:
+    """Keep one older log beside one that has grown over its limit; return its size, in bytes."""
     with contextlib.suppress(FileNotFoundError):
-        if log.stat().st_size > LOG_LIMIT_BYTES:
-            log.replace(log.with_suffix(".old.log"))
+        if (size := log.stat().st_size) <= LOG_LIMIT_BYTES:
+            return size
+        log.replace(log.with_suffix(".old.log"))
+    return 0
 
 
 def last_lines(log: Path, count: int = 3, *, since: int = 0) -> list[str]:

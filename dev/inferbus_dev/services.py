@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 POOL = "default"
 # What `prepare` of a service says where its tables have a revision that it does not know.
 NEWER = "those of a newer Inferbus"
+# And where the first key is there and opens nothing any more.
+DEAD_KEY = "INFERBUS_ADMIN_KEY was revoked"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +150,10 @@ def child(seat: Seat, place: Place) -> process.ChildSpec:
     )
 
 
+class FirstKeyError(LauncherError):
+    """The key with which the registry is to begin was ended by somebody."""
+
+
 def preparation(role: Role, place: Place) -> str:
     """Return a digest of all that `prepare` depends on: the migrations and the first key."""
     found = importlib.util.find_spec(role.module)
@@ -164,10 +170,11 @@ async def prepare(role: Role, place: Place, log: Path) -> None:
     """Bring the tables that a role owns to its version, with what must stand in them.
 
     Raises:
+        FirstKeyError: the first key is there and was ended.
         LauncherError: that fails.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    process.rotate(log)
+    since = process.rotate(log)
     told = {
         **place.environment(),
         "INFERBUS_INSTANCE": f"{role.name}-migrate",
@@ -185,12 +192,14 @@ async def prepare(role: Role, place: Place, log: Path) -> None:
             run.kill()
             await run.wait()
     if code != 0:
-        raise LauncherError(why_not_prepared(role, log))
+        dead = any(DEAD_KEY in line for line in process.last_lines(log, 20, since=since))
+        why = why_not_prepared(role, log, since=since)
+        raise FirstKeyError(why) if dead else LauncherError(why)
 
 
-def why_not_prepared(role: Role, log: Path) -> str:
-    """Return one sentence on a preparation that failed, from what it said."""
-    lines = process.last_lines(log, 20)
+def why_not_prepared(role: Role, log: Path, *, since: int = 0) -> str:
+    """Return one sentence on a preparation that failed, from what it said after byte `since`."""
+    lines = process.last_lines(log, 20, since=since)
     if any("No space left on device" in line for line in lines):
         return DISK_FULL
     if any(NEWER in line for line in lines):

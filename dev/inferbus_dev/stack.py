@@ -11,7 +11,7 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from inferbus_dev import infra, ports, postgres, services, state
+from inferbus_dev import first_key, infra, ports, postgres, services, state
 from inferbus_dev.errors import LauncherError
 from inferbus_dev.paths import cache_dir
 from inferbus_dev.process import start_time
@@ -155,6 +155,8 @@ class Stack:
             self.report.plan(self._steps())
             await self._start_servers()
             await infra.together(*(self._start_service(name) for name in list(self._seats)))
+            if "registry-0" in self._seats and await first_key.is_dead(self.registry, self.api_key):
+                await self._make_key(self._seats["registry-0"].role)
             self._record()
         except BaseException:
             await self.stop()
@@ -332,13 +334,21 @@ class Stack:
 
         async def make(role: services.Role) -> None:
             with self.report.step(f"{role.name} tables"):
-                if noted.get(role.name) != wanted[role.name]:
-                    log = self._folder.log(f"{role.name}-migrate")
-                    await services.prepare(role, place, log)
+                if noted.get(role.name) == wanted[role.name]:
+                    return
+                try:
+                    await services.prepare(role, place, self._folder.log(f"{role.name}-migrate"))
+                except services.FirstKeyError:
+                    await self._make_key(role)
 
         await infra.together(*(make(role) for role in self._preparing()))
         if self._own_postgres and noted != (found := {**noted, **wanted}):
             await postgres.set_note(self.postgres, json.dumps(found))
+
+    async def _make_key(self, role: services.Role) -> None:
+        self._folder.forget_admin_key()
+        await services.prepare(role, self._place(), self._folder.log(f"{role.name}-migrate"))
+        self.report.note(first_key.MADE)
 
     async def _start_service(self, name: str) -> None:
         seat = self._seats[name]

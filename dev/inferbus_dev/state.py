@@ -106,6 +106,10 @@ class StateDir:
             fresh.replace(place)
         return place.read_text("utf-8").strip()
 
+    def forget_admin_key(self) -> None:
+        """Have the next call of `admin_key` make another one."""
+        (self.path / "admin-key").unlink(missing_ok=True)
+
     def write(self, addresses: Mapping[str, Any], running: Iterable[Running]) -> None:
         """Put a new `stack.json` in place of the old one."""
         processes = [

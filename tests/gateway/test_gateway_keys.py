@@ -69,6 +69,13 @@ async def test_a_key_opens_names_the_tenant_and_is_revoked(side: GatewaySide) ->
     await put_key(side, key, f"infer:{side.model}", revoked=True)
     await side.until_async(lambda: ask(side, gateway, key), lambda got: got.status_code == 401)
 
+    # One whose record is deleted is gone as well.
+    other = access.make_key(secrets.token_bytes(40))
+    await put_key(side, other, f"infer:{side.model}")
+    await side.until_async(lambda: ask(side, gateway, other), lambda got: got.status_code == 200)
+    await side.write(topics.KEYS, 0, str(access.key_id(other)), None)
+    await side.until_async(lambda: ask(side, gateway, other), lambda got: got.status_code == 401)
+
 
 async def test_on_this_machine_alone_and_under_its_name_nobody_needs_a_key(
     side: GatewaySide,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 import pytest
 
+from inferbus_dev.services import DEAD_KEY
 from inferbus_kit.errors import StartupError
 from inferbus_registry.database import Database
 from inferbus_registry.events import Caller
@@ -83,7 +84,7 @@ async def test_an_admin_key_that_has_ended_is_no_admin_key(postgres_database: st
         found = await service.find(key)
         assert found is not None
         await service.revoke(Caller("x", "y"), found, an_id(key))
-        with pytest.raises(StartupError, match="revoked"):
+        with pytest.raises(StartupError, match=DEAD_KEY):
             await service.ensure_admin(key)
         with pytest.raises(StartupError, match="no key"):
             await service.ensure_admin("secret")

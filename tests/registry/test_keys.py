@@ -193,6 +193,14 @@ def test_an_expired_key_opens_nothing(running: RegistryProcess) -> None:
     assert refused(answer, 409, "key_ended")
 
 
+def test_an_overlap_lengthens_no_life(running: RegistryProcess) -> None:
+    key = make(running, "models:read", expires_in_s=60)
+    with running.client as client:
+        before = client.get(f"/keys/{an_id(key)}").json()["expires_at"]
+        assert client.post(f"/keys/{an_id(key)}/rotate", json={"overlap_s": 3600}).is_success
+        assert client.get(f"/keys/{an_id(key)}").json()["expires_at"] == before
+
+
 def test_rotation_overlaps_and_ends(running: RegistryProcess) -> None:
     wish: dict[str, Any] = {"requests_per_s": 5, "tokens_per_min": 900, "expires_in_s": 1000}
     old = make(running, "models:read", "infer:digits", **wish)

@@ -18,7 +18,9 @@ from typing import Any
 import httpx
 import pytest
 
+from inferbus_dev import first_key
 from inferbus_dev.paths import cache_dir
+from inferbus_schemas import access
 from tests.dev import processes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -112,6 +114,16 @@ def _stack(state: Path) -> dict[str, Any]:
     return read
 
 
+def _rotate_the_key(stack: dict[str, Any]) -> None:
+    """End the key of the launcher, as who fears that it is known does."""
+    key = stack["api_key"]
+    one = f"{stack['registry']}/v1/registry/keys/{access.key_id(key)}"
+    head = {"authorization": f"Bearer {key}"}
+    answer = httpx.post(f"{one}/rotate", json={"overlap_s": 0}, headers=head, trust_env=False)
+    assert answer.status_code == 201, answer.text
+    assert httpx.get(one, headers=head, trust_env=False).status_code == 401
+
+
 def test_the_show_the_stop_and_what_is_left(tmp_path: Path) -> None:
     state, base = tmp_path / ".inferbus", _four_free_ports()
     with _up(state, base) as (launcher, said):
@@ -139,7 +151,9 @@ def test_the_show_the_stop_and_what_is_left(tmp_path: Path) -> None:
         _shows_real_answers(said, MODELS - {"digits"})
         assert "digits: champion is version 2, which is not the sample" in said
         assert "uploaded" not in said, "the models were still there"
-        left = [each["pid"] for each in _stack(state)["processes"]]
+        old = _stack(state)
+        _rotate_the_key(old)
+        left = [each["pid"] for each in old["processes"]]
         launcher.kill()
         launcher.wait(10)
     assert (state / "stack.json").exists()
@@ -148,5 +162,8 @@ def test_the_show_the_stop_and_what_is_left(tmp_path: Path) -> None:
         assert "sample models" not in said
         assert "Real inputs" not in said
         assert all(processes.gone(pid) for pid in left)
+        assert first_key.MADE in " ".join(said.split())
+        head = {"authorization": f"Bearer {_stack(state)['api_key']}"}
+        assert httpx.get(keys, headers=head, trust_env=False).status_code == 200
         _answers(f"http://127.0.0.1:{base}/v2/models/breast-cancer")
     assert launcher.returncode == 0
