@@ -6,9 +6,11 @@ import asyncio
 import struct
 from collections.abc import AsyncIterator
 
+import grpc
 import pytest
 
 from inferbus_gateway import errors
+from inferbus_gateway.api import rpc
 from inferbus_gateway.api.rpc import SERVICE
 from inferbus_gateway.api.rpc_arrivals import Arrivals
 from inferbus_schemas import access
@@ -102,6 +104,28 @@ async def test_the_transport_takes_little_of_what_nobody_reads_yet(
     whole = [size for size in sent.values() if size == len(MESSAGE)]
     assert len(whole) == least
     assert sum(sent.values()) < least * len(MESSAGE) + n_calls * (100 << 10)
+
+
+@pytest.mark.parametrize("method", [f"{SERVICE}/ModelInfer", "grpc.health.v1.Health/Check"])
+async def test_a_message_that_comes_too_slowly_ends_its_call(
+    method: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("_PATIENCE_S", "_PATIENCE_OF_SMALL_S"):
+        monkeypatch.setattr(rpc, name, 0.3)
+    listener = Listener()
+    await listener.server.start()
+    listener.keys.apply(record(1, access.INFER_ALL))
+    async with Http2.connected(listener.server.port) as client:
+        calls = [client.call(f"/{method}", authorization=bearer(1).decode()) for _ in range(5)]
+        await client.push(MESSAGE, for_s=2.5)
+        assert client.ended == set(calls)
+        assert client.n_answered == 0
+    assert listener.refused == ["slow_body"] * 5
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{listener.server.port}") as channel:
+        check = channel.unary_unary("/grpc.health.v1.Health/Check")
+        assert await check(b"", timeout=5)
+    await listener.server.stop()
+    assert caplog.records == []
 
 
 @pytest.mark.parametrize("name", ["ServerLive", "ServerReady"])
