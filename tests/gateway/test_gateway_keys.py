@@ -163,7 +163,7 @@ async def test_a_valkey_that_stands_still_or_dies_fails_no_request(
     side: GatewaySide, tmp_path: Path
 ) -> None:
     key = access.make_key(os.urandom(access.KEY_ENTROPY_BYTES))
-    bounds = m.Limits(requests_per_s=200, burst=200)
+    bounds = m.Limits(requests_per_s=9000, burst=9000)
     await put_key(side, key, f"infer:{side.model}", limits=bounds)
     await side.worker(lambda request: [prediction(request)])
     server = valkey.prepare(tmp_path / "valkey", tmp_path / "valkey.log", free_port())

@@ -179,12 +179,12 @@ class RpcServer:
         """
         at_sight = AT_SIGHT.get(policy, policy)
 
-        async def call(messages: AsyncIterator[Any], context: Context) -> Message:
+        async def call(_messages: AsyncIterator[Any], context: Context) -> Message:
             if policy == PUBLIC:
                 return await method(kind(), context)
             try:
                 tenant = self._access.check_call(context, at_sight).tenant
-                arriving = self._arrivals.message(messages, tenant)
+                arriving = self._arrivals.message(context.read, tenant)
                 # Under no name here: what `abort` raises holds this frame for long.
                 return await method(await arriving, context)
             except InferbusError as error:

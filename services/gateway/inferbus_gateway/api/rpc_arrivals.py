@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator
-from typing import TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from grpc.aio import EOF
 
 from inferbus_gateway.errors import InvalidRequestError, SlowBodyError
-
-T = TypeVar("T")
 
 
 class Arrivals:
@@ -32,11 +32,17 @@ class Arrivals:
         self._each: dict[str, asyncio.Semaphore] = {}
         self._n_here: Counter[str] = Counter()
 
-    async def message(self, messages: AsyncIterator[T], holder: str) -> T:
+    def full(self, holder: str) -> bool:
+        """Tell whether one more message of a holder would have to wait."""
+        each = self._each.get(holder)
+        return self._all.locked() or (each is not None and each.locked())
+
+    async def message(self, read: Callable[[], Awaitable[Any]], holder: str) -> Any:
         """Return the one message of a call.
 
         Args:
-            messages: as the call gives them; the first is the one.
+            read: of its context. (The iterator that calls give too would keep the message, in a
+                cycle, until the collector comes.)
             holder: a tenant, or an address.
 
         Raises:
@@ -46,11 +52,12 @@ class Arrivals:
         async with self._place(holder):
             try:
                 async with asyncio.timeout(self._patience_s):
-                    return await anext(messages)
+                    message = await read()
             except TimeoutError:
                 raise SlowBodyError("the message came too slowly; send it again, faster") from None
-            except StopAsyncIteration:
-                raise InvalidRequestError("the call has no message") from None
+        if message is EOF:
+            raise InvalidRequestError("the call has no message")
+        return message
 
     @contextlib.asynccontextmanager
     async def _place(self, holder: str) -> AsyncIterator[None]:

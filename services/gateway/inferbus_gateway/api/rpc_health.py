@@ -29,12 +29,17 @@ def add(
 ) -> None:
     """Serve what `servicer` is told.
 
-    A question has one of the places of `arrivals` while it comes, who watches one of `room`.
+    A question has one of the places of `arrivals` while it comes, who watches one of `room`. Where
+    no place is free, it is not waited for and taken for the one about the whole server: nobody who
+    keeps places may keep others from hearing that it serves.
     """
 
-    async def question(messages: Any, context: Any) -> Any:
+    async def question(context: Any) -> Any:
+        address = address_of(context.peer())
+        if arrivals.full(address):
+            return health_pb2.HealthCheckRequest()
         try:
-            asked = await arrivals.message(messages, address_of(context.peer()))
+            asked = await arrivals.message(context.read, address)
         except InferbusError as error:
             await ends(context, error)
         if isinstance(asked, Unreadable):
@@ -42,13 +47,13 @@ def add(
             await context.abort(status, "the message is not a HealthCheckRequest")
         return asked
 
-    async def check(messages: Any, context: Any) -> health_pb2.HealthCheckResponse:
-        asked = await question(messages, context)
+    async def check(_messages: Any, context: Any) -> health_pb2.HealthCheckResponse:
+        asked = await question(context)
         answer: health_pb2.HealthCheckResponse = await servicer.Check(asked, context)
         return answer
 
-    async def watch(messages: Any, context: Any) -> None:
-        asked = await question(messages, context)
+    async def watch(_messages: Any, context: Any) -> None:
+        asked = await question(context)
         async with room.held(context):
             await servicer.Watch(asked, context)
 
