@@ -183,6 +183,7 @@ class StateReader:
         self.n_undecodable = 0
         self.failed = False
         self.last_read_monotonic_s = 0.0
+        self.last_heard_monotonic_s = 0.0
         """When a broker last answered: what the topic said by then was applied a moment later."""
         self._heard_ms = 0
 
@@ -193,7 +194,7 @@ class StateReader:
         async with asyncio.timeout(timeout_s):
             while self.position < end:
                 await self._step()
-        self.last_read_monotonic_s = asyncio.get_running_loop().time()
+        self.last_heard_monotonic_s = asyncio.get_running_loop().time()
         work = asyncio.create_task(self._follow(), name=f"state:{self._reader.tp.topic}")
         self._task = watched(work, self._fail)
 
@@ -225,9 +226,9 @@ class StateReader:
 
     async def _step(self) -> None:
         records = await self._reader.read(timeout_ms=500)
+        self.last_read_monotonic_s = asyncio.get_running_loop().time()
         if (heard_ms := self._reader.heard_ms()) != self._heard_ms:
-            self._heard_ms = heard_ms
-            self.last_read_monotonic_s = asyncio.get_running_loop().time()
+            self._heard_ms, self.last_heard_monotonic_s = heard_ms, self.last_read_monotonic_s
         for record in records:
             try:
                 self._apply(record)

@@ -53,6 +53,8 @@ class Tokens:
         self._settings = settings
         self._on_change = on_change
         self._again_s = again_s
+        # Of the machine, and of SSL_CERT_FILE, as elsewhere; httpx would bring its own.
+        self._trusted = ssl.create_default_context()
         self._raw = b""
         self._keys: tokens.Keys = {}
         self._unknown = asyncio.Event()
@@ -95,7 +97,7 @@ class Tokens:
     async def _fetch(self) -> None:
         self.n_fetches += 1
         try:
-            raw = await _get(self._settings.oidc_jwks_url)
+            raw = await _get(self._settings.oidc_jwks_url, self._trusted)
             keys = tokens.usable_keys(json.loads(raw))
         except (OSError, httpx.HTTPError, httpx.InvalidURL, ValueError, RecursionError) as error:
             _log.warning("jwks_not_fetched", error=type(error).__name__)
@@ -115,10 +117,8 @@ def _safe(url: str) -> bool:
     return parts.scheme == "https" or inside
 
 
-async def _get(url: str) -> bytes:
+async def _get(url: str, trusted: ssl.SSLContext) -> bytes:
     """Return what is there; redirects are not followed: keys are where their operator says."""
-    # Of the machine, and of SSL_CERT_FILE, as elsewhere; httpx would bring its own.
-    trusted = ssl.create_default_context()
     raw = b""
     async with (
         asyncio.timeout(FETCH_TIMEOUT_S),

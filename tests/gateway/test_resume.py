@@ -98,6 +98,21 @@ async def test_past_the_retention_of_chunks_the_whole_text_is_given_once() -> No
         seen.settle(caught_up=True)
 
 
+async def test_pieces_that_are_gone_in_part_are_not_sent_before_all_was_read() -> None:
+    """What is left of them looks like a hole, until the whole text stands for it."""
+    again = resume._Again(REQUEST_ID, "acme", -1)
+    again.apply(on(TOKENS, 41, chunk(2, tenant="acme")))
+    cut = [again.cut]
+    again.apply(on(PREDICTIONS, 7, whole(3)))
+    again.settle(caught_up=True)
+    cut.append(again.cut)
+    assert cut == [True, False]
+    fine = resume._Again(REQUEST_ID, "acme", -1)
+    for seq in (0, 2):
+        fine.apply(on(TOKENS, 40 + seq, chunk(seq, tenant="acme")))
+    assert not fine.cut, "a hole behind what was sent is one"
+
+
 async def read_again(chunks: list[m.TokenChunk], said: m.Prediction, after: int) -> str:
     """Return what a client reads whose stream lies on the topics, from behind a place."""
     again = resume._Again(REQUEST_ID, "acme", after)

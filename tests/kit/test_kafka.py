@@ -46,22 +46,22 @@ async def test_reader_commits_and_restarts(kafka_bootstrap: str, producer: Produ
     await at_end.stop()
 
 
-async def test_a_state_reader_has_read_when_a_broker_answered_and_not_when_it_asked(
+async def test_a_state_reader_has_heard_when_a_broker_answered_and_not_when_it_asked(
     kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     topic = await servers.fresh_topic(kafka_bootstrap, config={"cleanup.policy": "compact"})
     reader = StateReader(kafka_bootstrap, topic, lambda _: None, client_id="t")
     await reader.start()
-    began_s = reader.last_read_monotonic_s
+    began_s = reader.last_heard_monotonic_s
     async with asyncio.timeout(10):
-        while reader.last_read_monotonic_s == began_s:  # noqa: ASYNC110 -- of an empty topic
+        while reader.last_heard_monotonic_s == began_s:  # noqa: ASYNC110 -- of an empty topic
             await asyncio.sleep(0.05)
     # As where the partition has no leader: reading returns in time, with nothing.
     monkeypatch.setattr(reader._reader.client, "last_poll_timestamp", lambda _: 1)
     await asyncio.sleep(0.7)
-    silent_s = reader.last_read_monotonic_s
+    silent_s = reader.last_heard_monotonic_s
     await asyncio.sleep(1.5)
-    assert reader.last_read_monotonic_s == silent_s
+    assert reader.last_heard_monotonic_s == silent_s
     await reader.stop()
 
 

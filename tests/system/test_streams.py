@@ -13,6 +13,7 @@ import pytest
 
 from inferbus_dev.stack import Stack
 from inferbus_models import smollm2
+from inferbus_schemas.membership import EXPIRY_MS
 from tests.support import stacks
 from tests.support.collector import Collector, collecting
 from tests.support.event_streams import STORY, Heard, begun, read
@@ -291,9 +292,9 @@ async def _a_lost_gateway_loses_and_doubles_no_token(stack: Stack) -> None:
 
 
 async def _a_reader_that_came_back_and_leaves_cancels(stack: Stack) -> None:
-    """Unless its request is to be kept, or another client reads it there."""
+    """Unless its request is to be kept, or another client reads it."""
     url = f"{stack.gateways[0]}/v1/completions"
-    body = STORY | {"max_tokens": 500}
+    body = STORY | {"max_tokens": 1500}
     keeps = {"x-inferbus-on-disconnect": "keep"}
     streams = [Heard() for _ in range(3)]
     reading = [
@@ -301,9 +302,13 @@ async def _a_reader_that_came_back_and_leaves_cancels(stack: Stack) -> None:
         for heard, head in zip(streams, ({}, keeps, {}), strict=True)
     ]
     await asyncio.gather(*(begun(heard, 5) for heard in streams))
+    left, kept, shared = (f"{stack.gateways[1]}/v1/streams/{one.request_id}" for one in streams)
+    # The first one's client is there still, at the other gateway.
+    assert len((await read("GET", left, Heard(), stop_after=10)).places) == 10
+    await begun(streams[0], len(streams[0].places) + 60)
     stack.kill("gateway", 0, signal.SIGKILL)
     await asyncio.gather(*reading)
-    left, kept, shared = (f"{stack.gateways[1]}/v1/streams/{heard.request_id}" for heard in streams)
+    await asyncio.sleep(EXPIRY_MS / 1000 + 2)
     staying = Heard()
     stays = asyncio.create_task(read("GET", shared, staying))
     await begun(staying, 5)

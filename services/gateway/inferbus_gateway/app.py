@@ -245,7 +245,7 @@ class _Gateway:
             elif now_s - min(one.last_read_monotonic_s for one in process.readers) > _FRESH_S:
                 reason = "the state topics are not being read"
             process.requests.refusing = reason
-            keys_age_s = now_s - process.keys.last_read_monotonic_s
+            keys_age_s = now_s - process.keys.last_heard_monotonic_s
             process.access.stale = _OLD_KEYS if keys_age_s > _KEYS_LAST_S else ""
             if reason:
                 process.health.not_ready("kafka", reason)

@@ -144,7 +144,7 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
         access=access,
         routes=routes,
         requests=requests,
-        generations=Generations(requests=requests, streams=streams, metrics=metrics),
+        generations=Generations(instance, requests=requests, streams=streams, metrics=metrics),
         resumer=Resumer(
             bootstrap,
             instance,

@@ -48,7 +48,7 @@ _PATIENCE_S = 30.0
 """How long one message may take to come, once it has a place."""
 _SMALL = 16
 _PATIENCE_OF_SMALL_S = 5.0
-"""How many questions about health may be on their way, and for how long."""
+"""How many questions without tensors may be on their way, of each kind, and for how long."""
 _DESCRIBING = 64
 """How many calls may ask for descriptions; each holds a message at most."""
 _LOOK_S = 0.25
@@ -102,10 +102,11 @@ class RpcServer:
         )
         logging.getLogger("grpc._cython.cygrpc").addFilter(_tells_us_something)
         n = max_reading_bytes // (max_body_bytes + _ROOM_BYTES)
-        self._arrivals = Arrivals(n, n // 4, _PATIENCE_S)
+        tensors = Arrivals(n, n // 4, _PATIENCE_S)
+        self._small = Arrivals(_SMALL, _SMALL // 4, _PATIENCE_OF_SMALL_S)
         self._ends = ends = Ends(new_id, count)
         service = _Service(views, repository, health)
-        self._server.add_generic_rpc_handlers((self._handler(service, infer),))
+        self._server.add_generic_rpc_handlers((self._handler(service, infer, tensors),))
         watching = Shares("calls that watch", max_connections // 8, max_connections // 64)
         rpc_health.add(
             self._server,
@@ -152,13 +153,17 @@ class RpcServer:
         for name in ("", SERVICE):
             await self._reports.set(name, fit)
 
-    def _handler(self, service: _Service, infer: RpcInfer) -> grpc.GenericRpcHandler:
+    def _handler(
+        self, service: _Service, infer: RpcInfer, tensors: Arrivals
+    ) -> grpc.GenericRpcHandler:
         handlers = {
-            name: self._single(METHODS[name], kind, self._guarded(METHODS[name], answer))
+            name: self._single(
+                METHODS[name], kind, self._guarded(METHODS[name], answer), self._small
+            )
             for name, kind, answer in service.methods()
         }
         name = "ModelInfer"
-        handlers[name] = self._single(METHODS[name], pb.ModelInferRequest, infer.unary)
+        handlers[name] = self._single(METHODS[name], pb.ModelInferRequest, infer.unary, tensors)
         handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
             infer.stream,
             request_deserializer=reader(pb.ModelInferRequest),
@@ -171,6 +176,7 @@ class RpcServer:
         policy: str,
         kind: type[Message],
         method: Callable[[Any, Context], Awaitable[Message]],
+        arrivals: Arrivals,
     ) -> grpc.RpcMethodHandler[Any, Any]:
         """Return what serves a method of one message, which is not received before it has a place.
 
@@ -184,7 +190,7 @@ class RpcServer:
                 return await method(kind(), context)
             try:
                 tenant = self._access.check_call(context, at_sight).tenant
-                arriving = self._arrivals.message(context.read, tenant)
+                arriving = arrivals.message(context.read, tenant)
                 # Under no name here: what `abort` raises holds this frame for long.
                 return await method(await arriving, context)
             except InferbusError as error:

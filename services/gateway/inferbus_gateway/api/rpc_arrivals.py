@@ -14,15 +14,15 @@ from typing import Any
 
 from grpc.aio import EOF
 
-from inferbus_gateway.errors import InvalidRequestError, SlowBodyError
+from inferbus_gateway.errors import InvalidRequestError, OverloadedError, SlowBodyError
 
 
 class Arrivals:
     """The places of messages that are being received.
 
     Invariants: at most `n` are held, and at most `n_each` by one holder; who finds none waits for
-    one, in order; a place is given back once the message is here, or `patience_s` after it was
-    taken.
+    one, in order, for `patience_s` at most; a place is given back once the message is here, or
+    `patience_s` after it was taken.
     """
 
     def __init__(self, n: int, n_each: int, patience_s: float) -> None:
@@ -47,6 +47,7 @@ class Arrivals:
 
         Raises:
             SlowBodyError: it came too slowly.
+            OverloadedError: there was no place for as long.
             InvalidRequestError: there is none.
         """
         async with self._place(holder):
@@ -64,7 +65,15 @@ class Arrivals:
         self._n_here[holder] += 1
         each = self._each.setdefault(holder, asyncio.Semaphore(self._n_each))
         try:
-            async with each, self._all:
+            async with contextlib.AsyncExitStack() as held:
+                try:
+                    async with asyncio.timeout(self._patience_s):
+                        await held.enter_async_context(each)
+                        await held.enter_async_context(self._all)
+                except TimeoutError:
+                    raise OverloadedError(
+                        "too many messages are on their way in; try again"
+                    ) from None
                 yield
         finally:
             self._n_here[holder] -= 1

@@ -50,7 +50,7 @@ class Resumer:
     Invariants: at most so many at once; a stream of another tenant is not found; no event that the
     client has seen is sent again, none between is left out; a run whose worker is lost is ended by
     a record here, since the gateway that should is perhaps lost too; no request is cancelled that
-    was to be kept, or that another client reads here.
+    was to be kept, or that another client reads here, or where it began.
     """
 
     def __init__(
@@ -135,7 +135,9 @@ class Resumer:
         caught_up, pinged_s = False, time.monotonic()
         while not again.gone:
             again.settle(caught_up=caught_up)
-            if await writer.forward(stream, include_usage=again.include_usage, after=again.after):
+            if (caught_up or not again.cut) and await writer.forward(
+                stream, include_usage=again.include_usage, after=again.after
+            ):
                 return
             if self._streams.leaving.is_set():
                 await writer.close(errors.ReconnectError("this gateway stops; go on at another"))
@@ -147,14 +149,17 @@ class Resumer:
                 await writer.write(dialects.PING)
             records = await reader.read()
             again.take(records)
-            caught_up = not records
+            caught_up = not records and await reader.passed()
 
     def _left(self, again: _Again) -> None:
-        """Have a run ended that nobody reads here any more, unless it is to be kept."""
+        """Have a run ended that nobody reads any more, unless it is to be kept."""
         chunk = again.running
-        if chunk is None or not chunk.cancel_on_disconnect or self._streams.leaving.is_set():
+        if chunk is None or not chunk.read_at or self._streams.leaving.is_set():
             return
         if chunk.id in self._streams or self._reading.count(chunk.id) > 1:
+            return
+        # There its own client may be, or may be thought to be for some seconds after its death.
+        if chunk.read_at in {one.beat.instance for one in self._fleet.gateways()}:
             return
         if (lease := self._lease_of(chunk)) is not None:
             self._cancel(chunk.id, lease.pool)
@@ -260,6 +265,12 @@ class _Again:
         # A record of a request that no worker ran says no form.
         if form != m.FORM_UNSPECIFIED:
             self.form, self.client_request_id = form, client_request_id
+
+    @property
+    def cut(self) -> bool:
+        """Whether it broke at the first piece there is: the ones before it may be gone by age."""
+        state = None if self.stream is None else self.stream.state
+        return state is not None and state.error is not None and not state.n_taken
 
     @property
     def running(self) -> m.TokenChunk | None:

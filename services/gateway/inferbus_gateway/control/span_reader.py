@@ -36,9 +36,11 @@ class SpanReader:
         """Stand at the time of a request, and note where what may be its own ends at present."""
         consumer, since_ms = self._consumer, max(0, unix_ms(request_id) - SLACK_MS)
         consumer.assign(self._places)
+        # First: what is written between the questions is behind it, and so is read.
+        ends = await consumer.end_offsets(self._places)
         found = await consumer.offsets_for_times(dict.fromkeys(self._places, since_ms))
         later = await consumer.offsets_for_times(dict.fromkeys(self._places, since_ms + _LASTS_MS))
-        for place, end in (await consumer.end_offsets(self._places)).items():
+        for place, end in ends.items():
             first, past = found.get(place), later.get(place)
             consumer.seek(place, end if first is None else first.offset)
             self._ends[place] = end if past is None else past.offset

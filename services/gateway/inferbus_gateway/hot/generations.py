@@ -88,11 +88,13 @@ class Generations:
 
     def __init__(
         self,
+        instance: str,
         *,
         requests: Requests,
         streams: Streams,
         metrics: GatewayMetrics,
     ) -> None:
+        self._instance = instance
         self._requests = requests
         self._streams = streams
         self._first_token_seconds = metrics.first_token_seconds
@@ -100,7 +102,7 @@ class Generations:
     def open(self, call: Call, waiter: Waiter, reply_partition: int | None = None) -> Entry:
         """Put a call on the bus; its waiter is told how it ended."""
         generation = call.ask.generation
-        generation.cancel_on_disconnect = generation.stream and not call.keep
+        generation.read_at = self._instance if generation.stream and not call.keep else ""
         return self._requests.open(
             call.request_id,
             call.target,

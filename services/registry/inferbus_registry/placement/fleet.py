@@ -64,7 +64,7 @@ class Fleet:
         """The fleet, or None while it is not known."""
         if not self._started or self._reader is None:
             return None
-        silent_s = time.monotonic() - self._reader.last_read_monotonic_s
+        silent_s = time.monotonic() - self._reader.last_heard_monotonic_s
         return self._members if silent_s < _STALE_S else None
 
     async def _connect(self) -> None:

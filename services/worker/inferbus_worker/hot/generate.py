@@ -273,7 +273,7 @@ class Generator:
             form=request.generation.form,
             client_request_id=request.client_request_id,
             prompt_tokens=piece.prompt_tokens if known is None else 0,
-            cancel_on_disconnect=request.generation.cancel_on_disconnect,
+            read_at=request.generation.read_at,
         )
         run.n_chunks += 1
         run.n_unacknowledged += 1

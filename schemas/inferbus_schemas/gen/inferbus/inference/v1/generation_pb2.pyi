@@ -32,7 +32,7 @@ FORM_RESPONSES: Form
 FORM_GENERATE: Form
 
 class Generation(_message.Message):
-    __slots__ = ("prompt_kind", "max_tokens", "n", "temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "seed", "stop", "top_logprobs", "logit_bias", "json_schema", "tools", "tool_choice", "stream", "include_usage", "form", "one_call", "cancel_on_disconnect")
+    __slots__ = ("prompt_kind", "max_tokens", "n", "temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "seed", "stop", "top_logprobs", "logit_bias", "json_schema", "tools", "tool_choice", "stream", "include_usage", "form", "one_call", "read_at")
     class LogitBiasEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -60,7 +60,7 @@ class Generation(_message.Message):
     INCLUDE_USAGE_FIELD_NUMBER: _ClassVar[int]
     FORM_FIELD_NUMBER: _ClassVar[int]
     ONE_CALL_FIELD_NUMBER: _ClassVar[int]
-    CANCEL_ON_DISCONNECT_FIELD_NUMBER: _ClassVar[int]
+    READ_AT_FIELD_NUMBER: _ClassVar[int]
     prompt_kind: PromptKind
     max_tokens: int
     n: int
@@ -81,8 +81,8 @@ class Generation(_message.Message):
     include_usage: bool
     form: Form
     one_call: bool
-    cancel_on_disconnect: bool
-    def __init__(self, prompt_kind: _Optional[_Union[PromptKind, str]] = ..., max_tokens: _Optional[int] = ..., n: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., top_logprobs: _Optional[int] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., json_schema: _Optional[str] = ..., tools: _Optional[str] = ..., tool_choice: _Optional[str] = ..., stream: _Optional[bool] = ..., include_usage: _Optional[bool] = ..., form: _Optional[_Union[Form, str]] = ..., one_call: _Optional[bool] = ..., cancel_on_disconnect: _Optional[bool] = ...) -> None: ...
+    read_at: str
+    def __init__(self, prompt_kind: _Optional[_Union[PromptKind, str]] = ..., max_tokens: _Optional[int] = ..., n: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., top_logprobs: _Optional[int] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., json_schema: _Optional[str] = ..., tools: _Optional[str] = ..., tool_choice: _Optional[str] = ..., stream: _Optional[bool] = ..., include_usage: _Optional[bool] = ..., form: _Optional[_Union[Form, str]] = ..., one_call: _Optional[bool] = ..., read_at: _Optional[str] = ...) -> None: ...
 
 class Choice(_message.Message):
     __slots__ = ("finish_reason", "logprobs", "tool_calls")
@@ -115,7 +115,7 @@ class Generated(_message.Message):
     def __init__(self, run: _Optional[int] = ..., n_chunks: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., choices: _Optional[_Iterable[_Union[Choice, _Mapping]]] = ..., first_token_us: _Optional[int] = ..., form: _Optional[_Union[Form, str]] = ...) -> None: ...
 
 class TokenChunk(_message.Message):
-    __slots__ = ("id", "attempt", "run", "seq", "choice", "text", "n_tokens", "token_ids", "logprobs", "tool_calls", "finish_reason", "tenant", "model", "version", "served_by", "prompt_kind", "include_usage", "form", "client_request_id", "prompt_tokens", "cancel_on_disconnect")
+    __slots__ = ("id", "attempt", "run", "seq", "choice", "text", "n_tokens", "token_ids", "logprobs", "tool_calls", "finish_reason", "tenant", "model", "version", "served_by", "prompt_kind", "include_usage", "form", "client_request_id", "prompt_tokens", "read_at")
     ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
@@ -136,7 +136,7 @@ class TokenChunk(_message.Message):
     FORM_FIELD_NUMBER: _ClassVar[int]
     CLIENT_REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    CANCEL_ON_DISCONNECT_FIELD_NUMBER: _ClassVar[int]
+    READ_AT_FIELD_NUMBER: _ClassVar[int]
     id: bytes
     attempt: int
     run: int
@@ -157,8 +157,8 @@ class TokenChunk(_message.Message):
     form: Form
     client_request_id: str
     prompt_tokens: int
-    cancel_on_disconnect: bool
-    def __init__(self, id: _Optional[bytes] = ..., attempt: _Optional[int] = ..., run: _Optional[int] = ..., seq: _Optional[int] = ..., choice: _Optional[int] = ..., text: _Optional[str] = ..., n_tokens: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[str] = ..., tool_calls: _Optional[str] = ..., finish_reason: _Optional[str] = ..., tenant: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., served_by: _Optional[str] = ..., prompt_kind: _Optional[_Union[PromptKind, str]] = ..., include_usage: _Optional[bool] = ..., form: _Optional[_Union[Form, str]] = ..., client_request_id: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., cancel_on_disconnect: _Optional[bool] = ...) -> None: ...
+    read_at: str
+    def __init__(self, id: _Optional[bytes] = ..., attempt: _Optional[int] = ..., run: _Optional[int] = ..., seq: _Optional[int] = ..., choice: _Optional[int] = ..., text: _Optional[str] = ..., n_tokens: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[str] = ..., tool_calls: _Optional[str] = ..., finish_reason: _Optional[str] = ..., tenant: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., served_by: _Optional[str] = ..., prompt_kind: _Optional[_Union[PromptKind, str]] = ..., include_usage: _Optional[bool] = ..., form: _Optional[_Union[Form, str]] = ..., client_request_id: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., read_at: _Optional[str] = ...) -> None: ...
 
 class Cancellation(_message.Message):
     __slots__ = ("id", "reason")
