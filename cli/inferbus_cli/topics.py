@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import uuid
 from collections.abc import AsyncIterator, Coroutine
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -81,14 +82,14 @@ def tail(
         kafka: Brokers as host:port, comma-separated.
     """
     entry = _entry(topic, pool, tenant)
+    if count is not None and count < 1:
+        raise CommandError("--count must be at least 1.")
 
     async def follow() -> None:
         left = count
         async for record in _records(
             places.kafka(kafka), entry.name, from_beginning=from_beginning
         ):
-            if left is not None and left <= 0:
-                return
             shown = _decoded(entry, record)
             print(json.dumps(shown) if as_json else _line(shown), flush=True)
             if left is not None:
@@ -227,7 +228,10 @@ def _decoded(entry: catalogue.Topic, record: ConsumerRecord) -> dict[str, Any]:
         "offset": record.offset,
         "timestamp_ms": record.timestamp,
         "key": None if record.key is None else record.key.decode("utf-8", "replace"),
-        "headers": {name: value.decode("utf-8", "replace") for name, value in record.headers},
+        "headers": {
+            name: None if value is None else value.decode("utf-8", "replace")
+            for name, value in record.headers
+        },
         "value": value,
     }
 
@@ -308,6 +312,10 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     try:
         return asyncio.run(work)
+    except BrokenPipeError:
+        # Who read it has enough; nothing is left to be flushed at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return None
     except (KafkaError, OSError, TimeoutError) as error:
         raise CommandError(
             "Kafka does not answer: start the stack with `make up`, or set "

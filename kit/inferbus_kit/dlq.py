@@ -61,6 +61,8 @@ class DeadLetters:
             head.append(("dlq_log", "\n".join(said).encode()[-_MAX_LOG_BYTES:]))
         value = record.value[:_MAX_RECORD_BYTES] if record.value is not None else None
         key = record.key[:_MAX_KEY_BYTES] if record.key is not None else None
+        if value is None and key is None:
+            value = b""  # aiokafka sends nothing without either
         delivery = await self._producer.send(
             topics.dead_letters(record.topic), 0, value, key=key, headers=head
         )
@@ -86,13 +88,13 @@ class DeadLetters:
             await asyncio.sleep((1 - self._tokens) / self._rate_per_s)
 
 
-def _kept(headers: Sequence[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
-    """Return a record's own headers, as many as a letter has room for."""
+def _kept(headers: Sequence[tuple[str, bytes | None]]) -> list[tuple[str, bytes]]:
+    """Return a record's own headers, as many as a letter has room for; no value is an empty one."""
     kept, n_bytes = [], 0
     for name, value in headers:
         n_bytes += len(name) + len(value or b"")
         if n_bytes > _MAX_HEADERS_BYTES:
             break
         if not name.startswith("dlq_"):
-            kept.append((name, value))
+            kept.append((name, value or b""))
     return kept

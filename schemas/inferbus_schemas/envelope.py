@@ -56,9 +56,9 @@ def check(record_headers: Iterable[tuple[str, bytes]], ce_type: str) -> None:
         raise EnvelopeError("content-type is not application/protobuf")
 
 
-def traceparent(record_headers: Iterable[tuple[str, bytes]]) -> str:
-    """Return the record's W3C trace context, or an empty string."""
+def traceparent(record_headers: Iterable[tuple[str, bytes | None]]) -> str:
+    """Return the record's W3C trace context, or an empty string; a program may write any."""
     for name, value in record_headers:
         if name == "traceparent":
-            return value.decode("ascii", "replace")
+            return (value or b"").decode("ascii", "replace")
     return ""

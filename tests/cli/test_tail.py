@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+import subprocess
+import sys
 from typing import Any
+
+import confluent_kafka
 
 from inferbus_cli.topics import _show_ids
 from inferbus_dev.topics import create_topics
@@ -69,3 +73,42 @@ def test_tail_shows_dead_letters_with_their_reason(kafka_bootstrap: str) -> None
         "--kafka", kafka_bootstrap,
     )  # fmt: skip
     assert failed(keep, "must keep its partitions")
+
+
+def test_tail_shows_what_any_program_may_write(kafka_bootstrap: str) -> None:
+    tenant = f"c{secrets.token_hex(4)}"
+    topic = topics.topic(topics.SUBMISSIONS).for_tenant(tenant).name
+    asyncio.run(create_topics(kafka_bootstrap, [(topic, 1, 1, {})]))
+    producer = confluent_kafka.Producer({"bootstrap.servers": kafka_bootstrap})
+    for _ in range(3):
+        producer.produce(topic, None, key=b"\xff", headers=[("traceparent", None), ("x", b"\xff")])
+    assert producer.flush(10) == 0
+    at = ("--tenant", tenant, "--from-beginning", "--kafka", kafka_bootstrap)
+    run = inferbus("topics", "tail", "inference.submissions", "--json", "--count", "3", *at)
+    shown = [json.loads(line) for line in run.stdout.splitlines()]
+    assert [one["headers"] for one in shown] == [{"traceparent": None, "x": "\ufffd"}] * 3
+    none = inferbus("topics", "tail", "inference.submissions", "--count", "0", *at)
+    assert failed(none, "--count must be at least 1")
+
+
+def test_tail_ends_where_its_reader_does(kafka_bootstrap: str) -> None:
+    tenant = f"c{secrets.token_hex(4)}"
+    topic = topics.topic(topics.SUBMISSIONS).for_tenant(tenant).name
+    asyncio.run(create_topics(kafka_bootstrap, [(topic, 1, 1, {})]))
+    producer = confluent_kafka.Producer({"bootstrap.servers": kafka_bootstrap})
+    for _ in range(2000):
+        producer.produce(topic, b"x" * 100)
+    assert producer.flush(10) == 0
+    argv = ["topics", "tail", "inference.submissions", "--tenant", tenant, "--from-beginning"]
+    argv += ["--kafka", kafka_bootstrap, "--json"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "inferbus_cli", *argv],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as tail:
+        assert tail.stdout is not None
+        assert tail.stderr is not None
+        assert tail.stdout.readline()
+        tail.stdout.close()
+        assert tail.wait(30) == 0
+        assert tail.stderr.read() == b""

@@ -164,7 +164,9 @@ async def test_a_message_that_comes_too_slowly_ends_its_call(
     async with grpc.aio.insecure_channel(f"127.0.0.1:{hasty.server.port}") as channel:
         check: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
         assert await check(b"", timeout=5)
-    assert caplog.records == []
+    # Pollers of gRPC's core that share a process say so now and then.
+    said = [one.exc_info or one for one in caplog.records]
+    assert not [one for one in said if "BlockingIOError" not in repr(one)]
 
 
 async def test_nobody_keeps_others_from_hearing_that_it_serves(listener: Listener) -> None:

@@ -102,7 +102,10 @@ class SubmissionWrites:
     async def _until_buried(
         self, work: Work, record: Record, error: UnreadableSubmissionError
     ) -> None:
-        await _insist(lambda: self._letters.put(record, error), "dead_letter_failed")
+        try:
+            await _insist(lambda: self._letters.put(record, error), "dead_letter_failed")
+        except Exception:  # noqa: BLE001 -- whatever a program wrote, it ends no gateway
+            _log.exception("dead_letter_given_up", topic=record.topic, offset=record.offset)
         work.done_one()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:

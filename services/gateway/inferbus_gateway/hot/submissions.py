@@ -26,6 +26,7 @@ from inferbus_gateway.hot.pending import Inbox
 from inferbus_gateway.hot.placement import Placement
 from inferbus_gateway.hot.replies import Spawn
 from inferbus_gateway.hot.route import Routes
+from inferbus_gateway.hot.submission_reads import SubmissionReads, Unreadable
 from inferbus_gateway.hot.submission_work import (
     REQUEST_BYTES,
     Draft,
@@ -62,6 +63,10 @@ _COMMIT_EVERY_S = 0.5
 _POLL_MS, _CROWDED_POLL_MS = 200, 20
 _RETRY_S = 0.5
 _REVOKE_TIMEOUT_S = 2.0
+_DAMAGED = (
+    "neither it nor what may follow it in its batch can be read: by their compression (gzip and "
+    "none are read), or by the name of a header that is not UTF-8"
+)
 _EXPIRED = "the deadline passed before a worker could take it"
 
 
@@ -125,6 +130,7 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             request_timeout_ms=10_000,
             metadata_max_age_ms=10_000,  # a topic that is made anew is found again
         )
+        self._reads = SubmissionReads(self._consumer, self._position)
 
     async def start(self, spawn: Spawn) -> None:
         """Join the group and take submissions in a task that `spawn` starts.
@@ -179,19 +185,21 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
                     self._look()
                 placed_all = self._pump()
                 await self._read(_POLL_MS if placed_all else _CROWDED_POLL_MS)
-                if time.monotonic() >= commit_at_s:
-                    commit_at_s = time.monotonic() + _COMMIT_EVERY_S
-                    await self._commit()
             except KafkaError as error:
                 _log.warning("submissions_read_failed", error=repr(error))
                 await asyncio.sleep(_RETRY_S)
+            if time.monotonic() >= commit_at_s:
+                commit_at_s = time.monotonic() + _COMMIT_EVERY_S
+                await self._commit()
 
     async def _read(self, timeout_ms: int) -> None:
         self._pause(self._consumer.assignment())
-        found = await self._consumer.getmany(timeout_ms=timeout_ms, max_records=256)
-        for place, records in found.items():
-            for record in records:
-                await self._take(place, record)
+        for place, record in await self._reads.read(timeout_ms):
+            await self._take(place, record)
+
+    def _position(self, place: TopicPartition) -> int | None:
+        part = self._partitions.get(place)
+        return None if part is None else part.position
 
     @property
     def open_bytes(self) -> int:
@@ -206,7 +214,8 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             self._consumer.resume(*(self._paused - wanted).intersection(ours))
             self._paused = wanted
 
-    async def _take(self, place: TopicPartition, record: Record) -> None:
+    def _begin(self, place: TopicPartition, record: Record) -> Work:
+        """Note that a record is read and open."""
         part = self._partitions.get(place)
         if part is None or record.offset < part.position:
             if part is not None:
@@ -217,6 +226,16 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         part.position = record.offset + 1
         work = Work(part, record, self._places[place.topic])
         part.open_bytes += work.n_bytes
+        return work
+
+    async def _take(self, place: TopicPartition, record: Record) -> None:
+        work = self._begin(place, record)
+        if isinstance(record, Unreadable):
+            if record.first:
+                self._writes.letter(work, record, UnreadableSubmissionError(_DAMAGED))
+            else:
+                work.done_one()
+            return
         now_ms = time.time() * 1000
         try:
             if submitted.is_json(record):
@@ -226,11 +245,15 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         except UnreadableSubmissionError as error:
             self._writes.letter(work, record, error)
             return
+        except Exception:  # noqa: BLE001 -- whatever a program writes, it ends no gateway
+            _log.exception("submission_failed", partition=record.partition, offset=record.offset)
+            self._writes.letter(work, record, UnreadableSubmissionError("it cannot be read"))
+            return
         members = submitted.requests(said, record, work.place)
         work.trace(self._tracing, record.topic, members)
         work.n_open = len(members)
         work.n_bytes += len(members) * REQUEST_BYTES
-        part.open_bytes += len(members) * REQUEST_BYTES
+        work.part.open_bytes += len(members) * REQUEST_BYTES
         for one in members:
             self._pin(work, one)
 

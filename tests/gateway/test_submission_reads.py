@@ -1,0 +1,143 @@
+"""Submissions that a client library cannot read: stepped over, and nobody's record is lost."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.producer import message_accumulator
+from aiokafka.producer import producer as aiokafka_producer
+from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
+
+from inferbus_kit.consume import PartitionReader, Record
+from inferbus_schemas import messages as m
+from inferbus_schemas import topics
+from tests.gateway.test_submissions import Program
+from tests.support.gateway_side import GatewaySide
+from tests.support.scripted_worker import echo
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+
+
+@pytest.fixture
+async def program(side: GatewaySide) -> Program:
+    made = Program(side)
+    await made.start()
+    return made
+
+
+def submission(program: Program, *names: str) -> bytes:
+    requests = [program.one(name) for name in names]
+    return m.Submission(requests=requests).SerializeToString()
+
+
+def write_packed(program: Program, codec: str, value: bytes, partition: int, n: int = 1) -> None:
+    """Write a batch of equal records with a compression."""
+    config = {
+        "bootstrap.servers": program.side.bootstrap,
+        "compression.type": codec,
+        "linger.ms": 200,
+    }
+    producer = Producer(config)
+    for _ in range(n):
+        producer.produce(program.topic, value, partition=partition)
+    assert producer.flush(10) == 0
+
+
+async def letters_of(program: Program, count: int) -> list[Record]:
+    """Return so many dead letters."""
+    reader = PartitionReader(
+        program.side.bootstrap, topics.dead_letters(program.topic), 0, client_id="letters"
+    )
+    await reader.start()
+    found: list[Record] = []
+    async with asyncio.timeout(40):
+        while len(found) < count:
+            found += await reader.read(timeout_ms=200)
+    await reader.stop()
+    return found
+
+
+class NoText(str):
+    """The name of a header that the broker takes and that is not UTF-8."""
+
+    __slots__ = ()
+
+    def encode(self, *_: str) -> bytes:
+        return b"\xff\xfe"
+
+
+async def write_odd_header(
+    program: Program, value: bytes, partition: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        for place in (message_accumulator, aiokafka_producer):
+            patched.setattr(place, "DefaultRecordBatchBuilder", _DefaultRecordBatchBuilderPy)
+        producer = AIOKafkaProducer(bootstrap_servers=program.side.bootstrap)
+        await producer.start()
+        head = [(NoText("x"), b"v")]
+        await producer.send_and_wait(program.topic, value, partition=partition, headers=head)
+        await producer.stop()
+
+
+@pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
+async def test_whatever_a_program_compresses_with_is_answered(program: Program, codec: str) -> None:
+    await program.side.worker(echo)
+    await program.gateway()
+    write_packed(program, codec, submission(program, *(f"{codec}-{at}" for at in range(20))), 2)
+    program.submit(program.one("behind"), partition=2)
+    found = await program.ended(*(f"{codec}-{at}" for at in range(20)), "behind")
+    assert {one.outcome for one in found.values()} == {m.OUTCOME_OK}
+
+
+async def test_headers_without_values_are_as_if_they_were_not_there(program: Program) -> None:
+    await program.side.worker(echo)
+    gateway = await program.gateway()
+    producer = Producer({"bootstrap.servers": program.side.bootstrap})
+    for name in ("traceparent", "content-type", "x"):
+        value = submission(program, f"null {name}")
+        producer.produce(program.topic, value, partition=1, headers=[(name, None)])
+        producer.produce(program.topic, b"\xff", partition=1, headers=[(name, None)])
+    producer.produce(program.topic, None, partition=1)
+    assert producer.flush(10) == 0
+    program.submit(program.one("behind"), partition=1)
+    found = await program.ended("null traceparent", "null content-type", "null x", "behind")
+    assert {one.outcome for one in found.values()} == {m.OUTCOME_OK}
+    assert len(await letters_of(program, 4)) == 4
+    await program.side.until(lambda: program.committed() == 8)
+    assert gateway.process.poll() is None
+
+
+async def test_what_cannot_be_read_is_stepped_over_and_loses_nobodys_record(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a topic of before, whose broker keeps batches as they were compressed."""
+    entry = ConfigEntry("compression.type", "producer", incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource("topic", program.topic, incremental_configs=[entry])
+    admin = AdminClient({"bootstrap.servers": program.side.bootstrap})
+    for altered in admin.incremental_alter_configs([resource]).values():
+        await asyncio.to_thread(altered.result)
+    await program.side.worker(echo)
+    gateway = await program.gateway()
+
+    program.submit(program.one("first"))
+    write_packed(program, "zstd", submission(program, "lost"), 1, n=5)
+    await write_odd_header(program, submission(program, "odd"), 3, monkeypatch)
+    names = ["first"]
+    for at in range(12):
+        names.append(f"{at}")
+        program.submit(program.one(f"{at}"), partition=at % 4)
+    found = await program.ended(*names)
+    assert {one.outcome for one in found.values()} == {m.OUTCOME_OK}
+    letters = await letters_of(program, 2)
+    told = {int(dict(one.headers)["dlq_partition"]) for one in letters}
+    assert told == {1, 3}
+    assert all(b"can be read" in dict(one.headers)["dlq_error"] for one in letters)
+    # 13 that were answered, 5 in the batch and 1 with the header.
+    await program.side.until(lambda: program.committed() == 19)
+    assert gateway.process.poll() is None
+    worker_names = [one.client_request_id for _, one in program.side.all_predictions]
+    assert sorted(worker_names) == sorted(names), "each once"
