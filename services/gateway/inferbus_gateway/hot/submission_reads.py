@@ -7,6 +7,7 @@ no record that can be read: what the client had taken of others, as it failed, i
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ _log = structlog.get_logger("submissions")
 
 _DAMAGED = (CorruptRecordException, UnsupportedCodecError, ValueError)
 """What aiokafka raises for bytes that it cannot read; ValueError also of names that are no text."""
+_FETCH_S = 0.3
 _STEPS = 256
 """So many records of a partition are stepped over before others are read again."""
 
@@ -92,12 +94,15 @@ class SubmissionReads:
 
     async def _one_by_one(self) -> Found:
         """Read a record of each partition, past those that cannot be read."""
+        # All are fetched anew; then no empty one is waited for by itself.
+        await asyncio.sleep(_FETCH_S)
         found: Found = []
         for place in sorted(self._consumer.assignment() - self._consumer.paused()):
             for step in range(_STEPS):
                 at = await self._consumer.position(place)
+                wait_ms = 200 if step else 20
                 try:
-                    batches = await self._consumer.getmany(place, timeout_ms=200, max_records=1)
+                    batches = await self._consumer.getmany(place, timeout_ms=wait_ms, max_records=1)
                 except _DAMAGED:
                     now_ms = int(time.time() * 1000)
                     skipped = Unreadable(place.topic, place.partition, at, now_ms, first=not step)
