@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 from collections.abc import AsyncIterator
 from types import FrameType, SimpleNamespace
@@ -69,6 +70,17 @@ class Listener:
             count=self.refused.append,
         )
 
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def running(cls) -> AsyncIterator[Listener]:
+        """Serve until left."""
+        made = cls()
+        await made.server.start()
+        try:
+            yield made
+        finally:
+            await made.server.stop()
+
     async def ask(self, name: str, model: str, presented: bytes | None) -> str:
         """Return the status of a call."""
         for _ in range(20):
@@ -108,12 +120,8 @@ class Listener:
 
 @pytest.fixture
 async def listener() -> AsyncIterator[Listener]:
-    made = Listener()
-    await made.server.start()
-    try:
+    async with Listener.running() as made:
         yield made
-    finally:
-        await made.server.stop()
 
 
 def _held() -> int:

@@ -97,12 +97,8 @@ async def test_a_call_without_a_message_is_refused() -> None:
 
 @pytest.fixture
 async def listener() -> AsyncIterator[Listener]:
-    made = Listener()
-    await made.server.start()
-    try:
+    async with Listener.running() as made:
         yield made
-    finally:
-        await made.server.stop()
 
 
 MESSAGE = struct.pack(">BI", 0, 1_000_000) + b"\x7a" * 999_000
@@ -136,12 +132,8 @@ async def hasty(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Listener]:
     """A listener of little patience."""
     for name in ("_PATIENCE_S", "_PATIENCE_OF_SMALL_S"):
         monkeypatch.setattr(rpc, name, 0.3)
-    made = Listener()
-    await made.server.start()
-    try:
+    async with Listener.running() as made:
         yield made
-    finally:
-        await made.server.stop()
 
 
 @pytest.mark.parametrize(
@@ -164,9 +156,10 @@ async def test_a_message_that_comes_too_slowly_ends_its_call(
     async with grpc.aio.insecure_channel(f"127.0.0.1:{hasty.server.port}") as channel:
         check: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
         assert await check(b"", timeout=5)
-    # Pollers of gRPC's core that share a process say so now and then.
-    said = [one.exc_info or one for one in caplog.records]
-    assert not [one for one in said if "BlockingIOError" not in repr(one)]
+    # gRPC's poller is shared by a process, so it speaks of the closed loops of earlier tests too.
+    said = [repr(one.exc_info or one) for one in caplog.records]
+    others = ("BlockingIOError", "RuntimeError('Event loop is closed')")
+    assert not [one for one in said if not any(other in one for other in others)]
 
 
 async def test_nobody_keeps_others_from_hearing_that_it_serves(listener: Listener) -> None:

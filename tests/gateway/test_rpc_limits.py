@@ -23,12 +23,8 @@ OWN = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -
 
 @pytest.fixture
 async def listener() -> AsyncIterator[Listener]:
-    made = Listener()
-    await made.server.start()
-    try:
+    async with Listener.running() as made:
         yield made
-    finally:
-        await made.server.stop()
 
 
 async def live(channel: grpc.aio.Channel, **more: Any) -> bool:

@@ -3,7 +3,7 @@
 In: a request id and the last event that the client saw. Out: the events after it, exactly those
 that the first gateway would have sent, then the live ones; past the retention of token chunks the
 whole text. Nothing is asked of the gateway that the stream began at: it may be gone. A reader that
-leaves cancels the request as its first one would have.
+leaves cancels the request as its first one would have, once that gateway is gone.
 """
 
 from __future__ import annotations
