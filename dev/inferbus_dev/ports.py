@@ -1,10 +1,20 @@
-"""Ports on the loopback address: checks fixed ones and finds free ones."""
+"""Ports on the loopback address: checks fixed ones and finds free ones.
+
+A free port stays unbound until its server has started, and again while it restarts. So that no
+other launcher of this user chooses it meanwhile, its number is claimed until this process ends: a
+lock on that byte of a file which all of them share. The system drops a dead process's locks.
+"""
 
 from __future__ import annotations
 
 import errno
+import fcntl
+import functools
+import os
 import secrets
 import socket
+import tempfile
+from pathlib import Path
 
 from inferbus_dev.errors import LauncherError
 
@@ -13,6 +23,7 @@ HIGHEST = 65_535
 # Below the range from which Linux (32768) and macOS (49152) take ports for outgoing connections,
 # so that no client grabs a port between this check and the server's bind.
 FREE_RANGE = range(15_000, 30_000)
+_claimed: set[int] = set()
 
 
 def is_free(port: int) -> bool:
@@ -21,10 +32,10 @@ def is_free(port: int) -> bool:
 
 
 def free_port(*, taken: set[int] | None = None) -> int:
-    """Return a random port on which nothing listens, and add it to `taken`."""
+    """Return a random port that nobody uses or claims, and add it to `taken`; it is ours now."""
     for _ in range(1_000):
         port = secrets.choice(FREE_RANGE)
-        if (taken is None or port not in taken) and is_free(port):
+        if (taken is None or port not in taken) and is_free(port) and _claim(port):
             if taken is not None:
                 taken.add(port)
             return port
@@ -64,6 +75,31 @@ def why_refused(port: int, purpose: str, refusal: OSError) -> str:
         f"{where} {what} other ports with --port-base (for example "
         f"`make up ARGS='--port-base {example}'`)."
     )
+
+
+def _claim(port: int) -> bool:
+    """Say whether this port is ours from now on."""
+    if port in _claimed:  # A process's second lock on a byte would be granted.
+        return False
+    try:
+        fcntl.lockf(_claims(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+    except BlockingIOError:
+        return False
+    _claimed.add(port)
+    return True
+
+
+@functools.cache
+def _claims() -> int:
+    """Open the file of claims for good: closing it would drop every lock."""
+    place = Path(tempfile.gettempdir()) / f"inferbus-ports-{os.getuid()}.lock"
+    try:
+        return os.open(place, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise LauncherError(
+            f"The file {place.name} in the folder for temporary files cannot be opened "
+            f"({error.strerror}): remove it, or name another folder with TMPDIR."
+        ) from error
 
 
 def _refusal(port: int) -> OSError | None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import re
+import secrets
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -46,3 +49,29 @@ def test_free_ports_are_handed_out_once() -> None:
     found = [ports.free_port(taken=taken) for _ in range(50)]
     assert len(set(found)) == 50
     assert taken == set(found)
+
+
+def test_a_free_port_is_no_other_launchers_though_nothing_listens_on_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start = secrets.choice(range(10_000, ports.FREE_RANGE.start - 6))
+    few = range(start, start + 6)
+    choose = f"""
+from inferbus_dev import ports
+ports.FREE_RANGE = range({few.start}, {few.stop})
+print(*(ports.free_port() for _ in range(3)), flush=True)
+input()
+"""
+    monkeypatch.setattr(ports, "FREE_RANGE", few)
+    with subprocess.Popen(
+        [sys.executable, "-c", choose], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        theirs = {int(port) for port in other.stdout.readline().split()}
+        mine = {ports.free_port() for _ in range(3)}
+        other.communicate("")
+    assert len(theirs) == 3
+    assert len(mine) == 3
+    assert not mine & theirs
+    monkeypatch.setattr(ports, "FREE_RANGE", sorted(theirs))
+    assert ports.free_port() in theirs
