@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -13,14 +14,13 @@ from inferbus_kit.errors import StartupError
 from inferbus_registry.database import Database
 from inferbus_registry.events import Caller
 from inferbus_registry.keys.service import KeyService
+from inferbus_registry.keys.sweep import KeySweep
 from inferbus_registry.keys.uses import KeyUses
 from inferbus_registry.migrate import migrate
 from inferbus_schemas import access
 from inferbus_schemas import messages as m
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from tests.support.registry import Parts
 
 
@@ -88,5 +88,8 @@ async def test_an_admin_key_that_has_ended_is_no_admin_key(postgres_database: st
             await service.ensure_admin(key)
         with pytest.raises(StartupError, match="no key"):
             await service.ensure_admin("secret")
+        await KeySweep(service).sweep(datetime.now(UTC) + timedelta(days=31))
+        with pytest.raises(StartupError, match=DEAD_KEY):
+            await service.ensure_admin(key)
     finally:
         await database.stop()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from sqlalchemy import insert, select, text
+from sqlalchemy import insert, text
 
 from inferbus_registry import tables
 from inferbus_registry.outbox import repository
@@ -36,31 +36,11 @@ def wish(model: str, version: int = 1) -> m.Deployment:
     return m.Deployment(model=model, aliases=[m.Alias(name="champion", wanted=version)])
 
 
-async def read(parts: Parts, short: str = topics.DEPLOYMENTS) -> list[tuple[str, Any, Any]]:
-    """Return key, message and headers of every record of a topic."""
-    place = TopicPartition(parts.bus.topics[short], 0)
-    consumer = AIOKafkaConsumer(bootstrap_servers=parts.bus.bootstrap, auto_offset_reset="earliest")
-    await consumer.start()
-    try:
-        consumer.assign([place])
-        end = (await consumer.end_offsets([place]))[place]
-        found: list[tuple[str, Any, Any]] = []
-        await consumer.seek_to_beginning(place)
-        while await consumer.position(place) < end:
-            for record in (await consumer.getmany(place, timeout_ms=500)).get(place, []):
-                kind = repository.MESSAGES[short]
-                body = None if record.value is None else kind.FromString(record.value)
-                found.append((record.key.decode(), body, record.headers))
-        return found
-    finally:
-        await consumer.stop()
-
-
 async def until(parts: Parts, true: Callable[[list[tuple[str, Any, Any]]], bool]) -> list[Any]:
     """Read the deployments until they are as they should be, a few times a second."""
     async with asyncio.timeout(TIMEOUT_S):
         while True:
-            found = await read(parts)
+            found = await parts.records(topics.DEPLOYMENTS)
             if true(found):
                 return found
             await asyncio.sleep(0.2)
@@ -68,20 +48,6 @@ async def until(parts: Parts, true: Callable[[list[tuple[str, Any, Any]]], bool]
 
 def last(found: list[tuple[str, Any, Any]]) -> dict[str, Any]:
     return {key: body for key, body, _ in found}
-
-
-async def settled(parts: Parts) -> None:
-    """Wait until the cursor stands at the outbox's end."""
-    async with asyncio.timeout(TIMEOUT_S):
-        while True:
-            async with parts.database.read() as tx:
-                cursor = await tx.scalar(select(tables.outbox_cursor.c.published_id))
-                end = await tx.scalar(
-                    select(tables.outbox.c.id).order_by(tables.outbox.c.id.desc()).limit(1)
-                )
-            if cursor == (end or 0):
-                return
-            await asyncio.sleep(0.05)
 
 
 async def produce(parts: Parts, key: str, body: bytes | None) -> None:
@@ -112,7 +78,7 @@ async def test_a_commit_is_published_at_once(parts: Parts) -> None:
     await until(parts, lambda records: "warm" in last(records))
     started = asyncio.get_running_loop().time()
     await write(parts, "m")
-    await settled(parts)
+    await parts.settled()
     took = asyncio.get_running_loop().time() - started
     assert took < 0.9  # the relay's own tick is 1 s
 
@@ -132,7 +98,7 @@ async def test_an_earlier_transaction_that_commits_later_is_not_lost(parts: Part
     quick = asyncio.create_task(write(parts, "second"))
     # The relay gets every chance to run past the open transaction.
     await asyncio.sleep(2.5)
-    assert await read(parts) == []
+    assert await parts.records(topics.DEPLOYMENTS) == []
     commit_first.set()
     await asyncio.gather(slow, quick)
     found = await until(parts, lambda records: len(records) >= 2)
@@ -163,15 +129,15 @@ async def test_without_the_lock_the_same_would_be_lost(parts: Parts) -> None:
 async def test_many_writers_at_once_lose_nothing(parts: Parts) -> None:
     await parts.lead()
     generations = await asyncio.gather(*(write(parts, f"m{n}") for n in range(40)))
-    await settled(parts)
-    found = await read(parts)
+    await parts.settled()
+    found = await parts.records(topics.DEPLOYMENTS)
     assert [body.generation for _, body, _ in found] == sorted(generations)
 
 
 async def test_another_leader_takes_over(parts: Parts) -> None:
     await parts.lead("r-a")
     await write(parts, "before")
-    await settled(parts)
+    await parts.settled()
     await parts.lead("r-b")
     async with parts.database.write() as tx:
         killed = await tx.execute(
@@ -193,15 +159,15 @@ async def test_only_one_leads(parts: Parts) -> None:
     for name in ("r-a", "r-b", "r-c"):
         await parts.lead(name)
     await asyncio.gather(*(write(parts, f"m{n}") for n in range(10)))
-    await settled(parts)
+    await parts.settled()
     await asyncio.sleep(1.5)
-    assert len(await read(parts)) == 10
+    assert len(await parts.records(topics.DEPLOYMENTS)) == 10
 
 
 async def test_a_strangers_record_is_undone(parts: Parts) -> None:
     generation = await write(parts, "m", 1)
     await parts.lead()
-    await settled(parts)
+    await parts.settled()
     await produce(
         parts, "m", m.Deployment(model="m", generation=generation - 1).SerializeToString()
     )
@@ -212,7 +178,7 @@ async def test_a_strangers_record_is_undone(parts: Parts) -> None:
 async def test_a_strangers_higher_generation_is_outdone(parts: Parts) -> None:
     generation = await write(parts, "m", 1)
     await parts.lead()
-    await settled(parts)
+    await parts.settled()
     await produce(
         parts, "m", m.Deployment(model="m", generation=generation + 500).SerializeToString()
     )
@@ -225,7 +191,7 @@ async def test_a_strangers_higher_generation_is_outdone(parts: Parts) -> None:
 async def test_what_is_no_message_is_overwritten(parts: Parts, body: bytes | None) -> None:
     generation = await write(parts, "m", 1)
     await parts.lead()
-    await settled(parts)
+    await parts.settled()
     place = TopicPartition(parts.bus.topics[topics.DEPLOYMENTS], 0)
     await produce(parts, "m", body)
     consumer = AIOKafkaConsumer(bootstrap_servers=parts.bus.bootstrap)
@@ -245,7 +211,7 @@ async def test_a_topic_that_was_lost_is_filled_again(parts: Parts) -> None:
         await write(parts, f"m{n}")
     await write(parts, "m0", 2)
     leader = await parts.lead()
-    await settled(parts)
+    await parts.settled()
     await leader.stop()
     names = await servers.fresh_topics(parts.bus.bootstrap)
     fresh = {short: names[topics.topic(short).name] for short in parts.bus.topics}
@@ -261,7 +227,7 @@ async def test_generations_go_on_when_the_database_was_set_back(
     for n in range(30):
         await write(parts, f"m{n}")
     leader = await parts.lead()
-    await settled(parts)
+    await parts.settled()
     await leader.stop()
     async with servers.fresh_database(postgres_url) as url:
         names = {topics.topic(short).name: real for short, real in parts.bus.topics.items()} | {
@@ -283,8 +249,8 @@ async def test_generations_go_on_when_the_database_was_set_back(
 async def test_unknown_keys_are_left_alone(parts: Parts) -> None:
     await write(parts, "m")
     await parts.lead()
-    await settled(parts)
+    await parts.settled()
     stranger = f"x-{secrets.token_hex(2)}"
     await produce(parts, stranger, m.Deployment(model=stranger, generation=1).SerializeToString())
     await asyncio.sleep(2.0)
-    assert len(await read(parts)) == 2
+    assert len(await parts.records(topics.DEPLOYMENTS)) == 2

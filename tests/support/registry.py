@@ -19,13 +19,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from onnx import TensorProto, helper
 from prometheus_client import CollectorRegistry
+from sqlalchemy import select
 
 from inferbus_dev.ports import free_port
 from inferbus_kit.health import Health
 from inferbus_kit.metrics import registry_metrics
+from inferbus_registry import tables
 from inferbus_registry.database import Database
+from inferbus_registry.keys.service import KeyService
 from inferbus_registry.leading import Leading
 from inferbus_registry.migrate import migrate
 from inferbus_registry.outbox.leader import Leader
@@ -209,6 +213,7 @@ class Parts:
             self.bus,
             self.database,
             fleet,
+            KeyService(self.database, "local"),
             instance=instance,
             health=health,
             metrics=metrics,
@@ -228,6 +233,40 @@ class Parts:
         await leader.start()
         self.leaders.append(leader)
         return leader
+
+    async def records(self, short: str) -> list[tuple[str, Any, Any]]:
+        """Return key, message and headers of every record of a topic."""
+        place = TopicPartition(self.bus.topics[short], 0)
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=self.bus.bootstrap, auto_offset_reset="earliest"
+        )
+        await consumer.start()
+        try:
+            consumer.assign([place])
+            end = (await consumer.end_offsets([place]))[place]
+            found: list[tuple[str, Any, Any]] = []
+            await consumer.seek_to_beginning(place)
+            while await consumer.position(place) < end:
+                for record in (await consumer.getmany(place, timeout_ms=500)).get(place, []):
+                    kind = MESSAGES[short]
+                    body = None if record.value is None else kind.FromString(record.value)
+                    found.append((record.key.decode(), body, record.headers))
+            return found
+        finally:
+            await consumer.stop()
+
+    async def settled(self) -> None:
+        """Wait until everything in the outbox is published."""
+        async with asyncio.timeout(START_TIMEOUT_S):
+            while True:
+                async with self.database.read() as tx:
+                    cursor = await tx.scalar(select(tables.outbox_cursor.c.published_id))
+                    end = await tx.scalar(
+                        select(tables.outbox.c.id).order_by(tables.outbox.c.id.desc()).limit(1)
+                    )
+                if cursor == (end or 0):
+                    return
+                await asyncio.sleep(0.05)
 
     def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=name)

@@ -77,6 +77,22 @@ class KeyEndedError(RegistryError):
         super().__init__("The key is revoked, expired or was rotated before; create a new one.")
 
 
+class TooManyKeysError(RegistryError):
+    """The tenant has as many keys as it may."""
+
+    code = "too_many_keys"
+    http_status = 409
+    grpc_status = "RESOURCE_EXHAUSTED"
+    title = "Too many keys"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"The tenant has {limit} keys, which is the limit; those that have ended count until "
+            "they are deleted, thirty days later.",
+            limit=limit,
+        )
+
+
 class VersionNotFoundError(RegistryError):
     """The model has no such version."""
 

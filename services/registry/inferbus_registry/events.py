@@ -23,6 +23,7 @@ What = Literal[
     "key_created",
     "key_rotated",
     "key_revoked",
+    "key_deleted",
     "alias_removed",
 ]
 

@@ -1,4 +1,4 @@
-"""What the leader does: it publishes the outbox and moves rollouts on, both or neither."""
+"""What the leader does: it publishes the outbox, moves rollouts on and deletes keys of long ago."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from inferbus_kit.health import Health
 from inferbus_kit.lifecycle import cancel
 from inferbus_kit.metrics import RegistryMetrics
 from inferbus_registry.database import Database
+from inferbus_registry.keys.service import KeyService
+from inferbus_registry.keys.sweep import KeySweep
 from inferbus_registry.outbox.leader import Session
 from inferbus_registry.outbox.relay import Bus, Relay
 from inferbus_registry.placement.fleet import Fleet
@@ -17,7 +19,7 @@ from inferbus_registry.placement.rollouts import Convergence
 class Leading:
     """One leadership after another.
 
-    Invariants: when one of the two parts fails the other is ended and the failure raised, so
+    Invariants: when one of the parts fails the others are ended and the failure raised, so
     that a leader always does the whole of its work.
     """
 
@@ -26,6 +28,7 @@ class Leading:
         bus: Bus,
         database: Database,
         fleet: Fleet,
+        keys: KeyService,
         *,
         instance: str,
         health: Health,
@@ -35,6 +38,7 @@ class Leading:
         self._bus = bus
         self._database = database
         self._fleet = fleet
+        self._keys = keys
         self._instance = instance
         self._health = health
         self._metrics = metrics
@@ -52,9 +56,11 @@ class Leading:
             check_s=self._check_s,
         )
         convergence = Convergence(self._database, self._fleet)
+        sweep = KeySweep(self._keys)
         work = [
             asyncio.create_task(relay.run(), name="relay"),
             asyncio.create_task(convergence.run(), name="convergence"),
+            asyncio.create_task(sweep.run(), name="key-sweep"),
         ]
         try:
             done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)

@@ -44,6 +44,12 @@ class RegistrySettings(settings.TokenSettings):
         default=access.LOCAL_TENANT,
         description="Tenant whose admins manage the keys of every tenant.",
     )
+    max_tenant_keys: int = Field(
+        default=10_000,
+        ge=1,
+        le=10_000_000,
+        description="Keys of one tenant, with those that ended within thirty days.",
+    )
     admin_key: SecretStr = Field(
         default=SecretStr(""),
         description="Key that `admin-key` makes sure of; empty: it makes one and prints it.",

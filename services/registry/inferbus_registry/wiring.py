@@ -44,7 +44,7 @@ async def build(lifecycle: Lifecycle) -> None:
 
     database = Database(settings.postgres_url, settings.instance)
     blobs = BlobRepository(*open_store(settings.object_store_url))
-    keys = KeyService(database, settings.operator_tenant)
+    keys = KeyService(database, settings.operator_tenant, settings.max_tenant_keys)
     uses = KeyUses(keys, lifecycle.fail)
     fleet = Fleet(
         settings.kafka_bootstrap,
@@ -57,6 +57,7 @@ async def build(lifecycle: Lifecycle) -> None:
         Bus.of_catalogue(settings.kafka_bootstrap),
         database,
         fleet,
+        keys,
         instance=settings.instance,
         health=health,
         metrics=metrics,

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BindParameter, bindparam, insert, or_, select, update
+from sqlalchemy import BindParameter, bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from inferbus_registry import tables
@@ -48,6 +48,20 @@ async def page(tx: AsyncConnection, tenant: str | None, after: str, limit: int) 
     if tenant is not None:
         wanted = wanted.where(_keys.c.tenant == tenant)
     found = await tx.execute(wanted.order_by(_keys.c.id).limit(limit))
+    return [KeyRow(**row) for row in found.mappings()]
+
+
+async def count(tx: AsyncConnection, tenant: str) -> int:
+    """Return how many keys a tenant has, with those that have ended."""
+    found = await tx.execute(select(func.count()).where(_keys.c.tenant == tenant))
+    return int(found.scalar_one())
+
+
+async def delete_ended(tx: AsyncConnection, before: datetime, limit: int) -> list[KeyRow]:
+    """Delete keys that had ended before this time; return them as they were."""
+    over = or_(_keys.c.revoked_at < before, _keys.c.expires_at < before)
+    chosen = select(_keys.c.id).where(over).order_by(_keys.c.id).limit(limit)
+    found = await tx.execute(delete(_keys).where(_keys.c.id.in_(chosen)).returning(_keys))
     return [KeyRow(**row) for row in found.mappings()]
 
 

@@ -24,6 +24,12 @@ from inferbus_registry.outbox import repository as outbox
 from inferbus_schemas import access, names, topics
 from inferbus_schemas import messages as m
 
+_US = events.Caller(who="registry", request_id="")
+_DELETED_AT_ONCE = 100
+_ADMIN_KEY_ENDED = (
+    "INFERBUS_ADMIN_KEY was revoked, has expired or has another secret; give a new one"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class KeyView:
@@ -73,12 +79,16 @@ class KeyService:
     """Manages keys.
 
     Invariants: a key is in the database by its digest alone; nobody sees or changes a key of a
-    foreign tenant but admins of the operator's; no caller makes a key that may more than itself.
+    foreign tenant but admins of the operator's; no caller makes a key that may more than itself;
+    no tenant has more than `max_tenant_keys` by their wishes.
     """
 
-    def __init__(self, database: Database, operator_tenant: str) -> None:
+    def __init__(
+        self, database: Database, operator_tenant: str, max_tenant_keys: int = 10_000
+    ) -> None:
         self._database = database
         self._operator_tenant = operator_tenant
+        self._max_tenant_keys = max_tenant_keys
 
     async def find(self, key: str) -> access.Principal | None:
         """Return whom a key stands for now, or None.
@@ -99,7 +109,7 @@ class KeyService:
         """Make a key.
 
         Raises:
-            InvalidRequestError, ForbiddenError: it is refused.
+            InvalidRequestError, ForbiddenError, TooManyKeysError: it is refused.
         """
         tenant = by.tenant if wish.tenant is None else wish.tenant
         _check(wish, tenant)
@@ -110,6 +120,7 @@ class KeyService:
         key = _new_key()
         row = _row(key, replace(wish, tenant=tenant), now, caller.who)
         async with self._database.write() as tx:
+            await self._check_room(tx, tenant)
             await repository.add(tx, row)
             await _announce(tx, caller, "key_created", row, before=None)
         return _new(key, row)
@@ -137,9 +148,15 @@ class KeyService:
     async def history(
         self, by: access.Principal, key_id: str, after: int, limit: int
     ) -> list[events.Event]:
-        """Return what happened to a key, oldest first; raises as `get` does."""
+        """Return what happened to a key, oldest first; also to one that was deleted.
+
+        Raises:
+            KeyNotFoundError: there never was such a key, or it is not the caller's to see.
+        """
         async with self._database.read() as tx:
-            await self._managed(tx, by, key_id)
+            tenant = None if "\0" in key_id else await _tenant(tx, key_id)
+            if tenant is None or not self._manages(by, tenant):
+                raise errors.KeyNotFoundError
             return await events.history(tx, None, after, limit, key_id=key_id)
 
     async def rotate(
@@ -160,7 +177,7 @@ class KeyService:
             expires_in_s: life of the new one; None: as long as the old one's was.
 
         Raises:
-            KeyNotFoundError, KeyEndedError, ForbiddenError: it is refused.
+            KeyNotFoundError, KeyEndedError, ForbiddenError, TooManyKeysError: it is refused.
         """
         now = _now()
         key = _new_key()
@@ -169,6 +186,7 @@ class KeyService:
             _check_handed_on(by, old.scopes)
             if _ended(old, now) or old.replaced_by is not None:
                 raise errors.KeyEndedError
+            await self._check_room(tx, old.tenant)
             if expires_in_s is None and old.expires_at is not None:
                 expires_in_s = round((old.expires_at - old.created_at).total_seconds())
             wish = Wish(
@@ -212,6 +230,25 @@ class KeyService:
         async with self._database.write() as tx:
             await repository.note_uses(tx, uses)
 
+    async def delete_ended(self, before: datetime) -> int:
+        """Delete some of the keys that had ended before this time; return how many.
+
+        Their histories stay. Call again until there is none.
+        """
+        async with self._database.write() as tx:
+            deleted = await repository.delete_ended(tx, before, _DELETED_AT_ONCE)
+            for row in deleted:
+                await events.append(
+                    tx,
+                    _US,
+                    "key_deleted",
+                    key_id=row.id,
+                    before=_event_part(row),
+                    after=None,
+                    generation=await outbox.append_end(tx, topics.KEYS, row.id),
+                )
+        return len(deleted)
+
     async def ensure_admin(self, key: str) -> str:
         """Make sure that an all-mighty key of the operator's tenant is there; return its text.
 
@@ -228,6 +265,8 @@ class KeyService:
         now = _now()
         async with self._database.write() as tx:
             row = await repository.get(tx, key_id)
+            if row is None and await _tenant(tx, key_id) is not None:
+                raise StartupError(_ADMIN_KEY_ENDED)
             if row is None:
                 wish = Wish("admin", access.ALL_SCOPES, self._operator_tenant)
                 row = _row(made, wish, now, "bootstrap")
@@ -235,20 +274,33 @@ class KeyService:
                 caller = events.Caller("bootstrap", "admin-key")
                 await _announce(tx, caller, "key_created", row, before=None)
         if not access.opens(_record(row), made, now.timestamp()):
-            raise StartupError(
-                "INFERBUS_ADMIN_KEY was revoked, has expired or has another secret; give a new one"
-            )
+            raise StartupError(_ADMIN_KEY_ENDED)
         return made
 
     def _operates(self, by: access.Principal) -> bool:
         return by.tenant == self._operator_tenant
 
+    def _manages(self, by: access.Principal, tenant: str) -> bool:
+        return tenant == by.tenant or self._operates(by)
+
+    async def _check_room(self, tx: AsyncConnection, tenant: str) -> None:
+        if await repository.count(tx, tenant) >= self._max_tenant_keys:
+            raise errors.TooManyKeysError(self._max_tenant_keys)
+
     async def _managed(self, tx: AsyncConnection, by: access.Principal, key_id: str) -> KeyRow:
         # Postgres refuses a text with a NUL.
         row = None if "\0" in key_id else await repository.get(tx, key_id)
-        if row is None or not (row.tenant == by.tenant or self._operates(by)):
+        if row is None or not self._manages(by, row.tenant):
             raise errors.KeyNotFoundError
         return row
+
+
+async def _tenant(tx: AsyncConnection, key_id: str) -> str | None:
+    """Return whose a key is, or was before it was deleted."""
+    if (row := await repository.get(tx, key_id)) is not None:
+        return row.tenant
+    told = await events.history(tx, None, 0, 1, key_id=key_id)
+    return (told[0].before or told[0].after or {}).get("tenant") if told else None
 
 
 def _now() -> datetime:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ _BATCH = 100
 _IDLE_S = 1.0
 _PATIENCE_S = 5.0
 _KEEP_DAYS = 7
+_PRUNE_EVERY_S = 3600.0
 
 _NEXT = """
 SELECT id, topic, key, message FROM registry.outbox
@@ -95,6 +97,7 @@ class Relay:
             short: Tail(bus.bootstrap, name, repository.MESSAGES[short], client_id)
             for short, name in bus.topics.items()
         }
+        self._prune_monotonic_s = 0.0
         self._ends = dict.fromkeys(bus.topics, 0)
 
     async def run(self) -> None:
@@ -105,7 +108,6 @@ class Relay:
             for tail in self._tails.values():
                 await tail.start()
             await self._raise_generation()
-            await self._session.execute(_PRUNE, _KEEP_DAYS)
             watch = asyncio.create_task(self._watch_logs(), name="outbox-logs")
             try:
                 while not watch.done():
@@ -132,6 +134,9 @@ class Relay:
 
     async def _turn(self) -> None:
         self._health.beat(leader.LOOP)
+        if time.monotonic() >= self._prune_monotonic_s:
+            await self._session.execute(_PRUNE, _KEEP_DAYS)
+            self._prune_monotonic_s = time.monotonic() + _PRUNE_EVERY_S
         self._wake.clear()
         while await self._drain():
             self._health.beat(leader.LOOP)
@@ -152,12 +157,15 @@ class Relay:
         return bool(rows)
 
     async def _publish(self, short: str, key: str, body: bytes, ce_id: str) -> None:
-        """Write one record and wait, as long as it takes, until Kafka has it."""
+        """Write one record and wait, as long as it takes, until Kafka has it.
+
+        A message without bytes is a tombstone.
+        """
         self._tails[short].expect(key, body)
         delivery = await self._producer.send(
             self._bus.topics[short],
             0,
-            body,
+            body or None,
             key=key.encode(),
             headers=envelope.headers(topics.topic(short).ce_type, SOURCE, ce_id),
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import func, insert, select, text
+from sqlalchemy import delete, func, insert, select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -63,6 +63,20 @@ async def append(tx: AsyncConnection, topic: str, key: str, message: Message) ->
             index_elements=["topic", "key"],
             set_={name: change.excluded[name] for name in ("generation", "message", "outbox_id")},
         )
+    )
+    await tx.execute(text(f"NOTIFY {CHANNEL}"))
+    return number
+
+
+async def append_end(tx: AsyncConnection, topic: str, key: str) -> int:
+    """Write to the outbox that there is no such key any more; return the generation of that.
+
+    In the outbox it is a message without bytes, on the topic a tombstone.
+    """
+    number = int((await tx.execute(select(tables.generation.next_value()))).scalar_one())
+    await tx.execute(insert(tables.outbox).values(topic=topic, key=key, message=b""))
+    await tx.execute(
+        delete(tables.state).where(tables.state.c.topic == topic, tables.state.c.key == key)
     )
     await tx.execute(text(f"NOTIFY {CHANNEL}"))
     return number

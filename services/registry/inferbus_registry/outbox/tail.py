@@ -123,7 +123,11 @@ class Tail:
         key = (record.key or b"").decode("utf-8", "replace")
         body = record.value or b""
         digest = hashlib.sha256(body).digest()
-        if not self._announced(key, digest):
+        announced = self._announced(key, digest)
+        if announced and not body:  # Our own tombstone: nobody holds the key any more.
+            self.last.pop(key, None)
+            return
+        if not announced:
             self.suspect = True
         self.last[key] = Last(max(self._generation(body), self._highest(key)), digest)
 
