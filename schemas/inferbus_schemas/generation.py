@@ -44,9 +44,10 @@ class GenerationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     """`task_settings["generation"]` of a manifest.
 
     `context_tokens` bounds prompt and answer together; `default_max_tokens` bounds an answer whose
-    request says nothing; `chat` and `tools` say what the model's own template knows. With
-    `forced_calls` a call that a request demands is made by a grammar, whatever the template knows,
-    and where that knows no tools, the worker tells the model of them in SmolLM2's form.
+    request says nothing, but for chats, which the context bounds; `chat` and `tools` say what the
+    model's own template knows. With `forced_calls` a call that a request demands is made by a
+    grammar, whatever the template knows, and where that knows no tools, the worker tells the model
+    of them in SmolLM2's form.
     """
 
     context_tokens: Annotated[int, msgspec.Meta(ge=16, le=MAX_CONTEXT_TOKENS)]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inferbus_gateway import errors
-from inferbus_gateway.hot import prompts
+from inferbus_gateway.hot import prompts, response_input
 from inferbus_schemas import messages as m
 from inferbus_schemas import tensors
 from inferbus_schemas.generation import GenerationSettings
@@ -25,10 +25,22 @@ def chat(**said: Any) -> prompts.Ask:
     return prompts.chat({"model": "m", "messages": HELLO, **said}, SETTINGS)
 
 
+def responses(body: dict[str, Any]) -> m.Generation:
+    return response_input.read(body, SETTINGS).generation
+
+
 def refused(**said: Any) -> str:
     with pytest.raises(errors.InvalidRequestError) as caught:
         chat(**said)
     return str(getattr(caught.value, "param", caught.value.code))
+
+
+def test_an_answer_without_a_bound_ends_with_the_context_in_a_chat_and_soon_elsewhere() -> None:
+    assert chat().generation.max_tokens == 2048
+    assert responses({"model": "m", "input": "hi"}).max_tokens == 2048
+    assert text("hi").generation.max_tokens == 0, "the manifest's default"
+    body = {"text_input": "hi"}
+    assert prompts.triton(body, SETTINGS, stream=False).generation.max_tokens == 0
 
 
 def test_what_is_said_is_what_the_bus_carries() -> None:

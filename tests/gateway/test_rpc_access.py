@@ -108,11 +108,13 @@ class Listener:
                     kinds = [getattr(errors, one) for one in errors.__all__ if one[0].isupper()]
                     by_code = {getattr(kind, "code", ""): kind for kind in kinds}
                     return str(by_code[code].grpc_status)
-                await channel.unary_unary(
+                raw = await channel.unary_unary(
                     f"/{SERVICE}/{name}",
                     request_serializer=lambda message: message.SerializeToString(),
                     response_deserializer=lambda raw: raw,
                 )(asked, metadata=head, timeout=10)
+                if name == "ModelReady":  # It says so of what is hidden, and of what is not there.
+                    return "OK" if pb.ModelReadyResponse.FromString(raw).ready else "NOT_FOUND"
             except grpc.aio.AioRpcError as error:
                 return None if of_its_sending(error) else str(error.code().name)
         return "OK"

@@ -202,7 +202,7 @@ async def test_what_is_refused_says_why(client: Client) -> None:
     )
     assert (got, beside["x-inferbus-error-code"]) == (grpc.StatusCode.UNIMPLEMENTED, "not_found")
     got, _, beside = await refused(
-        client.ask("ModelReady", pb.ModelReadyRequest(name="no"), pb.ModelReadyResponse)
+        client.ask("ModelMetadata", pb.ModelMetadataRequest(name="no"), pb.ModelMetadataResponse)
     )
     assert (got, beside["x-inferbus-error-code"]) == (grpc.StatusCode.NOT_FOUND, "unknown_model")
 
@@ -354,6 +354,8 @@ async def test_metadata_configuration_and_statistics_are_those_of_rest(
     assert (got.name, list(got.extensions)) == ("inferbus", server["extensions"])
     got = await client.ask("ModelReady", pb.ModelReadyRequest(name=name), pb.ModelReadyResponse)
     assert got.ready
+    got = await client.ask("ModelReady", pb.ModelReadyRequest(name="no"), pb.ModelReadyResponse)
+    assert not got.ready
     assert (await client.ask("ServerLive", pb.ServerLiveRequest(), pb.ServerLiveResponse)).live
     assert (await client.ask("ServerReady", pb.ServerReadyRequest(), pb.ServerReadyResponse)).ready
 

@@ -274,7 +274,10 @@ async def test_a_prompt_over_the_context_is_refused_and_costs_nothing(tmp_path: 
         await answered(heard, 1)
         _, done, _ = heard.done[0]
         assert done.code == "context_length_exceeded"
-        assert "2048" in done.bad_rows[0]
+        assert done.bad_rows[0] == (
+            "the prompt has 3001 tokens, and the model reads 2048 at most, prompt and answer "
+            "together: shorten it"
+        )
         assert host.pid == pid
 
 

@@ -26,6 +26,7 @@ from inferbus_gateway.api.rpc_room import Context, Ends, Room
 from inferbus_gateway.api.views import Views
 from inferbus_gateway.control.repository import ModelRepository
 from inferbus_gateway.door import METHODS
+from inferbus_gateway.errors import UnknownModelError
 from inferbus_gateway.gen import open_inference_pb2 as pb
 from inferbus_gateway.hot.access import Access
 from inferbus_gateway.hot.rpc_infer import RpcInfer
@@ -230,6 +231,11 @@ class RpcServer:
             if policy != PUBLIC:
                 self._access.check_call(context, policy, _model(question))
             return await answer(question, _presented(context))
+        except UnknownModelError as error:
+            if isinstance(asked, pb.ModelReadyRequest):  # As Triton says it.
+                return pb.ModelReadyResponse(ready=False)
+            self._count(error.code)
+            return bare(error)
         except InferbusError as error:
             self._count(error.code)
             return bare(error)

@@ -7,7 +7,7 @@ from inferbus_kit.errors import InferbusError
 
 
 class ContextExceededError(InvalidRequestError):
-    """Prompt and answer do not fit the model's context."""
+    """The prompt does not fit the model's context."""
 
     code = "context_length_exceeded"
 

@@ -114,7 +114,7 @@ def own_id(body: Body) -> str:
 
 
 def chat(body: Body, settings: limits.GenerationSettings) -> Ask:
-    """Read a body of `/v1/chat/completions`.
+    """Read a body of `/v1/chat/completions`; unbounded, an answer goes on as far as the context.
 
     Raises:
         ParameterError, ContextExceededError: it is refused.
@@ -124,6 +124,7 @@ def chat(body: Body, settings: limits.GenerationSettings) -> Ask:
         raise ParameterError("model", "this model has no template for chats; use /v1/completions")
     said = _common(body, settings)
     said.prompt_kind, said.form = m.PROMPT_KIND_CHAT, m.FORM_CHAT
+    said.max_tokens = said.max_tokens or settings.context_tokens
     prompt = msgspec.json.encode(_messages(body.get("messages")))
     prompt_lists.check_fits(prompt, settings, "messages")
     if _boolean(body, "logprobs"):

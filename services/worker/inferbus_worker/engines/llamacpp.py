@@ -232,7 +232,12 @@ def _as_asked(one: dict[str, Any], n_told: int) -> dict[str, Any]:
 def _refusal(error: dict[str, Any]) -> Exception:
     message = str(error.get("message", "no reason given"))[:300]
     if error.get("type") == _CONTEXT_EXCEEDED:
-        return PromptError("context_length_exceeded", message)
+        n, most = error.get("n_prompt_tokens"), error.get("n_ctx")
+        return PromptError(
+            "context_length_exceeded",
+            f"the prompt has {n} tokens, and the model reads {most} at most, prompt and answer "
+            "together: shorten it",
+        )
     if error.get("code") == _BAD_REQUEST:
         return PromptError("invalid_input", message)
     return RuntimeError(message)
