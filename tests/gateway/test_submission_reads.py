@@ -10,7 +10,6 @@ from aiokafka.producer import message_accumulator
 from aiokafka.producer import producer as aiokafka_producer
 from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 from confluent_kafka import Producer
-from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 
 from inferbus_kit.consume import PartitionReader, Record
 from inferbus_schemas import messages as m
@@ -39,7 +38,9 @@ def write_packed(program: Program, codec: str, value: bytes, partition: int, n: 
     config = {
         "bootstrap.servers": program.side.bootstrap,
         "compression.type": codec,
-        "linger.ms": 200,
+        "linger.ms": 500,
+        "batch.size": 12 << 20,
+        "message.max.bytes": 12 << 20,
     }
     producer = Producer(config)
     for _ in range(n):
@@ -114,17 +115,12 @@ async def test_headers_without_values_are_as_if_they_were_not_there(program: Pro
 async def test_what_cannot_be_read_is_stepped_over_and_loses_nobodys_record(
     program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a topic of before, whose broker keeps batches as they were compressed."""
-    entry = ConfigEntry("compression.type", "producer", incremental_operation=AlterConfigOpType.SET)
-    resource = ConfigResource("topic", program.topic, incremental_configs=[entry])
-    admin = AdminClient({"bootstrap.servers": program.side.bootstrap})
-    for altered in admin.incremental_alter_configs([resource]).values():
-        await asyncio.to_thread(altered.result)
     await program.side.worker(echo)
     gateway = await program.gateway()
 
     program.submit(program.one("first"))
-    write_packed(program, "zstd", submission(program, "lost"), 1, n=5)
+    for codec in ("gzip", "snappy", "lz4", "zstd"):
+        write_packed(program, codec, bytes(900_000), 1, n=10)
     await write_odd_header(program, submission(program, "odd"), 3, monkeypatch)
     names = ["first"]
     for at in range(12):
@@ -132,12 +128,13 @@ async def test_what_cannot_be_read_is_stepped_over_and_loses_nobodys_record(
         program.submit(program.one(f"{at}"), partition=at % 4)
     found = await program.ended(*names)
     assert {one.outcome for one in found.values()} == {m.OUTCOME_OK}
-    letters = await letters_of(program, 2)
-    told = {int(dict(one.headers)["dlq_partition"]) for one in letters}
-    assert told == {1, 3}
-    assert all(b"can be read" in dict(one.headers)["dlq_error"] for one in letters)
-    # 13 that were answered, 5 in the batch and 1 with the header.
-    await program.side.until(lambda: program.committed() == 19)
+    letters = [dict(one.headers) for one in await letters_of(program, 5)]
+    assert sorted(int(one["dlq_partition"]) for one in letters) == [1, 1, 1, 1, 3]
+    told = {one["dlq_partition"]: one["dlq_error"] for one in letters}
+    assert b"over 8 MiB when it is decompressed" in told[b"1"]
+    assert b"the name of a header is not UTF-8" in told[b"3"]
+    # 13 that were answered, 40 in four batches and 1 with the header.
+    await program.side.until(lambda: program.committed() == 54)
     assert gateway.process.poll() is None
     worker_names = [one.client_request_id for _, one in program.side.all_predictions]
     assert sorted(worker_names) == sorted(names), "each once"

@@ -1,46 +1,21 @@
-"""Records of submissions as a consumer gives them, and what it cannot give stepped over.
+"""Records of submissions as a consumer gives them; an error costs none of them.
 
-In: partitions that any program of a tenant writes to. Out: records; and stand-ins for those that
-the client cannot read, by their compression or their headers, each where it stood. An error costs
-no record that can be read: what the client had taken of others, as it failed, is read again.
+In: partitions that any program of a tenant writes to. Out: records, and stand-ins for those that
+cannot be read (`submission_batches`), each where it stood.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import structlog
 from aiokafka import AIOKafkaConsumer
-from aiokafka.errors import CorruptRecordException, KafkaError, UnsupportedCodecError
+from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
+from inferbus_gateway.hot.submission_batches import REASON, readable
 from inferbus_kit.consume import Record
-
-_log = structlog.get_logger("submissions")
-
-_DAMAGED = (CorruptRecordException, UnsupportedCodecError, ValueError)
-"""What aiokafka raises for bytes that it cannot read; ValueError also of names that are no text."""
-_FETCH_S = 0.3
-_STEPS = 256
-"""So many records of a partition are stepped over before others are read again."""
-
-
-@dataclass(slots=True)
-class Unreadable:
-    """Stands for a record that cannot be read; of those in a row `first` is the one to tell of."""
-
-    topic: str
-    partition: int
-    offset: int
-    timestamp: int
-    first: bool
-    key: bytes | None = None
-    value: bytes | None = None
-    headers: tuple[tuple[str, bytes], ...] = ()
-
 
 Found = list[tuple[TopicPartition, Record]]
 
@@ -58,6 +33,8 @@ class SubmissionReads:
         """Read with `consumer`; `position` tells what is next, None before the first."""
         self._consumer = consumer
         self._position = position
+        self._send = consumer._client.send  # noqa: SLF001 -- docs/decisions/0019-batches-are-made-readable-first.md
+        consumer._client.send = self._sent  # noqa: SLF001
 
     async def read(self, timeout_ms: int) -> Found:
         """Return what came in time.
@@ -67,14 +44,17 @@ class SubmissionReads:
         """
         try:
             found = await self._consumer.getmany(timeout_ms=timeout_ms, max_records=256)
-        except _DAMAGED as error:
-            _log.warning("submissions_unreadable", error=repr(error)[:300])
-            await self._rewind()
-            return await self._one_by_one()
         except KafkaError:
             await self._rewind()
             raise
         return [(place, record) for place, records in found.items() for record in records]
+
+    async def _sent(self, node_id: int, request: Any, **how: Any) -> Any:
+        """Send a request; of a fetch, make what came readable."""
+        response = await self._send(node_id, request, **how)
+        if type(response).__name__.startswith("FetchResponse"):
+            response.topics = await asyncio.to_thread(_topics, response.topics)
+        return response
 
     async def _rewind(self) -> None:
         """Stand again behind what was handed out: the client may have drained more as it failed."""
@@ -92,23 +72,18 @@ class SubmissionReads:
             else:
                 self._consumer.seek(place, at)
 
-    async def _one_by_one(self) -> Found:
-        """Read a record of each partition, past those that cannot be read."""
-        # All are fetched anew; then no empty one is waited for by itself.
-        await asyncio.sleep(_FETCH_S)
-        found: Found = []
-        for place in sorted(self._consumer.assignment() - self._consumer.paused()):
-            for step in range(_STEPS):
-                at = await self._consumer.position(place)
-                wait_ms = 200 if step else 20
-                try:
-                    batches = await self._consumer.getmany(place, timeout_ms=wait_ms, max_records=1)
-                except _DAMAGED:
-                    now_ms = int(time.time() * 1000)
-                    skipped = Unreadable(place.topic, place.partition, at, now_ms, first=not step)
-                    found.append((place, skipped))
-                    self._consumer.seek(place, at + 1)
-                else:
-                    found += [(place, record) for record in batches.get(place, ())]
-                    break
-        return found
+
+def why_unreadable(record: Record) -> str | None:
+    """Return why a record cannot be read, where it stands for one; else None."""
+    for name, value in record.headers:
+        if name == REASON:
+            return (value or b"").decode()
+    return None
+
+
+def _topics(topics: Sequence[Any]) -> list[Any]:
+    """Return the same, with batches that the client can read; they are each partition's last."""
+    return [
+        (topic, [(*partition[:-1], readable(partition[-1] or b"")) for partition in partitions])
+        for topic, partitions in topics
+    ]

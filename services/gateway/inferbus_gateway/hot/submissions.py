@@ -26,7 +26,7 @@ from inferbus_gateway.hot.pending import Inbox
 from inferbus_gateway.hot.placement import Placement
 from inferbus_gateway.hot.replies import Spawn
 from inferbus_gateway.hot.route import Routes
-from inferbus_gateway.hot.submission_reads import SubmissionReads, Unreadable
+from inferbus_gateway.hot.submission_reads import SubmissionReads, why_unreadable
 from inferbus_gateway.hot.submission_work import (
     REQUEST_BYTES,
     Draft,
@@ -63,10 +63,6 @@ _COMMIT_EVERY_S = 0.5
 _POLL_MS, _CROWDED_POLL_MS = 200, 20
 _RETRY_S = 0.5
 _REVOKE_TIMEOUT_S = 2.0
-_DAMAGED = (
-    "neither it nor what may follow it in its batch can be read: by their compression (gzip and "
-    "none are read), or by the name of a header that is not UTF-8"
-)
 _EXPIRED = "the deadline passed before a worker could take it"
 
 
@@ -230,11 +226,9 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
 
     async def _take(self, place: TopicPartition, record: Record) -> None:
         work = self._begin(place, record)
-        if isinstance(record, Unreadable):
-            if record.first:
-                self._writes.letter(work, record, UnreadableSubmissionError(_DAMAGED))
-            else:
-                work.done_one()
+        if (why := why_unreadable(record)) is not None:
+            record.headers = ()
+            self._writes.letter(work, record, UnreadableSubmissionError(why))
             return
         now_ms = time.time() * 1000
         try:

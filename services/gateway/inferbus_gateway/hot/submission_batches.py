@@ -1,0 +1,228 @@
+"""Batches of submissions as the broker has them, made readable within bounds; pure.
+
+In: what a fetch brought of a partition to which any program of a tenant writes: batches compressed
+with anything, of a size that only reading them tells, with headers that need be no text. Out: the
+same records in batches without compression; a record that says why stands for each that cannot be
+read, or for a whole batch. The client library would decompress without a bound, and raise for one
+record what costs all others. Format 2 of Kafka's log, as its documentation says:
+https://kafka.apache.org/documentation/#recordbatch
+"""
+
+from __future__ import annotations
+
+import secrets
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import cramjam
+from aiokafka.errors import CorruptRecordException
+from aiokafka.record.default_records import DefaultRecordBatch
+from aiokafka.record.util import calc_crc32c, decode_varint, encode_varint
+
+MAX_BATCH_BYTES = 8 << 20
+"""Of a batch without compression; as many as `max.message.bytes` lets in compressed."""
+MAX_BATCH_RECORDS = 1 << 16
+MAX_FETCH_BYTES = MAX_BATCH_BYTES
+"""What one fetch of a partition may become; what is behind it is fetched again."""
+REASON = f"inferbus-unreadable-{secrets.token_hex(8)}"
+"""The header of stand-ins; no writer knows its name."""
+
+_HEAD = struct.Struct(">qiibIhiqqqhii")
+_FRAME = struct.Struct(">qi")
+_MAGIC_AT, _CRC_AT, _ATTRIBUTES_AT = 16, 17, 21
+_MAGIC = 2
+_CODEC, _CONTROL = 0x07, 0x20
+_GZIP, _SNAPPY, _LZ4, _ZSTD = 1, 2, 3, 4
+_XERIAL = b"\x82SNAPPY\x00"
+_XERIAL_HEAD = 16
+_BROKEN = (CorruptRecordException, cramjam.DecompressionError, IndexError, ValueError, struct.error)
+
+_NAME = "the name of a header is not UTF-8"
+_DAMAGED = "its batch is damaged, or compressed as nobody knows"
+_TOO_LARGE = f"its batch has over {MAX_BATCH_BYTES >> 20} MiB when it is decompressed"
+_TOO_MANY = f"its batch has over {MAX_BATCH_RECORDS} records"
+
+
+class _TooLargeError(ValueError):
+    """A batch is too much; the text says by what."""
+
+
+@dataclass(slots=True)
+class _Batch:
+    """One batch: the fields of its head, and its records."""
+
+    head: list[int]
+    records: memoryview
+
+    @classmethod
+    def of(cls, raw: memoryview) -> _Batch:
+        return cls(list(_HEAD.unpack_from(raw)), raw[_HEAD.size :])
+
+    @property
+    def attributes(self) -> int:
+        return self.head[5]
+
+    @property
+    def last_offset_delta(self) -> int:
+        return self.head[6]
+
+    @property
+    def n_records(self) -> int:
+        return self.head[12]
+
+    def holding(self, records: bytes, n_records: int) -> bytes:
+        """Return a batch of the same place that holds these records, without compression."""
+        head = list(self.head)
+        head[1] = _HEAD.size + len(records) - _FRAME.size
+        head[5] &= ~_CODEC
+        head[12] = n_records
+        raw = bytearray(_HEAD.pack(*head)) + records
+        struct.pack_into(">I", raw, _CRC_AT, calc_crc32c(bytes(raw[_ATTRIBUTES_AT:])))
+        return bytes(raw)
+
+
+def readable(fetched: bytes) -> bytes:
+    """Return what a fetch brought, in batches that the client can read.
+
+    Batches behind the first `MAX_FETCH_BYTES` are left out, and those behind one that took work and
+    came to nothing; a part of one at the end stays.
+    """
+    out: list[bytes | memoryview] = []
+    view, at, n_bytes = memoryview(fetched), 0, 0
+    for raw in _batches(view):
+        if n_bytes >= MAX_FETCH_BYTES:
+            return b"".join(out)
+        made = _readable(raw)
+        n_bytes += MAX_FETCH_BYTES if REASON.encode() in bytes(made) else len(made)
+        out.append(made)
+        at += len(raw)
+    return b"".join((*out, view[at:]))
+
+
+def _batches(view: memoryview) -> Iterator[memoryview]:
+    at = 0
+    while len(view) - at >= _FRAME.size:
+        end = at + _FRAME.size + _FRAME.unpack_from(view, at)[1]
+        if end > len(view):
+            return
+        yield view[at:end]
+        at = end
+
+
+def _readable(raw: memoryview) -> bytes | memoryview:
+    if len(raw) < _HEAD.size or raw[_MAGIC_AT] != _MAGIC:
+        return raw  # No broker of ours writes one; the library has its own words for it.
+    batch = _Batch.of(raw)
+    if batch.attributes & _CONTROL:
+        return raw
+    try:
+        return _plain(batch, bytes(raw))
+    except _TooLargeError as error:
+        return _instead(batch, str(error))
+    except Exception:  # noqa: BLE001 -- whatever a program writes, it ends no gateway
+        return _instead(batch, _DAMAGED)
+
+
+def _plain(batch: _Batch, raw: bytes) -> bytes:
+    """Return a batch without compression, with stand-ins for records that cannot be read."""
+    if not DefaultRecordBatch(raw).validate_crc():
+        raise CorruptRecordException("the sum over the batch")
+    if batch.n_records > MAX_BATCH_RECORDS:
+        raise _TooLargeError(_TOO_MANY)
+    if not (codec := batch.attributes & _CODEC):
+        return raw if _reads(raw) else _sifted(batch, bytes(batch.records))
+    records = bytes(_decompressed(batch.records, codec))
+    whole = batch.holding(records, batch.n_records)
+    return whole if _reads(whole) else _sifted(batch, records)
+
+
+def _decompressed(packed: memoryview, codec: int) -> memoryview:
+    """Return the records of a batch, which are no more than a batch may hold."""
+    room = bytearray(MAX_BATCH_BYTES)
+    try:
+        if codec == _SNAPPY:
+            n_bytes = _unsnapped(packed, room)
+        elif codec in _INTO:
+            n_bytes = _INTO[codec](bytes(packed), room)
+        else:
+            raise CorruptRecordException(f"codec {codec}")
+    except cramjam.DecompressionError as error:
+        if any(words in str(error) for words in _NO_ROOM):
+            raise _TooLargeError(_TOO_LARGE) from None
+        raise
+    return memoryview(room)[:n_bytes]
+
+
+_INTO = {
+    _GZIP: cramjam.gzip.decompress_into,
+    _LZ4: cramjam.lz4.decompress_into,
+    _ZSTD: cramjam.zstd.decompress_into,
+}
+_NO_ROOM = ("failed to write whole buffer", "is smaller than required")
+"""What cramjam says where the output does not fit."""
+
+
+def _unsnapped(packed: memoryview, room: bytearray) -> int:
+    """Decompress snappy, bare or in the blocks of Java's clients; return how much it is."""
+    if packed[: len(_XERIAL)] != _XERIAL:
+        return int(cramjam.snappy.decompress_raw_into(bytes(packed), room))
+    n_bytes, at, view = 0, _XERIAL_HEAD, memoryview(room)
+    while at < len(packed):
+        (size,) = struct.unpack_from(">i", packed, at)
+        block = bytes(packed[at + 4 : at + 4 + size])
+        if size <= 0 or len(block) != size:
+            raise CorruptRecordException("a block of snappy")
+        n_bytes += cramjam.snappy.decompress_raw_into(block, view[n_bytes:])
+        at += 4 + size
+    return n_bytes
+
+
+def _reads(raw: bytes) -> bool:
+    """Tell whether the client can read a batch without compression to its end."""
+    try:
+        for _ in DefaultRecordBatch(raw):
+            pass
+    except _BROKEN:
+        return False
+    return True
+
+
+def _sifted(batch: _Batch, records: bytes) -> bytes:
+    """Return a batch with a stand-in for each record that the client cannot read."""
+    data, at, out = bytearray(records), 0, bytearray()
+    for _ in range(batch.n_records):
+        size, start = decode_varint(data, at)
+        end = start + size
+        if size <= 0 or end > len(data):
+            raise CorruptRecordException("a record's size")
+        record = records[at:end]
+        if _reads(batch.holding(record, 1)):
+            out += record
+        else:
+            _, begin = decode_varint(data, start)  # Its attributes, which are none.
+            time_delta, begin = decode_varint(data, begin)
+            offset_delta, begin = decode_varint(data, begin)
+            out += _stand_in(time_delta, offset_delta, _NAME)
+        at = end
+    whole = batch.holding(bytes(out), batch.n_records)
+    if not _reads(whole):
+        raise CorruptRecordException("records that belong to no batch")
+    return whole
+
+
+def _instead(batch: _Batch, reason: str) -> bytes:
+    """Return what stands for a whole batch: a record where its last one is."""
+    return batch.holding(_stand_in(0, batch.last_offset_delta, reason), 1)
+
+
+def _stand_in(time_delta: int, offset_delta: int, reason: str) -> bytes:
+    body = bytearray(b"\0")
+    for number in (time_delta, offset_delta, -1, -1, 1):  # No key, no value, a header.
+        encode_varint(number, body.append)
+    for text in (REASON.encode(), reason.encode()):
+        encode_varint(len(text), body.append)
+        body += text
+    record = bytearray()
+    encode_varint(len(body), record.append)
+    return bytes(record + body)

@@ -1,0 +1,150 @@
+"""Batches as programs may write them: readable afterwards, within bounds, every offset told of."""
+
+from __future__ import annotations
+
+import struct
+import tracemalloc
+from typing import Any
+
+import pytest
+from aiokafka.record.default_records import (
+    DefaultRecordBatchBuilder,
+    _DefaultRecordBatchBuilderPy,
+)
+from aiokafka.record.memory_records import MemoryRecords
+from aiokafka.record.util import calc_crc32c
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inferbus_gateway.hot import submission_batches as batches
+from inferbus_gateway.hot.submission_batches import MAX_BATCH_BYTES, REASON, readable
+
+CODECS = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
+BASE = 100
+
+
+class NoText(str):
+    """A header's name that is not UTF-8."""
+
+    __slots__ = ()
+
+    def encode(self, *_: str) -> bytes:
+        return b"\xff\xfe"
+
+
+def batch(
+    values: list[bytes | None], codec: int = 0, *, base: int = BASE, odd: tuple[int, ...] = ()
+) -> bytes:
+    """Return a batch as a broker gives it; records `odd` have a header that is no text."""
+    kind = _DefaultRecordBatchBuilderPy if odd else DefaultRecordBatchBuilder
+    builder = kind(2, codec, 0, -1, -1, -1, 1 << 30)
+    for at, value in enumerate(values):
+        name = NoText("x") if at in odd else "x"
+        builder.append(at, 1_000 + at, b"key", value, [(name, b"v")])
+    raw = bytearray(builder.build())
+    struct.pack_into(">q", raw, 0, base)
+    return bytes(raw)
+
+
+def told(fetched: bytes) -> list[tuple[int, Any]]:
+    """Return offset and value of each record, or why it is none, as the client reads them."""
+    records, out = MemoryRecords(fetched), []
+    while records.has_next():
+        one = records.next_batch()
+        assert one is not None
+        assert one.validate_crc()
+        for record in one:
+            why = dict(record.headers).get(REASON)
+            out.append((record.offset, record.value if why is None else why.decode()))
+    return out
+
+
+@pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
+def test_a_batch_is_the_same_without_its_compression(codec: int) -> None:
+    values = [b"a" * 500, None, b"", b"b" * 70_000]
+    made = readable(batch(values, codec))
+    assert told(made) == [(BASE + at, value) for at, value in enumerate(values)]
+    assert made == batch(values), "nothing else of it changes"
+
+
+@pytest.mark.parametrize("codec", [1, 2, 3, 4], ids=list(CODECS)[1:])
+def test_what_is_too_much_is_never_held(codec: int) -> None:
+    bomb = batch([bytes(1 << 20)] * 64, codec)
+    tracemalloc.start()
+    try:
+        made = readable(bomb)
+        _, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert told(made) == [(BASE + 63, "its batch has over 8 MiB when it is decompressed")]
+    assert most_bytes < MAX_BATCH_BYTES + 2 * len(bomb) + (1 << 20)
+
+
+def test_a_batch_of_too_many_records_is_told_of_once() -> None:
+    n = batches.MAX_BATCH_RECORDS + 1
+    assert told(readable(batch([b""] * n, 4))) == [
+        (BASE + n - 1, "its batch has over 65536 records")
+    ]
+
+
+@pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
+def test_of_a_batch_only_what_cannot_be_read_is_told_of(codec: int) -> None:
+    made = readable(batch([b"0", b"1", b"2", b"3"], codec, odd=(1, 3)))
+    odd = "the name of a header is not UTF-8"
+    assert told(made) == [(BASE, b"0"), (101, odd), (102, b"2"), (103, odd)]
+
+
+def test_what_is_damaged_stands_where_it_was_and_others_are_read() -> None:
+    good, after = batch([b"good"]), batch([b"after"], base=BASE + 4)
+    torn = bytearray(batch([b"1", b"2", b"3"], base=BASE + 1))
+    torn[-1] ^= 1
+    damaged = "its batch is damaged, or compressed as nobody knows"
+    made = readable(good + bytes(torn))
+    assert told(made + readable(after)) == [(100, b"good"), (103, damaged), (104, b"after")]
+
+
+@pytest.mark.parametrize("codec", [1, 2, 3, 4, 5, 7])
+def test_a_codec_that_is_another_or_unknown_is_damage(codec: int) -> None:
+    raw = bytearray(batch([b"1", b"2"]))
+    raw[22] |= codec
+    struct.pack_into(">I", raw, 17, calc_crc32c(bytes(raw[21:])))
+    assert [offset for offset, _ in told(readable(bytes(raw)))] == [101]
+
+
+def test_a_fetch_is_bounded_and_goes_on_where_it_ended() -> None:
+    large = [batch([bytes(5 << 20)], 4, base=at) for at in range(4)]
+    assert [offset for offset, _ in told(readable(b"".join(large)))] == [0, 1]
+    bombs = [batch([bytes(1 << 20)] * 9, 4, base=at * 9) for at in range(4)]
+    assert [offset for offset, _ in told(readable(b"".join(bombs)))] == [8]
+    part = batch([b"x"]) + batch([b"y" * 900], base=101)[:400]
+    assert readable(part) == part, "a batch that is not whole yet is the client's to know"
+    assert readable(b"") == b""
+
+
+def test_a_marker_of_the_broker_stays() -> None:
+    raw = bytearray(batch([b"commit"]))
+    raw[22] |= 0x20
+    struct.pack_into(">I", raw, 17, calc_crc32c(bytes(raw[21:])))
+    assert readable(bytes(raw)) == bytes(raw)
+
+
+@settings(max_examples=300)
+@given(
+    st.sampled_from([*CODECS.values()]),
+    st.lists(st.tuples(st.integers(0, 5_000), st.integers(0, 255)), max_size=20),
+    st.booleans(),
+)
+def test_whatever_bytes_there_are_the_client_reads_on(
+    codec: int,
+    changes: list[tuple[int, int]],
+    signed: bool,  # noqa: FBT001
+) -> None:
+    """Also where the sum over the bytes is right, which a program can make so."""
+    raw = bytearray(batch([b"a" * 30, b"b" * 300, b"c" * 3], codec))
+    for at, value in changes:
+        raw[17 + at % (len(raw) - 17)] = value
+    raw[22] &= ~0x20
+    if signed:
+        struct.pack_into(">I", raw, 17, calc_crc32c(bytes(raw[21:])))
+    for offset, _ in told(readable(bytes(raw))):
+        assert isinstance(offset, int)
