@@ -22,13 +22,14 @@ _MAX_RECORD_BYTES = 4 << 20
 _MAX_KEY_BYTES = 4 << 10
 _MAX_HEADERS_BYTES = 64 << 10
 _MAX_LOG_BYTES = 8 << 10
+_TOLD_EVERY_S = 60.0
 
 
 class DeadLetters:
     """Writes dead letters, at most `per_minute` (a burst of as many is allowed).
 
     Invariants: `put` returns only when the letter is acknowledged, so the caller may then commit
-    past the record.
+    past the record. Those that wait for the limit go in their order and cost nothing meanwhile.
     """
 
     def __init__(self, producer: Producer, instance: str, *, per_minute: int = 600) -> None:
@@ -38,6 +39,8 @@ class DeadLetters:
         self._burst = float(per_minute)
         self._tokens = float(per_minute)
         self._filled_s = time.monotonic()
+        self._turn = asyncio.Lock()
+        self._told_s = -_TOLD_EVERY_S
         self.n_written = 0
 
     async def put(self, record: Record, error: Exception, said: Sequence[str] = ()) -> None:
@@ -77,15 +80,18 @@ class DeadLetters:
         )
 
     async def _take_token(self) -> None:
-        while True:
-            now = time.monotonic()
-            grown = (now - self._filled_s) * self._rate_per_s
-            self._tokens, self._filled_s = min(self._burst, self._tokens + grown), now
-            if self._tokens >= 1:
-                self._tokens -= 1
-                return
-            _log.error("dead_letter_limit", waits_s=round((1 - self._tokens) / self._rate_per_s, 2))
-            await asyncio.sleep((1 - self._tokens) / self._rate_per_s)
+        async with self._turn:  # one sleeps, and the others wait for it
+            while True:
+                now = time.monotonic()
+                grown = (now - self._filled_s) * self._rate_per_s
+                self._tokens, self._filled_s = min(self._burst, self._tokens + grown), now
+                if self._tokens >= 1:
+                    self._tokens -= 1
+                    return
+                if now - self._told_s >= _TOLD_EVERY_S:
+                    self._told_s = now
+                    _log.error("dead_letter_limit", per_minute=round(self._rate_per_s * 60))
+                await asyncio.sleep((1 - self._tokens) / self._rate_per_s)
 
 
 def _kept(headers: Sequence[tuple[str, bytes | None]]) -> list[tuple[str, bytes]]:

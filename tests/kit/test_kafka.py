@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import Awaitable, Callable
 from typing import cast
 
 import pytest
 from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaConnectionError
+from structlog.testing import capture_logs
 
 from inferbus_kit.consume import PartitionReader, Record, StateReader
 from inferbus_kit.dlq import DeadLetters
@@ -151,6 +153,31 @@ async def test_dead_letters_say_where_they_came_from_and_have_a_limit(
     assert headers["ce_id"] == b"1"
     assert headers["dlq_log"].endswith(b"first\n\nlast words")
     assert len(headers["dlq_log"]) == 8192
+
+
+async def test_letters_that_wait_for_the_limit_go_in_turn_and_cost_nothing(
+    kafka_bootstrap: str, producer: Producer
+) -> None:
+    topic = await servers.fresh_topic(kafka_bootstrap)
+    await create_topics(kafka_bootstrap, [(topics.dead_letters(topic), 1, 1, {})])
+    await (await producer.send(topic, 0, b"junk"))
+    record = (await servers.read_all(kafka_bootstrap, topic))[0]
+    letters = DeadLetters(producer, "worker-0", per_minute=60)
+    before_s = time.process_time()
+    with capture_logs() as said:
+        tasks = [
+            asyncio.create_task(letters.put(record, ValueError(str(number))))
+            for number in range(20_000)
+        ]
+        await asyncio.sleep(4.0)
+        done = [number for number, task in enumerate(tasks) if task.done()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    assert time.process_time() - before_s < 3.0
+    assert done == list(range(len(done)))
+    assert 60 < len(done) < 66
+    assert [one["event"] for one in said].count("dead_letter_limit") == 1
 
 
 async def test_a_letter_has_room_for_itself_whatever_it_is_about(

@@ -20,6 +20,8 @@ from inferbus_schemas.membership import InboxLease
 
 REQUEST_BYTES = 1024
 """What a request takes beside its tensors, about."""
+_LETTER_BYTES = 4096
+"""What a dead letter takes beside its record while it waits to be written, about."""
 
 
 MAX_OPEN_BYTES = 64 << 20
@@ -63,6 +65,11 @@ class Work:
         for one in members:
             one.request.traceparent = self.span.traceparent
 
+    def hold(self, n_bytes: int) -> None:
+        """Note more that it holds in memory until it is done."""
+        self.n_bytes += n_bytes
+        self.part.open_bytes += n_bytes
+
     def done_one(self) -> None:
         """Note that one of its requests needs nothing more of us."""
         self.n_open -= 1
@@ -71,6 +78,12 @@ class Work:
             self.part.offsets.done(self.offset)
             if self.span is not None:
                 self.span.end()
+
+
+def letter_bytes(record: Record) -> int:
+    """Return what a record's dead letter holds in memory beside its value, about."""
+    headers = sum(len(name) + len(value or b"") for name, value in record.headers)
+    return _LETTER_BYTES + len(record.key or b"") + headers
 
 
 def committable(

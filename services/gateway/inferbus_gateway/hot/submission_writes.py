@@ -14,7 +14,7 @@ import structlog
 from aiokafka.errors import KafkaError
 
 from inferbus_gateway.hot.replies import terminal
-from inferbus_gateway.hot.submission_work import Draft, Work
+from inferbus_gateway.hot.submission_work import Draft, Work, letter_bytes
 from inferbus_gateway.hot.submitted import Submitted, UnreadableSubmissionError
 from inferbus_kit.consume import Record
 from inferbus_kit.dlq import DeadLetters
@@ -41,7 +41,8 @@ class SubmissionWrites:
         self._source = f"/inferbus/gateway/{instance}"
         self._producer = producer
         self._fail = fail
-        self._letters = DeadLetters(producer, instance)
+        self._letters: dict[str, DeadLetters] = {}
+        """Of each topic its own, so that no tenant's wait for another's."""
         self._predictions = topics.topic(topics.PREDICTIONS)
         self._n_frames = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -82,6 +83,7 @@ class SubmissionWrites:
 
     def letter(self, work: Work, record: Record, error: UnreadableSubmissionError) -> None:
         """Write the dead letter of a record that cannot be read."""
+        work.hold(letter_bytes(record))
         self._spawn(self._until_buried(work, record, error))
 
     async def settle(self, timeout_s: float) -> None:
@@ -102,8 +104,11 @@ class SubmissionWrites:
     async def _until_buried(
         self, work: Work, record: Record, error: UnreadableSubmissionError
     ) -> None:
+        letters = self._letters.get(record.topic)
+        if letters is None:
+            letters = self._letters[record.topic] = DeadLetters(self._producer, self._instance)
         try:
-            await _insist(lambda: self._letters.put(record, error), "dead_letter_failed")
+            await _insist(lambda: letters.put(record, error), "dead_letter_failed")
         except Exception:  # noqa: BLE001 -- whatever a program wrote, it ends no gateway
             _log.exception("dead_letter_given_up", topic=record.topic, offset=record.offset)
         work.done_one()

@@ -246,8 +246,7 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         members = submitted.requests(said, record, work.place)
         work.trace(self._tracing, record.topic, members)
         work.n_open = len(members)
-        work.n_bytes += len(members) * REQUEST_BYTES
-        work.part.open_bytes += len(members) * REQUEST_BYTES
+        work.hold(len(members) * REQUEST_BYTES)
         for one in members:
             self._pin(work, one)
 
@@ -287,16 +286,25 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         return left
 
     def _pump(self) -> bool:
-        """Place what can be placed, in turns; tell whether nothing that could be is left."""
+        """Place what can be placed, in turns; tell whether nothing that could be is left.
+
+        One of each queue at a time: what room there is, no tenant takes from another. A queue that
+        had its turn stands behind the others, in the next pass too.
+        """
         now_ms = time.time() * 1000
         drafts: dict[Inbox, Draft] = {}
-        n_left = _PLACED_PER_PASS
-        for key, queue in list(self._queues.items()):
-            while queue and n_left and self._place(key, queue[0], drafts, now_ms):
-                queue.popleft()
-                n_left -= 1
-            if not queue:
-                del self._queues[key]
+        turns = deque(self._queues)
+        for _ in range(_PLACED_PER_PASS):
+            while turns and not self._place(turns[0], self._queues[turns[0]][0], drafts, now_ms):
+                turns.popleft()
+            if not turns:
+                break
+            key = turns.popleft()
+            queue = self._queues.pop(key)
+            queue.popleft()
+            if queue:
+                self._queues[key] = queue
+                turns.append(key)
         for draft in drafts.values():
             self._writes.frame(draft, now_ms)
         return not self._queues
