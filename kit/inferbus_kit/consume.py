@@ -22,7 +22,8 @@ from inferbus_kit.lifecycle import Fail, cancel, watched
 
 _log = structlog.get_logger("consume")
 
-Start = Literal["committed", "earliest", "end"] | int
+Start = Literal["committed", "earliest", "end"] | int | Callable[[int, int], int]
+"""Where a reader begins; a function is told the log's start and end offsets."""
 
 
 class Record(Protocol):
@@ -88,12 +89,16 @@ class PartitionReader:
         try:
             async with asyncio.timeout(timeout_s):
                 await self._client.start()
+                start = self._start
+                if callable(start):
+                    # Once assigned, each question waits behind a fetch that waits for records.
+                    start = start(*await self.bounds())
                 self._client.assign([self.tp])
-                if isinstance(self._start, int):
-                    self._client.seek(self.tp, self._start)
-                elif self._start == "end":
+                if isinstance(start, int):
+                    self._client.seek(self.tp, start)
+                elif start == "end":
                     await self._seek_to_end(self._client)
-                elif self._start == "earliest":
+                elif start == "earliest":
                     await self._client.seek_to_beginning(self.tp)
                 return int(await self._client.position(self.tp))
         except (TimeoutError, KafkaError) as error:

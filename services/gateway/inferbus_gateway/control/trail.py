@@ -44,7 +44,7 @@ class Trail:
             topic,
             stored.partition,
             client_id=client_id,
-            start="end",
+            start=self._from,
             max_bytes=_READ_BYTES,
         )
         self._ce_id = f"{ids.text(bytes.fromhex(stored.id))}/".encode()
@@ -62,17 +62,16 @@ class Trail:
             BusUnavailableError, KafkaError, TimeoutError: Kafka does not answer.
         """
         await self._reader.start(10.0)
-        first, self._end = await self._reader.bounds()
-        if self._offset < 0:
-            at = self._since
-            if not first <= at <= self._end:
-                # What is gone may have been of it.
-                self.cut, at = True, first
-        else:
-            at = self._offset
-            if not first <= at < self._end:
-                self.cut, at = True, self._end
-        self._reader.seek(at)
+
+    def _from(self, first: int, end: int) -> int:
+        """Return where to begin in a log that reaches from `first` to `end`."""
+        self._end = end
+        at, behind = (self._since, end) if self._offset < 0 else (self._offset, end - 1)
+        if first <= at <= behind:
+            return at
+        # What is gone may have been of it.
+        self.cut = True
+        return first if self._offset < 0 else end
 
     async def stop(self) -> None:
         await self._reader.stop()
