@@ -67,6 +67,18 @@ async def test_a_version_is_named_by_number_alias_or_digest(
             assert got.headers["x-inferbus-error-code"] == "unknown_model"
 
 
+async def test_an_answer_that_was_whole_is_no_stream(
+    side: GatewaySide, gateway: GatewayProcess, http: httpx.AsyncClient
+) -> None:
+    await side.worker(echo)
+    await side.serves(gateway)
+    got = await http.post(f"{gateway.url}/v2/models/{side.model}/infer", json=ONE)
+    assert got.status_code == 200, got.text
+    again = await http.get(f"{gateway.url}/v1/streams/{got.headers['x-request-id']}")
+    assert again.status_code == 404, again.text
+    assert again.json()["error"]["code"] == "stream_not_found"
+
+
 async def test_a_page_of_another_site_gets_no_answer(
     side: GatewaySide, gateway: GatewayProcess, http: httpx.AsyncClient
 ) -> None:

@@ -195,11 +195,13 @@ async def test_calls_that_stand_for_their_pieces_are_deltas() -> None:
     assert deltas == [{"index": index, **call} for index, call in enumerate(calls)]
 
 
-def test_a_request_that_did_not_stream_is_no_stream() -> None:
+@pytest.mark.parametrize("caught_up", [False, True])
+def test_a_request_that_did_not_stream_is_no_stream(*, caught_up: bool) -> None:
+    """It is told at once: an answer of no pieces would be whole, and empty."""
     again = resume._Again(REQUEST_ID, "acme", -1)
     again.apply(on(PREDICTIONS, 7, whole(0)))
     with pytest.raises(errors.StreamNotFoundError, match="did not stream"):
-        again.settle(caught_up=True)
+        again.settle(caught_up=caught_up)
 
 
 @pytest.mark.parametrize("name", ["", "x", "chatcmpl-", "9f" * 16, "../../etc", "\ud800"])

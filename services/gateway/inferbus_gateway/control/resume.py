@@ -280,16 +280,24 @@ class _Again:
         return self.last
 
     def settle(self, *, caught_up: bool) -> None:
-        """Where the chunks are gone from the bus, let the whole text stand for them."""
+        """Where the chunks are gone from the bus, let the whole text stand for them.
+
+        Raises:
+            StreamNotFoundError: there never were any.
+            StreamExpiredError: they are gone, and what followed some of them was asked for.
+        """
         stream = self.stream
-        if stream is None or not caught_up:
-            return
-        said = stream.state.prediction
+        said = None if stream is None else stream.state.prediction
         # What is cut off at its beginning looks like a hole at its first chunk.
-        if said is None or said.outcome != m.OUTCOME_OK or stream.state.n_taken:
+        if stream is None or said is None or stream.state.n_taken:
             return
+        if said.outcome != m.OUTCOME_OK:
+            return
+        # An answer of no chunks would else be whole, and empty.
         if not said.generated.n_chunks:
             raise errors.StreamNotFoundError("this request did not stream; its row has the answer")
+        if not caught_up:
+            return
         if self.after >= 0:
             raise errors.StreamExpiredError(
                 "the pieces of this stream are gone; ask without Last-Event-ID for all of its text"
