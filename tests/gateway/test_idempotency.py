@@ -117,22 +117,6 @@ async def test_a_key_is_answered_once_and_replayed_anywhere(
     assert len(worker.requests) == 2
 
 
-async def test_an_answer_is_read_again_without_waiting_for_other_records(
-    side: GatewaySide, gateways: tuple[GatewayProcess, GatewayProcess]
-) -> None:
-    """Where nothing else comes, a fetch from the log's end holds its connection for 500 ms."""
-    await side.worker(echo)
-    await asyncio.gather(*map(side.serves, gateways))
-    key = new_key()
-    first = await ask(side, gateways[0], key)
-    took_s = []
-    for _ in range(3):
-        asked_s = time.monotonic()
-        same(first, await ask(side, gateways[1], key))
-        took_s.append(time.monotonic() - asked_s)
-    assert min(took_s) < 0.4, took_s
-
-
 async def test_what_is_sent_while_the_first_runs_waits_for_its_answer(
     side: GatewaySide, gateways: tuple[GatewayProcess, GatewayProcess]
 ) -> None:

@@ -78,7 +78,7 @@ def test_a_request_has_no_more_rows_than_the_gateway_says(rows: int, refused: bo
     assert (caught.value.code, caught.value.http_status) == ("too_many_rows", 413)
 
 
-def test_partitions_are_left_unread_by_tenant_and_then_all() -> None:
+def test_partitions_are_left_unread_by_tenant_and_of_no_other() -> None:
     places = [TopicPartition(topic, number) for topic in ("a", "b", "c") for number in range(2)]
     parts = {place: submission_work.Partition(0) for place in places}
     assert submission_work.crowded(parts, places) == set()
@@ -87,6 +87,16 @@ def test_partitions_are_left_unread_by_tenant_and_then_all() -> None:
     parts[places[1]].open_bytes = 1
     assert submission_work.crowded(parts, places) == set(places[:2])
     assert submission_work.crowded(parts, places[1:]) == {places[1]}, "only what is ours"
-    for place in places[2:]:
-        parts[place].open_bytes = submission_work.MAX_OPEN_BYTES // 4
-    assert submission_work.crowded(parts, places) == set(places)
+    for place in places[:4]:
+        parts[place].open_bytes = submission_work.MAX_OPEN_BYTES
+    assert submission_work.crowded(parts, places) == set(places[:4]), "not the third's"
+
+
+@pytest.mark.parametrize(("n_tenants", "share"), [(1, 16), (4, 16), (8, 8), (64, 1), (200, 1)])
+def test_a_tenants_share_of_what_is_read_ahead(n_tenants: int, share: int) -> None:
+    places = [TopicPartition(f"t{number}", 0) for number in range(n_tenants)]
+    parts = {places[0]: submission_work.Partition(0)}
+    parts[places[0]].open_bytes = (share << 20) - 1
+    assert submission_work.crowded(parts, places) == set()
+    parts[places[0]].open_bytes += 1
+    assert submission_work.crowded(parts, places) == {places[0]}
