@@ -81,4 +81,6 @@ def test_references_of_a_function_hold_in_the_schema_of_its_call() -> None:
     assert made["$defs"]["f1"] == {"type": "object", "$ref": "#/$defs/f1/$defs/a"}
     alone = calls.schema([{"name": "three"}])
     assert alone["properties"]["arguments"] == {"$ref": "#/$defs/f0"}
-    assert alone["$defs"] == {"f0": {"type": "object"}}
+    # A function that names no parameters takes none.
+    nothing = {"type": "object", "properties": {}, "additionalProperties": False}
+    assert alone["$defs"] == {"f0": nothing}

@@ -17,6 +17,8 @@ from inferbus_schemas import messages as m
 
 _HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*')
 _ANY = {"type": "object"}
+_NONE = {"type": "object", "properties": {}, "additionalProperties": False}
+"""What a function takes that names no parameters, as OpenAI has it."""
 
 
 def demanded(said: m.Generation) -> list[dict[str, Any]]:
@@ -56,7 +58,7 @@ def schema(functions: list[dict[str, Any]]) -> dict[str, Any]:
     calls = []
     parts = {}
     for number, one in enumerate(functions):
-        parts[f"f{number}"] = _moved(_ANY | (one.get("parameters") or {}), f"#/$defs/f{number}")
+        parts[f"f{number}"] = _moved(_ANY | (one.get("parameters") or _NONE), f"#/$defs/f{number}")
         properties = {
             "name": {"const": one["name"]},
             "arguments": {"$ref": f"#/$defs/f{number}"},
