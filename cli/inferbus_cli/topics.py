@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 app = App(name="topics", help="Look into the topics of the bus.")
 
 _TOPIC_EXISTS = 36
+_ID_BYTES = 16
 """Kafka's error code."""
 _GROWING = {catalogue.REQUESTS}
 """Only inboxes may grow: other topics' keys would move to other partitions."""
@@ -156,7 +157,8 @@ def add_tenant(
         kafka: Brokers as host:port, comma-separated.
     """
     wanted = {one.name: one for one in catalogue.to_create((), profile, (_tenant(tenant),))}
-    own = [one for name, one in wanted.items() if f".{tenant}." in name]
+    others = {one.name for one in catalogue.to_create((), profile, ())}
+    own = [one for name, one in wanted.items() if name not in others]
 
     async def make(admin: AIOKafkaAdminClient) -> None:
         from aiokafka.admin import NewTopic  # noqa: PLC0415 -- only here
@@ -206,34 +208,50 @@ def _entry(topic: str, pool: str, tenant: str = LOCAL_TENANT) -> catalogue.Topic
 def _decoded(entry: catalogue.Topic, record: ConsumerRecord) -> dict[str, Any]:
     """Return a record as JSON can hold it: Protobuf's own JSON form, names as in the .proto.
 
+    What says that it is JSON, as a submission may, is shown as it was written.
     Two kinds of bytes are shown as they are written everywhere else: ids as UUIDs, digests in hex.
     """
-    from google.protobuf.json_format import MessageToDict  # noqa: PLC0415 -- only where tailed
-    from google.protobuf.message import DecodeError  # noqa: PLC0415
-
-    from inferbus_schemas import messages  # noqa: PLC0415
-
-    kind: type[Message] = getattr(messages, entry.message.rpartition(".")[2])
-    value: Any = None
-    if record.value is not None:
-        try:
-            said = kind.FromString(record.value)
-            value = MessageToDict(said, preserving_proto_field_name=True)
-            _show_ids(said, value)
-        except DecodeError:
-            value = {"undecodable_bytes": len(record.value)}
+    headers = {
+        name: None if value is None else value.decode("utf-8", "replace")
+        for name, value in record.headers
+    }
     return {
         "topic": record.topic,
         "partition": record.partition,
         "offset": record.offset,
         "timestamp_ms": record.timestamp,
-        "key": None if record.key is None else record.key.decode("utf-8", "replace"),
-        "headers": {
-            name: None if value is None else value.decode("utf-8", "replace")
-            for name, value in record.headers
-        },
-        "value": value,
+        "key": None if record.key is None else _key(record.key),
+        "headers": headers,
+        "value": None if record.value is None else _value(entry, record.value, headers),
     }
+
+
+def _key(key: bytes) -> str:
+    """Return a key as text; one that is none, of the length of an id, is an id."""
+    try:
+        return key.decode()
+    except UnicodeDecodeError:
+        pass
+    return str(uuid.UUID(bytes=key)) if len(key) == _ID_BYTES else key.decode("utf-8", "replace")
+
+
+def _value(entry: catalogue.Topic, raw: bytes, headers: dict[str, str | None]) -> Any:
+    from google.protobuf.json_format import MessageToDict  # noqa: PLC0415 -- only where tailed
+    from google.protobuf.message import DecodeError  # noqa: PLC0415
+
+    from inferbus_schemas import messages  # noqa: PLC0415
+
+    if (headers.get("content-type") or "").partition(";")[0].strip() == "application/json":
+        with contextlib.suppress(msgspec.DecodeError, RecursionError):
+            return msgspec.json.decode(raw)
+    kind: type[Message] = getattr(messages, entry.message.rpartition(".")[2])
+    try:
+        said = kind.FromString(raw)
+    except DecodeError:
+        return {"undecodable_bytes": len(raw)}
+    value = MessageToDict(said, preserving_proto_field_name=True)
+    _show_ids(said, value)
+    return value
 
 
 def _show_ids(said: Message, shown: dict[str, Any]) -> None:

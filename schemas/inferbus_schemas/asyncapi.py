@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import msgspec
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
@@ -26,10 +27,23 @@ _HEADERS = {
     "ce_type": "The event's type.",
     "content-type": "application/protobuf.",
 }
+_TRACE = {"traceparent": "W3C trace context, where the request is sampled."}
+_OF_LETTERS = {
+    "dlq_topic": "Where the record was.",
+    "dlq_partition": "Its partition, in digits.",
+    "dlq_offset": "Its offset, in digits.",
+    "dlq_error": "Why nobody could work on it.",
+    "dlq_by": "The process that gave it up.",
+}
+_LOG_OF_LETTERS = {"dlq_log": "The last lines of what tells more, where there are any."}
 _NAMES = {"pool": "Workers that share topics and hardware.", "tenant": "Whose topic it is."}
-_WRITTEN_AS_TEXT = {
-    FieldDescriptor.CPPTYPE_INT64: {"type": "string", "pattern": "^-?[0-9]+$"},
-    FieldDescriptor.CPPTYPE_UINT64: {"type": "string", "pattern": "^[0-9]+$"},
+_WRITTEN_AS_TEXT: dict[int, Json] = {
+    FieldDescriptor.CPPTYPE_INT64: {"type": ["string", "integer"], "pattern": "^-?[0-9]+$"},
+    FieldDescriptor.CPPTYPE_UINT64: {
+        "type": ["string", "integer"],
+        "pattern": "^[0-9]+$",
+        "minimum": 0,
+    },
 }
 _SCALARS: dict[int, Json] = {
     **_WRITTEN_AS_TEXT,
@@ -57,6 +71,11 @@ def document() -> Json:
         _add(schemas, descriptor_pool.Default().FindMessageTypeByName(topic.message))
         channels[short] = _channel(topic, name)
         operations |= _operations(short, topic, name)
+        if topic.dead_letters:
+            letters = topics.dead_letters(short)
+            channels[letters] = _letters(topic)
+            operations |= _operations(letters, _written_by(topic), "DeadLetter")
+    kinds["DeadLetter"] = _dead_letter()
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -93,6 +112,31 @@ def _channel(topic: topics.Topic, name: str) -> Json:
     return channel | ({"parameters": parameters} if parameters else {})
 
 
+def _letters(topic: topics.Topic) -> Json:
+    """Return the channel of a topic's dead letters."""
+    (made,) = (one for one in topics.to_create(("p",), tenants=("t",)) if _is_of(one.name, topic))
+    found = msgspec.structs.replace(
+        topic,
+        name=topics.dead_letters(topic.name),
+        description=f"Dead letters of {topic.name}.",
+        key="the record's own",
+        partitioning="one partition",
+        partitions=dict.fromkeys(topic.partitions, made.partitions),
+        config=made.config,
+    )
+    return _channel(found, "DeadLetter")
+
+
+def _is_of(name: str, topic: topics.Topic) -> bool:
+    filled = topic.name.replace("{pool}", "p").replace("{tenant}", "t")
+    return name == topics.dead_letters(filled)
+
+
+def _written_by(topic: topics.Topic) -> topics.Topic:
+    """Return a topic whose readers write, as they do its dead letters, and programs read."""
+    return msgspec.structs.replace(topic, producers=topic.consumers, consumers=("user",))
+
+
 def _configuration(topic: topics.Topic) -> Json:
     """Return those settings that AsyncAPI's Kafka binding knows, in its types."""
     config = topic.config
@@ -117,16 +161,48 @@ def _operations(short: str, topic: topics.Topic, name: str) -> Json:
 
 
 def _message(topic: topics.Topic, name: str) -> Json:
-    told = {key: {"type": "string", "description": said} for key, said in _HEADERS.items()}
+    told = _headers(_HEADERS | _TRACE)
     told["ce_type"]["const"] = topic.ce_type
-    return {
+    of_programs = topic.producers == ("user",)
+    if of_programs:
+        told["content-type"] |= {
+            "description": "What the value is; left out, it is application/protobuf.",
+            "enum": ["application/protobuf", "application/json"],
+        }
+    headers: Json = {"type": "object", "properties": told}
+    if not of_programs:  # They need none.
+        headers["required"] = list(_HEADERS)
+    message = {
         "name": topic.ce_type,
         "title": name,
         "contentType": "application/protobuf",
-        "headers": {"type": "object", "properties": told},
+        "headers": headers,
         "payload": {"$ref": f"#/components/schemas/{topic.message}"},
         "x-protobuf-message": topic.message,
     }
+    if topic.key != "none":
+        message["bindings"] = {"kafka": {"key": {"description": topic.key}}}
+    return message
+
+
+def _dead_letter() -> Json:
+    """Return the message of all topics of dead letters: a record as it was, and why."""
+    return {
+        "name": "dead-letter",
+        "title": "DeadLetter",
+        "contentType": "application/octet-stream",
+        "headers": {
+            "type": "object",
+            "description": "The record's own, and these.",
+            "properties": _headers(_OF_LETTERS | _LOG_OF_LETTERS),
+            "required": list(_OF_LETTERS),
+        },
+        "payload": {"description": "The record's value, as far as its first 4 MiB."},
+    }
+
+
+def _headers(told: dict[str, str]) -> Json:
+    return {key: {"type": "string", "description": said} for key, said in told.items()}
 
 
 def _add(schemas: Json, kind: Descriptor) -> None:

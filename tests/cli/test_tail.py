@@ -7,6 +7,7 @@ import json
 import secrets
 import subprocess
 import sys
+import uuid
 from typing import Any
 
 import confluent_kafka
@@ -82,11 +83,21 @@ def test_tail_shows_what_any_program_may_write(kafka_bootstrap: str) -> None:
     producer = confluent_kafka.Producer({"bootstrap.servers": kafka_bootstrap})
     for _ in range(3):
         producer.produce(topic, None, key=b"\xff", headers=[("traceparent", None), ("x", b"\xff")])
+    written = {"requests": [{"model": "m", "inputs": {"tensors": [{"shape": [1]}]}}]}
+    head = {"content-type": "application/json"}
+    ce_id = uuid.uuid4()
+    producer.produce(topic, json.dumps(written), key=ce_id.bytes, headers=head)
+    producer.produce(topic, b"{", key=b"text", headers=head)
     assert producer.flush(10) == 0
     at = ("--tenant", tenant, "--from-beginning", "--kafka", kafka_bootstrap)
-    run = inferbus("topics", "tail", "inference.submissions", "--json", "--count", "3", *at)
+    run = inferbus("topics", "tail", "inference.submissions", "--json", "--count", "5", *at)
     shown = [json.loads(line) for line in run.stdout.splitlines()]
-    assert [one["headers"] for one in shown] == [{"traceparent": None, "x": "\ufffd"}] * 3
+    assert [one["headers"] for one in shown[:3]] == [{"traceparent": None, "x": "\ufffd"}] * 3
+    assert [(one["key"], one["value"]) for one in shown[2:]] == [
+        ("\ufffd", None),
+        (str(ce_id), written),
+        ("text", {"undecodable_bytes": 1}),
+    ]
     none = inferbus("topics", "tail", "inference.submissions", "--count", "0", *at)
     assert failed(none, "--count must be at least 1")
 

@@ -17,7 +17,8 @@ import pytest
 import yaml
 from google.protobuf import descriptor_pool, json_format, message_factory
 
-from inferbus_schemas import asyncapi, topics
+from inferbus_schemas import asyncapi, envelope, topics
+from inferbus_schemas import messages as m
 
 ROOT = Path(__file__).resolve().parents[2] / "schemas"
 OFFICIAL = Path(__file__).with_name("asyncapi-3.0.0.schema.json")
@@ -59,7 +60,20 @@ def test_it_is_a_document_of_asyncapi_3() -> None:
 
 def test_each_topic_stands_in_it_once_with_its_settings() -> None:
     said = asyncapi.document()
-    assert list(said["channels"]) == list(topics.catalogue())
+    channels = said["channels"]
+    assert [short for short in channels if not short.endswith(".dlq")] == list(topics.catalogue())
+    letters = {short for short, topic in topics.catalogue().items() if topic.dead_letters}
+    assert {short for short in channels if short.endswith(".dlq")} == {
+        f"{one}.dlq" for one in letters
+    }
+    for short in letters:
+        channel = channels[f"{short}.dlq"]
+        assert channel["address"] == topics.dead_letters(channels[short]["address"])
+        assert channel["bindings"]["kafka"]["partitions"] == 1
+        assert set(channel.get("parameters", ())) == set(channels[short].get("parameters", ()))
+        assert said["operations"][f"{short}.dlq.send"]["x-roles"] == list(
+            topics.catalogue()[short].consumers
+        )
     for short, topic in topics.catalogue().items():
         channel = said["channels"][short]
         assert channel["address"] == topic.name
@@ -68,6 +82,43 @@ def test_each_topic_stands_in_it_once_with_its_settings() -> None:
             one for one in ("pool", "tenant") if f"{{{one}}}" in topic.name
         }
         assert said["operations"][f"{short}.send"]["x-roles"] == list(topic.producers)
+
+
+def _headers(name: str, headers: list[tuple[str, bytes]]) -> bool:
+    """Tell whether a record of a message may have these headers."""
+    told = asyncapi.document()["components"]["messages"][name]["headers"]
+    return jsonschema.Draft202012Validator(told).is_valid(
+        {key: value.decode() for key, value in headers}
+    )
+
+
+def test_headers_are_those_on_the_wire() -> None:
+    entry = topics.topic(topics.PREDICTIONS)
+    five = envelope.headers(entry.ce_type, "/inferbus/worker/w", "1")
+    assert _headers("Prediction", five)
+    assert _headers("Prediction", [*five, ("traceparent", b"00-x")])
+    for left in range(5):
+        assert not _headers("Prediction", five[:left] + five[left + 1 :])
+    assert not _headers("Prediction", envelope.headers("another", "/inferbus/worker/w", "1"))
+    for said in ([], [("content-type", b"application/json")], [("traceparent", b"00-x")]):
+        assert _headers("Submission", said)
+    assert not _headers("Submission", [("content-type", b"text/plain")])
+    assert not _headers("DeadLetter", five)
+
+
+@pytest.mark.parametrize("shape", [[1, 2], ["1", "2"]])
+def test_a_submission_in_json_may_write_its_shape_as_either(shape: list[Any]) -> None:
+    """As Protobuf's JSON form may be read; in it 64-bit numbers are written as texts."""
+    tensor = {"name": "x", "datatype": "UINT8", "shape": shape, "data": "AAA="}
+    body: Any = {"requests": [{"model": "m", "inputs": {"tensors": [tensor]}, "timeout_ms": 5}]}
+    json_format.ParseDict(body, m.Submission())
+    said = asyncapi.document()
+    name = topics.topic(topics.SUBMISSIONS).message
+    schema = {"$ref": f"#/components/schemas/{name}", "components": said["components"]}
+    validator = jsonschema.Draft202012Validator(schema)
+    validator.validate(body)
+    body["requests"][0]["inputs"]["tensors"][0]["shape"] = [1.5]
+    assert not validator.is_valid(body)
 
 
 def test_every_reference_leads_somewhere() -> None:
