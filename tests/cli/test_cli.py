@@ -323,6 +323,8 @@ def test_topics(running: RegistryProcess, kafka_bootstrap: str, model: str) -> N
     assert failed(inferbus("topics", "tail", "none", env=at), "There is no topic 'none'")
     for _ in range(2):
         made = inferbus("topics", "add-tenant", "acme", env=at).stdout
+        odd = inferbus("topics", "add-tenant", "inference", env=at).stdout
+        assert odd == made.replace(".acme.", ".inference.")
         assert "inferbus.inference.submissions.acme.v1: 4 partitions" in made
         assert "inferbus.inference.submissions.acme.v1.dlq: 1 partitions" in made
         assert "inferbus.inference.answers.acme.v1: 4 partitions" in made

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.producer import message_accumulator
 from aiokafka.producer import producer as aiokafka_producer
 from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
+from aiokafka.structs import TopicPartition
 from confluent_kafka import Producer
 
+from inferbus_gateway.hot.submissions import Submissions
 from inferbus_kit.consume import PartitionReader, Record
 from inferbus_schemas import messages as m
 from inferbus_schemas import topics
@@ -138,3 +141,31 @@ async def test_what_cannot_be_read_is_stepped_over_and_loses_nobodys_record(
     assert gateway.process.poll() is None
     worker_names = [one.client_request_id for _, one in program.side.all_predictions]
     assert sorted(worker_names) == sorted(names), "each once"
+
+
+async def test_what_was_read_before_partitions_were_revoked_is_not_taken_after(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would stand as read and done in a partition that begins anew, and be committed past."""
+    nothing: Any = None
+    one = Submissions(
+        "127.0.0.1:9", "g", ("t",), producer=nothing, placement=nothing, routes=nothing,
+        health=nothing, fail=nothing, max_tensor_bytes=1, max_rows=1, enter=nothing,
+        owes=nothing, tracing=nothing,
+    )  # fmt: skip
+    mine, other = TopicPartition("a", 0), TopicPartition("b", 0)
+    taken: list[str] = []
+
+    async def read(_timeout_ms: int) -> list[tuple[TopicPartition, str]]:
+        return [(mine, "first"), (other, "of another"), (mine, "behind"), (other, "last")]
+
+    async def take(_place: TopicPartition, record: str) -> None:
+        taken.append(record)
+        if record == "of another":
+            await one.on_partitions_revoked([mine, other])
+
+    monkeypatch.setattr(one._reads, "read", read)
+    monkeypatch.setattr(one, "_take", take)
+    await one._read(0)
+    assert taken == ["first", "of another"]
+    await one._consumer.stop()

@@ -113,6 +113,7 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         self._placed: dict[Inbox, tuple[int, int]] = {}
         self._task: asyncio.Task[Any] | None = None
         self._paused: set[TopicPartition] = set()
+        self._n_revoked = 0
         self._consumer = AIOKafkaConsumer(
             **client_options(bootstrap),
             client_id=f"{instance}-submissions",
@@ -161,6 +162,7 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         if revoked:
             await self._writes.settle(_REVOKE_TIMEOUT_S)
         await self._commit()
+        self._n_revoked += 1
         for place in revoked:
             if (part := self._partitions.pop(place, None)) is not None:
                 part.revoked = True
@@ -190,8 +192,12 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
 
     async def _read(self, timeout_ms: int) -> None:
         self._pause(self._consumer.assignment())
-        for place, record in await self._reads.read(timeout_ms):
+        found = await self._reads.read(timeout_ms)
+        n_revoked = self._n_revoked
+        for place, record in found:
             await self._take(place, record)
+            if self._n_revoked != n_revoked:
+                return  # Whoever has these partitions now reads the rest from what is committed.
 
     def _position(self, place: TopicPartition) -> int | None:
         part = self._partitions.get(place)
