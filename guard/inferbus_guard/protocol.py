@@ -8,8 +8,9 @@ without bound.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from operator import itemgetter
 
 import httptools
 import structlog
@@ -48,7 +49,8 @@ Direct = Callable[[bytes], Handler | None]
 class Limits:
     """What a client may do; times hold to within `sweep_s`, None is unlimited.
 
-    `streamed` are paths whose handlers bound the body themselves, as they read it.
+    `streamed` are paths whose handlers bound the body themselves, as they read it; `unread_bytes`
+    is what all connections together may hold of answers that their clients do not read.
     """
 
     head_bytes: int = 32 << 10
@@ -61,6 +63,7 @@ class Limits:
     body_window_s: float = 10.0
     head_s: float = 10.0
     unread_s: float = 30.0
+    unread_bytes: int = 256 << 20
     idle_s: float = 75.0
     linger_s: float = 1.0
     sweep_s: float = 0.5
@@ -370,6 +373,25 @@ class GuardedProtocol(HttpToolsProtocol):
         if unread_bytes == 0 or unread_bytes < self._unread_bytes:
             self._read_s = now_s
         elif now_s - self._read_s >= limits.unread_s:
-            self._refuse_as(self.url, UNREAD)
-            self.transport.abort()
+            self.drop_unread()
         self._unread_bytes = unread_bytes
+
+    def drop_unread(self) -> None:
+        """End the connection, with what its client has not read."""
+        self._refuse_as(self.url, UNREAD)
+        self.transport.abort()
+
+
+def sweep(connections: Iterable[GuardedProtocol], limits: Limits, now_s: float) -> None:
+    """Close connections that are too slow, and those that hold most where all hold too much."""
+    holding = []
+    for connection in list(connections):
+        connection.sweep(now_s)
+        holding.append((connection.transport.get_write_buffer_size(), connection))
+    too_much = sum(n_bytes for n_bytes, _ in holding) - limits.unread_bytes
+    if too_much > 0:
+        for n_bytes, connection in sorted(holding, key=itemgetter(0), reverse=True):
+            connection.drop_unread()
+            too_much -= n_bytes
+            if too_much <= 0:
+                break

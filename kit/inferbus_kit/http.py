@@ -14,7 +14,7 @@ import structlog
 import uvicorn
 from uvicorn.server import ServerState
 
-from inferbus_guard.protocol import Direct, GuardedProtocol, Limits
+from inferbus_guard.protocol import Direct, GuardedProtocol, Limits, sweep
 from inferbus_guard.refusals import Refuse, refuse_plainly
 from inferbus_kit.errors import StartupError
 from inferbus_kit.health import Asgi
@@ -104,9 +104,7 @@ class HttpServer:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(self._limits.sweep_s)
-            now_s = asyncio.get_running_loop().time()
-            for connection in list(self._connections):
-                connection.sweep(now_s)
+            sweep(self._connections, self._limits, asyncio.get_running_loop().time())
 
 
 def _bind(host: str, port: int) -> socket.socket:

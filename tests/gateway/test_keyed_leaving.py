@@ -13,6 +13,7 @@ from inferbus_gateway.hot.incoming import Bodies, Head
 from inferbus_gateway.hot.infer import Infer
 from inferbus_gateway.hot.keyed_text import Asked, KeyedTexts, Sent
 from inferbus_gateway.hot.rpc_infer import RpcInfer
+from inferbus_gateway.hot.rpc_unread import Unread
 from inferbus_gateway.hot.shares import Shares
 from inferbus_kit.metrics import gateway_metrics
 from inferbus_schemas import access
@@ -110,7 +111,7 @@ async def test_routes_of_text() -> None:
 
 async def test_grpc() -> None:
     taken: list[Keyed] = []
-    infer = RpcInfer(streams=Shares("streams", 1, 1), **parts(taken))
+    infer = RpcInfer(streams=Shares("streams", 1, 1), unread=Unread(1), **parts(taken))
     call: Any = SimpleNamespace(
         invocation_metadata=lambda: [("idempotency-key", "k")], time_remaining=lambda: None
     )

@@ -20,6 +20,7 @@ from inferbus_gateway.control.repository import ModelRepository
 from inferbus_gateway.gen import open_inference_pb2 as pb
 from inferbus_gateway.hot.access import Access
 from inferbus_gateway.hot.rpc_infer import RpcInfer
+from inferbus_gateway.hot.rpc_unread import Unread
 from inferbus_gateway.hot.shares import Shares
 from inferbus_kit.health import Health
 from inferbus_kit.metrics import gateway_metrics
@@ -47,6 +48,7 @@ class Listener:
         self.refused: list[str] = []
         self.health = Health()
         self.failed: asyncio.Queue[str] = asyncio.Queue()
+        self.unread = Unread(8 << 20)
         self.server = RpcServer(
             "127.0.0.1",
             0,
@@ -56,6 +58,7 @@ class Listener:
                 requests=requests,
                 metrics=metrics,
                 streams=Shares("streams", 8, 2),
+                unread=self.unread,
             ),
             access=known,
             views=Views(routes, requests.statistics),

@@ -13,6 +13,8 @@ import pytest
 from inferbus_gateway.api.rpc import SERVICE
 from inferbus_gateway.door import METHODS as POLICIES
 from inferbus_gateway.gen import open_inference_pb2 as pb
+from inferbus_gateway.hot.rpc_infer import RpcInfer
+from inferbus_gateway.hot.rpc_unread import Unread
 from inferbus_schemas import access
 from tests.gateway.test_access import bearer, record
 from tests.gateway.test_rpc_access import METHODS, Listener
@@ -174,3 +176,83 @@ async def test_open_calls_that_ask_nothing_fill_only_their_share(listener: Liste
                 with contextlib.suppress(grpc.aio.AioRpcError):
                     assert await again.read()
                     break
+
+
+def _large() -> pb.ModelInferResponse:
+    answer = pb.ModelInferResponse(id="mine", raw_output_contents=[bytes(1 << 20)])
+    answer.parameters["x-request-id"].string_param = "019ac"
+    return answer
+
+
+async def test_answers_that_nobody_reads_are_so_many_bytes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def unary(_infer: RpcInfer, _asked: Any, _context: Any) -> pb.ModelInferResponse:
+        return _large()
+
+    monkeypatch.setattr(RpcInfer, "unary", unary)
+    asked = pb.ModelInferRequest(model_name="digits").SerializeToString()
+    async with Listener.running() as listener:
+        listener.keys.apply(record(1, access.INFER_ALL))
+        listener.keys.apply(record(2, access.INFER_ALL, tenant="other"))
+        async with http2.Http2.connected(listener.server.port) as client:
+            for _number in range(6):
+                client.call(f"/{SERVICE}/ModelInfer", authorization=bearer(1).decode())
+            await client.push(b"\0" + len(asked).to_bytes(4, "big") + asked, for_s=1.0)
+            # Half of 8 MiB is one tenant's, and each answer is a little over 1 MiB.
+            assert len(client.ended) == 3
+            assert 3 << 20 < listener.unread.n_bytes < 4 << 20
+            assert listener.refused == ["too_many_in_flight"] * 3
+            head = (("authorization", bearer(2).decode()),)
+            async with grpc.aio.insecure_channel(
+                f"127.0.0.1:{listener.server.port}", OWN
+            ) as channel:
+                ask: Any = channel.unary_unary(f"/{SERVICE}/ModelInfer")
+                for _number in range(10):
+                    assert len(await ask(asked, metadata=head, timeout=10)) > 1 << 20
+        async with asyncio.timeout(10):
+            while listener.unread.n_bytes:  # noqa: ASYNC110 -- nothing tells of it
+                await asyncio.sleep(0.01)
+
+
+async def test_an_answer_of_a_stream_that_cannot_be_sent_is_its_error(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def answers(*_asked: Any) -> AsyncIterator[pb.ModelStreamInferResponse]:
+        for _ in range(2):
+            yield pb.ModelStreamInferResponse(infer_response=_large())
+
+    monkeypatch.setattr(RpcInfer, "_answers", answers)
+    listener.keys.apply(record(1, access.INFER_ALL))
+    head = (("authorization", bearer(1).decode()),)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{listener.server.port}", OWN) as channel:
+        ask: Any = channel.stream_stream(
+            f"/{SERVICE}/ModelStreamInfer",
+            response_deserializer=pb.ModelStreamInferResponse.FromString,
+        )
+        sent = [one async for one in ask(iter([b""]), metadata=head, timeout=10)]
+        assert [one.infer_response for one in sent] == [_large()] * 2
+        assert listener.unread.refusal("acme", 4 << 20) is None
+        sent = [one async for one in ask(iter([b""]), metadata=head, timeout=10)]
+    for one in sent:
+        assert one.error_message.startswith("too many bytes of answers to you are unread")
+        said = one.infer_response
+        assert (said.id, said.parameters["x-request-id"].string_param) == ("mine", "019ac")
+        code = said.parameters["x-inferbus-error-code"].string_param
+        assert (code, list(said.raw_output_contents)) == ("too_many_in_flight", [])
+
+
+def test_tenants_share_what_may_be_unread() -> None:
+    unread = Unread(1 << 20)
+    half = 512 << 10
+    assert unread.refusal("a", 64 << 10) is None
+    assert unread.n_bytes == 0, "what is small is not counted"
+    assert unread.refusal("a", half) is None
+    assert getattr(unread.refusal("a", (64 << 10) + 1), "code", "") == "too_many_in_flight"
+    assert unread.refusal("b", half) is None
+    assert getattr(unread.refusal("c", (64 << 10) + 1), "code", "") == "overloaded"
+    unread.give("a", half)
+    assert unread.refusal("c", half) is None
+    unread.give("b", half)
+    unread.give("c", half)
+    assert unread.n_bytes == 0

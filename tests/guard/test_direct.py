@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from inferbus_guard.protocol import COPIED_BYTES, Limits
+from inferbus_guard.refusals import Headers, Refusal, refuse_plainly
 from tests.support.listener import (
     FAST,
     App,
@@ -171,6 +172,40 @@ async def test_a_client_that_does_not_read_costs_no_memory() -> None:
         assert app.exchanges
         pouring.cancel()
         writer.transport.abort()
+
+
+async def test_clients_that_do_not_read_hold_only_so_much_together() -> None:
+    """Those go that hold most; whoever holds little is left in peace."""
+    told: list[str] = []
+
+    def refuse(target: bytes, why: Refusal) -> tuple[Headers, bytes]:
+        told.append(why.code)
+        return refuse_plainly(target, why)
+
+    limits = replace(FAST, unread_s=60.0, idle_s=60.0, unread_bytes=24 << 20)
+    async with serving(limits, refuse=refuse) as (app, server, dial):
+
+        async def leave(n_bytes: int) -> asyncio.StreamWriter:
+            app.answer_bytes = n_bytes
+            _, writer = await dial()
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            writer.write(post(b"/direct"))
+            await arrived(app, 1)
+            app.exchanges.clear()
+            return writer
+
+        await leave(9 << 20)
+        large = [await leave(16 << 20) for _ in range(4)]
+        while len(server._connections) > 2:  # noqa: ASYNC110 -- nothing tells of it
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        held = [one.transport.get_write_buffer_size() for one in server._connections]
+        assert len(held) == 2
+        assert 5 << 20 < min(held) < 9 << 20 < max(held) <= 16 << 20
+        assert told == ["answer_not_read"] * 3
+        for writer in large:
+            writer.transport.abort()
 
 
 async def test_what_follows_an_answer_that_closes_is_not_handled() -> None:

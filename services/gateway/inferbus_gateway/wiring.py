@@ -37,6 +37,7 @@ from inferbus_gateway.hot.replies import Replies
 from inferbus_gateway.hot.requests import Requests
 from inferbus_gateway.hot.route import Routes
 from inferbus_gateway.hot.rpc_infer import RpcInfer
+from inferbus_gateway.hot.rpc_unread import Unread
 from inferbus_gateway.hot.shares import Shares
 from inferbus_gateway.hot.streams import Streams
 from inferbus_gateway.hot.submissions import Submissions
@@ -251,6 +252,7 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
                 streams=Shares(
                     "streams", settings.max_connections // 8, settings.max_connections // 32
                 ),
+                unread=Unread(settings.max_pending_bytes),
                 once=once,
             ),
             access=access,

@@ -94,6 +94,7 @@ class RpcServer:
         self._drain_s = drain_s
         self._new_id = new_id
         self._access = access
+        self._unread = infer.unread
         self._reports = grpc_health.aio.HealthServicer()
         self._look: asyncio.Task[None] | None = None
         self._server = grpc.aio.server(
@@ -192,8 +193,14 @@ class RpcServer:
             try:
                 tenant = self._access.check_call(context, at_sight).tenant
                 arriving = arrivals.message(context.read, tenant)
-                # Under no name here: what `abort` raises holds this frame for long.
-                return await method(await arriving, context)
+                # No message stays under a name here: what `abort` raises holds this frame for long.
+                answer = await method(await arriving, context)
+                n_bytes = answer.ByteSize()
+                if (refused := self._unread.refusal(tenant, n_bytes)) is None:
+                    give: Any = lambda _context: self._unread.give(tenant, n_bytes)  # noqa: E731 -- its type is the stubs' own class
+                    context.add_done_callback(give)
+                    return answer
+                del answer
             except InferbusError as error:
                 refused = error
             return await self._ends(context, refused)

@@ -43,6 +43,7 @@ from inferbus_gateway.hot.rpc_messages import (
     status,
     wrapped,
 )
+from inferbus_gateway.hot.rpc_unread import Unread
 from inferbus_gateway.hot.shares import Shares
 from inferbus_kit.errors import InferbusError
 from inferbus_kit.lifecycle import cancel
@@ -88,9 +89,11 @@ class RpcInfer:
         requests: Requests,
         metrics: GatewayMetrics,
         streams: Shares,
+        unread: Unread,
         once: Once | None = None,
     ) -> None:
         self._streams = streams
+        self.unread = unread
         self._once = once
         self._access = access
         self._routes = routes
@@ -125,7 +128,22 @@ class RpcInfer:
                 await context.abort(status(error), str(error), ended.metadata)
             async with contextlib.aclosing(self._answers(asked, context)) as answers:
                 async for answer in answers:
-                    yield answer
+                    n_bytes = answer.ByteSize()
+                    if refused := self.unread.refusal(caller.tenant, n_bytes):
+                        yield self._unsent(answer.infer_response, refused)
+                        continue
+                    try:
+                        yield answer
+                    finally:
+                        self.unread.give(caller.tenant, n_bytes)
+
+    def _unsent(
+        self, answer: pb.ModelInferResponse, refused: InferbusError
+    ) -> pb.ModelStreamInferResponse:
+        """Return what stands for an answer of a stream that cannot be sent."""
+        self._metrics.rejected.labels(refused.code).inc()
+        request_id = answer.parameters["x-request-id"].string_param
+        return wrapped(answer.id, Ended(None, refused, refusal_metadata(refused, request_id)))
 
     async def _answers(
         self, asked: AsyncIterator[Asked], context: StreamContext
