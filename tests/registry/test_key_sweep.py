@@ -10,7 +10,8 @@ import pytest
 
 from inferbus_registry.errors import KeyNotFoundError, TooManyKeysError
 from inferbus_registry.events import Caller
-from inferbus_registry.keys.service import KeyService, Wish
+from inferbus_registry.keys.forms import Wish
+from inferbus_registry.keys.service import KeyService
 from inferbus_registry.keys.sweep import KeySweep
 from inferbus_schemas import access, topics
 from inferbus_schemas import messages as m

@@ -8,7 +8,8 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from inferbus_registry.events import Event
-from inferbus_registry.keys.service import KeyService, KeyView, NewKey, Wish
+from inferbus_registry.keys.forms import KeyView, NewKey, Wish
+from inferbus_registry.keys.service import KeyService
 from inferbus_registry.requests import Text, caller_of, json_body, principal_of, read_json
 from inferbus_schemas.access import LEAST_RATE_PER_S
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -19,60 +18,26 @@ from inferbus_kit.errors import StartupError
 from inferbus_registry import errors, events
 from inferbus_registry.database import Database
 from inferbus_registry.keys import repository
+from inferbus_registry.keys.forms import (
+    KeyView,
+    NewKey,
+    Wish,
+    ended,
+    event_part,
+    new_key_of,
+    record_of,
+    row_of,
+    view_of,
+)
 from inferbus_registry.keys.repository import KeyRow
 from inferbus_registry.outbox import repository as outbox
 from inferbus_schemas import access, names, topics
-from inferbus_schemas import messages as m
 
 _US = events.Caller(who="registry", request_id="")
 _DELETED_AT_ONCE = 100
 _ADMIN_KEY_ENDED = (
     "INFERBUS_ADMIN_KEY was revoked, has expired or has another secret; give a new one"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class KeyView:
-    """A key as admins see it; what opens doors is not among it."""
-
-    id: str
-    name: str
-    tenant: str
-    scopes: list[str]
-    requests_per_s: float
-    burst: int
-    created_at: datetime
-    created_by: str
-    expires_at: datetime | None
-    revoked_at: datetime | None
-    replaced_by: str | None
-    tokens_per_min: int
-    last_used_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class NewKey:
-    """A key that was just made; `key` is shown this once and stored nowhere."""
-
-    key: str
-    id: str
-    name: str
-    tenant: str
-    scopes: list[str]
-    expires_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What a new key shall be; `tenant` None is the caller's own, a limit of 0 is none."""
-
-    name: str
-    scopes: tuple[str, ...]
-    tenant: str | None = None
-    requests_per_s: float = 0.0
-    burst: int = 0
-    expires_in_s: int | None = None
-    tokens_per_min: int = 0
 
 
 class KeyService:
@@ -101,9 +66,9 @@ class KeyService:
             return None
         async with self._database.read() as tx:
             row = await repository.get(tx, key_id)
-        if row is None or not access.opens(_record(row), key, _now().timestamp()):
+        if row is None or not access.opens(record_of(row), key, _now().timestamp()):
             return None
-        return access.holder(_record(row))
+        return access.holder(record_of(row))
 
     async def create(self, caller: events.Caller, by: access.Principal, wish: Wish) -> NewKey:
         """Make a key.
@@ -118,12 +83,12 @@ class KeyService:
         _check_handed_on(by, wish.scopes)
         now = _now()
         key = _new_key()
-        row = _row(key, replace(wish, tenant=tenant), now, caller.who)
+        row = row_of(key, replace(wish, tenant=tenant), now, caller.who)
         async with self._database.write() as tx:
             await self._check_room(tx, tenant)
             await repository.add(tx, row)
             await _announce(tx, caller, "key_created", row, before=None)
-        return _new(key, row)
+        return new_key_of(key, row)
 
     async def page(
         self, by: access.Principal, tenant: str | None, after: str, limit: int
@@ -134,7 +99,7 @@ class KeyService:
                 return []
             tenant = by.tenant
         async with self._database.read() as tx:
-            return [_view(row) for row in await repository.page(tx, tenant, after, limit)]
+            return [view_of(row) for row in await repository.page(tx, tenant, after, limit)]
 
     async def get(self, by: access.Principal, key_id: str) -> KeyView:
         """Return one key.
@@ -143,7 +108,7 @@ class KeyService:
             KeyNotFoundError: there is none, or it is not the caller's to see.
         """
         async with self._database.read() as tx:
-            return _view(await self._managed(tx, by, key_id))
+            return view_of(await self._managed(tx, by, key_id))
 
     async def history(
         self, by: access.Principal, key_id: str, after: int, limit: int
@@ -184,7 +149,7 @@ class KeyService:
         async with self._database.write() as tx:
             old = await self._managed(tx, by, key_id)
             _check_handed_on(by, old.scopes)
-            if _ended(old, now) or old.replaced_by is not None:
+            if ended(old, now) or old.replaced_by is not None:
                 raise errors.KeyEndedError
             await self._check_room(tx, old.tenant)
             if expires_in_s is None and old.expires_at is not None:
@@ -198,14 +163,14 @@ class KeyService:
                 expires_in_s,
                 old.tokens_per_min,
             )
-            row = _row(key, wish, now, caller.who)
+            row = row_of(key, wish, now, caller.who)
             await repository.add(tx, row)
             await _announce(tx, caller, "key_created", row, before=None)
             over = now + timedelta(seconds=overlap_s)
             ends = over if old.expires_at is None else min(over, old.expires_at)
             changed = await repository.change(tx, key_id, expires_at=ends, replaced_by=row.id)
             await _announce(tx, caller, "key_rotated", changed, before=old)
-        return _new(key, row)
+        return new_key_of(key, row)
 
     async def revoke(self, caller: events.Caller, by: access.Principal, key_id: str) -> KeyView:
         """End a key now and for good; once more is harmless.
@@ -216,10 +181,10 @@ class KeyService:
         async with self._database.write() as tx:
             old = await self._managed(tx, by, key_id)
             if old.revoked_at is not None:
-                return _view(old)
+                return view_of(old)
             changed = await repository.change(tx, key_id, revoked_at=_now())
             await _announce(tx, caller, "key_revoked", changed, before=old)
-        return _view(changed)
+        return view_of(changed)
 
     async def note_uses(self, uses: Mapping[str, datetime]) -> None:
         """Note when keys were last used; it is no change of a key and tells nobody.
@@ -243,7 +208,7 @@ class KeyService:
                     _US,
                     "key_deleted",
                     key_id=row.id,
-                    before=_event_part(row),
+                    before=event_part(row),
                     after=None,
                     generation=await outbox.append_end(tx, topics.KEYS, row.id),
                 )
@@ -269,11 +234,11 @@ class KeyService:
                 raise StartupError(_ADMIN_KEY_ENDED)
             if row is None:
                 wish = Wish("admin", access.ALL_SCOPES, self._operator_tenant)
-                row = _row(made, wish, now, "bootstrap")
+                row = row_of(made, wish, now, "bootstrap")
                 await repository.add(tx, row)
                 caller = events.Caller("bootstrap", "admin-key")
                 await _announce(tx, caller, "key_created", row, before=None)
-        if not access.opens(_record(row), made, now.timestamp()):
+        if not access.opens(record_of(row), made, now.timestamp()):
             raise StartupError(_ADMIN_KEY_ENDED)
         return made
 
@@ -328,51 +293,8 @@ def _check_handed_on(by: access.Principal, scopes: Iterable[str]) -> None:
         )
 
 
-def _row(key: str, wish: Wish, now: datetime, who: str) -> KeyRow:
-    life_s = wish.expires_in_s
-    limited = wish.requests_per_s > 0
-    return KeyRow(
-        id=str(access.key_id(key)),
-        name=wish.name,
-        tenant=str(wish.tenant),
-        scopes=sorted(set(wish.scopes)),
-        sha256=access.key_sha256(key),
-        requests_per_s=wish.requests_per_s,
-        burst=(wish.burst or max(1, round(wish.requests_per_s))) if limited else 0,
-        created_at=now,
-        created_by=who,
-        expires_at=None if life_s is None else now + timedelta(seconds=life_s),
-        tokens_per_min=wish.tokens_per_min,
-    )
-
-
-def _ended(row: KeyRow, now: datetime) -> bool:
-    return row.revoked_at is not None or (row.expires_at is not None and row.expires_at <= now)
-
-
-def _us(at: datetime | None) -> int:
-    return 0 if at is None else round(at.timestamp() * 1_000_000)
-
-
-def _record(row: KeyRow) -> m.AccessKey:
-    return m.AccessKey(
-        id=row.id,
-        sha256=row.sha256,
-        tenant=row.tenant,
-        scopes=row.scopes,
-        limits=m.Limits(
-            requests_per_s=row.requests_per_s,
-            burst=row.burst,
-            tokens_per_min=row.tokens_per_min,
-        ),
-        expires_us=_us(row.expires_at),
-        revoked=row.revoked_at is not None,
-        created_us=_us(row.created_at),
-    )
-
-
 async def _publish(tx: AsyncConnection, row: KeyRow) -> int:
-    return await outbox.append(tx, topics.KEYS, row.id, _record(row))
+    return await outbox.append(tx, topics.KEYS, row.id, record_of(row))
 
 
 async def _announce(
@@ -389,43 +311,7 @@ async def _announce(
         caller,
         what,
         key_id=row.id,
-        before=None if before is None else _event_part(before),
-        after=_event_part(row),
+        before=None if before is None else event_part(before),
+        after=event_part(row),
         generation=generation,
     )
-
-
-def _event_part(row: KeyRow) -> dict[str, Any]:
-    return {
-        "name": row.name,
-        "tenant": row.tenant,
-        "scopes": row.scopes,
-        "requests_per_s": row.requests_per_s,
-        "burst": row.burst,
-        "tokens_per_min": row.tokens_per_min,
-        "expires_at": None if row.expires_at is None else row.expires_at.isoformat(),
-        "revoked": row.revoked_at is not None,
-        "replaced_by": row.replaced_by,
-    }
-
-
-def _view(row: KeyRow) -> KeyView:
-    return KeyView(
-        row.id,
-        row.name,
-        row.tenant,
-        row.scopes,
-        row.requests_per_s,
-        row.burst,
-        row.created_at,
-        row.created_by,
-        row.expires_at,
-        row.revoked_at,
-        row.replaced_by,
-        row.tokens_per_min,
-        row.last_used_at,
-    )
-
-
-def _new(key: str, row: KeyRow) -> NewKey:
-    return NewKey(key, row.id, row.name, row.tenant, row.scopes, row.expires_at)
