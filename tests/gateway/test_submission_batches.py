@@ -94,6 +94,25 @@ def test_of_a_batch_only_what_cannot_be_read_is_told_of(codec: int) -> None:
     assert told(made) == [(BASE, b"0"), (101, odd), (102, b"2"), (103, odd)]
 
 
+@pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
+def test_a_record_of_many_headers_is_told_of_and_never_read(codec: int) -> None:
+    builder = DefaultRecordBatchBuilder(2, codec, 0, -1, -1, -1, 1 << 30)
+    large, most = bytes(20_000), batches.MAX_HEADERS
+    for at, n_headers in enumerate([most, most + 1, 1_000_000, 0]):
+        builder.append(at, 1_000, None, large, [("", None)] * n_headers)
+    raw = bytes(builder.build())
+    del builder
+    tracemalloc.start()
+    try:
+        made = readable(raw)
+        _, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    over = "it has over 100 headers"
+    assert told(made) == [(0, large), (1, over), (2, over), (3, large)]
+    assert most_bytes < 24 << 20
+
+
 def test_what_is_damaged_stands_where_it_was_and_others_are_read() -> None:
     good, after = batch([b"good"]), batch([b"after"], base=BASE + 4)
     torn = bytearray(batch([b"1", b"2", b"3"], base=BASE + 1))

@@ -23,6 +23,8 @@ from aiokafka.record.util import calc_crc32c, decode_varint, encode_varint
 MAX_BATCH_BYTES = 8 << 20
 """Of a batch without compression; as many as `max.message.bytes` lets in compressed."""
 MAX_BATCH_RECORDS = 1 << 16
+MAX_HEADERS = 100
+"""Of a record: one is two bytes on the wire, and some seventy where it is read."""
 MAX_FETCH_BYTES = MAX_BATCH_BYTES
 """What one fetch of a partition may become; what is behind it is fetched again."""
 REASON = f"inferbus-unreadable-{secrets.token_hex(8)}"
@@ -34,11 +36,14 @@ _MAGIC_AT, _CRC_AT, _ATTRIBUTES_AT = 16, 17, 21
 _MAGIC = 2
 _CODEC, _CONTROL = 0x07, 0x20
 _GZIP, _SNAPPY, _LZ4, _ZSTD = 1, 2, 3, 4
+_FEW_BYTES = 16 << 10
+"""In so many bytes there is no room for headers that would cost much."""
 _XERIAL = b"\x82SNAPPY\x00"
 _XERIAL_HEAD = 16
 _BROKEN = (CorruptRecordException, cramjam.DecompressionError, IndexError, ValueError, struct.error)
 
 _NAME = "the name of a header is not UTF-8"
+_HEADERS = f"it has over {MAX_HEADERS} headers"
 _DAMAGED = "its batch is damaged, or compressed as nobody knows"
 _TOO_LARGE = f"its batch has over {MAX_BATCH_BYTES >> 20} MiB when it is decompressed"
 _TOO_MANY = f"its batch has over {MAX_BATCH_RECORDS} records"
@@ -130,11 +135,13 @@ def _plain(batch: _Batch, raw: bytes) -> bytes:
         raise CorruptRecordException("the sum over the batch")
     if batch.n_records > MAX_BATCH_RECORDS:
         raise _TooLargeError(_TOO_MANY)
-    if not (codec := batch.attributes & _CODEC):
-        return raw if _reads(raw) else _sifted(batch, bytes(batch.records))
-    records = bytes(_decompressed(batch.records, codec))
-    whole = batch.holding(records, batch.n_records)
-    return whole if _reads(whole) else _sifted(batch, records)
+    codec = batch.attributes & _CODEC
+    records = bytes(_decompressed(batch.records, codec) if codec else batch.records)
+    fine = len(records) <= _FEW_BYTES or all(
+        one.n_headers <= MAX_HEADERS for one in _records(records, batch.n_records)
+    )
+    whole = batch.holding(records, batch.n_records) if codec else raw
+    return whole if fine and _reads(whole) else _sifted(batch, records)
 
 
 def _decompressed(packed: memoryview, codec: int) -> memoryview:
@@ -188,23 +195,49 @@ def _reads(raw: bytes) -> bool:
     return True
 
 
-def _sifted(batch: _Batch, records: bytes) -> bytes:
-    """Return a batch with a stand-in for each record that the client cannot read."""
-    data, at, out = bytearray(records), 0, bytearray()
-    for _ in range(batch.n_records):
-        size, start = decode_varint(data, at)
-        end = start + size
+@dataclass(slots=True)
+class _Record:
+    """Where a record lies among others, and what it says before its headers."""
+
+    start: int
+    end: int
+    time_delta: int
+    offset_delta: int
+    n_headers: int
+
+
+def _records(records: bytes, count: int) -> Iterator[_Record]:
+    """Yield the places of the records of a batch without reading them.
+
+    Raises:
+        CorruptRecordException, IndexError, ValueError: they are none.
+    """
+    data, at = bytearray(records), 0
+    for _ in range(count):
+        size, begin = decode_varint(data, at)
+        end = begin + size
         if size <= 0 or end > len(data):
             raise CorruptRecordException("a record's size")
-        record = records[at:end]
-        if _reads(batch.holding(record, 1)):
-            out += record
-        else:
-            _, begin = decode_varint(data, start)  # Its attributes, which are none.
-            time_delta, begin = decode_varint(data, begin)
-            offset_delta, begin = decode_varint(data, begin)
-            out += _stand_in(time_delta, offset_delta, _NAME)
+        _, begin = decode_varint(data, begin)  # Its attributes, which are none.
+        time_delta, begin = decode_varint(data, begin)
+        offset_delta, begin = decode_varint(data, begin)
+        for _part in ("key", "value"):
+            n_bytes, begin = decode_varint(data, begin)
+            begin += max(n_bytes, 0)
+        yield _Record(at, end, time_delta, offset_delta, decode_varint(data, begin)[0])
         at = end
+
+
+def _sifted(batch: _Batch, records: bytes) -> bytes:
+    """Return a batch with a stand-in for each record that the client cannot read."""
+    out = bytearray()
+    for one in _records(records, batch.n_records):
+        record, why = records[one.start : one.end], ""
+        if one.n_headers > MAX_HEADERS:
+            why = _HEADERS
+        elif not _reads(batch.holding(record, 1)):
+            why = _NAME
+        out += _stand_in(one.time_delta, one.offset_delta, why) if why else record
     whole = batch.holding(bytes(out), batch.n_records)
     if not _reads(whole):
         raise CorruptRecordException("records that belong to no batch")
