@@ -44,7 +44,8 @@ def test_entry_is_consistent(short: str, topic: topics.Topic) -> None:
     assert topic.producers
     assert topic.consumers
     assert topic.config["message.timestamp.type"] == "LogAppendTime"
-    assert int(topic.config["max.message.bytes"]) == 8 << 20
+    of_services = "user" not in topic.producers
+    assert int(topic.config["max.message.bytes"]) == (8 << 20 if of_services else 5 << 20)
     assert topic.partitions["production"] >= topic.partitions["one-machine"] >= 1
     if topic.kind == "state":
         assert "compact" in str(topic.config["cleanup.policy"]).split(",")

@@ -21,7 +21,7 @@ from aiokafka.record.default_records import DefaultRecordBatch
 from aiokafka.record.util import calc_crc32c, decode_varint, encode_varint
 
 MAX_BATCH_BYTES = 8 << 20
-"""Of a batch without compression; as many as `max.message.bytes` lets in compressed."""
+"""Of a batch without compression."""
 MAX_BATCH_RECORDS = 1 << 16
 MAX_HEADERS = 100
 """Of a record: one is two bytes on the wire, and some seventy where it is read."""

@@ -52,7 +52,7 @@ class Work:
         self.part = part
         self.place = place
         self.offset = record.offset
-        self.n_bytes = len(record.value or b"")
+        self.n_bytes = len(record.value or b"") + len(record.key or b"")
         self.n_open = 1
         self.span: OpenSpan | None = None
 
