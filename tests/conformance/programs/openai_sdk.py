@@ -28,6 +28,10 @@ def whole(client: openai.OpenAI) -> None:
     assert said.choices[0].finish_reason == "stop"
     assert said.usage.total_tokens == said.usage.prompt_tokens + said.usage.completion_tokens
     assert said.id.startswith("chatcmpl-")
+    asked = [QUESTION[0], {"role": "user", "content": "Who wrote Hamlet?"}]
+    free = client.chat.completions.create(messages=asked, model="smollm2", temperature=0)
+    assert free.choices[0].finish_reason == "stop", free
+    assert free.usage.completion_tokens > 16, free
     many = client.chat.completions.create(
         messages=QUESTION, model="smollm2", n=3, max_tokens=3, seed=7, temperature=1.0
     )
