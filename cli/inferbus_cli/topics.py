@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import uuid
 from collections.abc import AsyncIterator, Coroutine
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
 app = App(name="topics", help="Look into the topics of the bus.")
 
 _TOPIC_EXISTS = 36
-_ID_BYTES = 16
 """Kafka's error code."""
+_ID_BYTES = 16
+_LETTERS = catalogue.dead_letters("")
+_NO_RIGHT = "Kafka does not let this name read the topic; ask its operator for the ACL."
 _GROWING = {catalogue.REQUESTS}
 """Only inboxes may grow: other topics' keys would move to other partitions."""
 
@@ -194,15 +197,27 @@ def _tenant(name: str) -> str:
 
 def _entry(topic: str, pool: str, tenant: str = LOCAL_TENANT) -> catalogue.Topic:
     """Return a topic, or one of dead letters, by its name in the catalogue or on the broker."""
-    for short in catalogue.catalogue():
-        entry = catalogue.topic(short, _pool(pool), _tenant(tenant))
-        if topic in {short, entry.name}:
-            return entry
+    of_letters = topic.endswith(_LETTERS)
+    base = topic.removesuffix(_LETTERS)
+    for short, general in catalogue.catalogue().items():
+        named = re.fullmatch(_pattern(general.name), base)
+        if (named is None and base != short) or (of_letters and not general.dead_letters):
+            continue
+        told = {} if named is None else named.groupdict()  # The name says itself whose it is.
+        entry = catalogue.topic(
+            short, _pool(told.get("pool", pool)), _tenant(told.get("tenant", tenant))
+        )
         letters = catalogue.dead_letters(entry.name)
-        if entry.dead_letters and topic in {catalogue.dead_letters(short), letters}:
-            return msgspec.structs.replace(entry, name=letters)
+        return msgspec.structs.replace(entry, name=letters) if of_letters else entry
     known = ", ".join(catalogue.catalogue())
     raise CommandError(f"There is no topic {topic!r}; the catalogue has {known}.")
+
+
+def _pattern(name: str) -> str:
+    """Return what matches a topic's names on the broker, whosever they are."""
+    for who in ("pool", "tenant"):
+        name = name.replace(f"{{{who}}}", f"(?P<{who}>.+)")
+    return name
 
 
 def _decoded(entry: catalogue.Topic, record: ConsumerRecord) -> dict[str, Any]:
@@ -211,10 +226,15 @@ def _decoded(entry: catalogue.Topic, record: ConsumerRecord) -> dict[str, Any]:
     What says that it is JSON, as a submission may, is shown as it was written.
     Two kinds of bytes are shown as they are written everywhere else: ids as UUIDs, digests in hex.
     """
+    from inferbus_guard.batches import why_unreadable  # noqa: PLC0415 -- only where tailed
+
     headers = {
         name: None if value is None else value.decode("utf-8", "replace")
         for name, value in record.headers
     }
+    value = None if record.value is None else _value(entry, record.value, headers)
+    if (why := why_unreadable(record.headers)) is not None:
+        headers, value = {}, {"unreadable": why}
     return {
         "topic": record.topic,
         "partition": record.partition,
@@ -222,7 +242,7 @@ def _decoded(entry: catalogue.Topic, record: ConsumerRecord) -> dict[str, Any]:
         "timestamp_ms": record.timestamp,
         "key": None if record.key is None else _key(record.key),
         "headers": headers,
-        "value": None if record.value is None else _value(entry, record.value, headers),
+        "value": value,
     }
 
 
@@ -284,6 +304,7 @@ async def _records(
     """Yield a topic's records from all partitions, without end."""
     from aiokafka import AIOKafkaConsumer, TopicPartition  # noqa: PLC0415 -- half a second
 
+    from inferbus_guard.batches import guard  # noqa: PLC0415
     from inferbus_kit.kafka import client_options  # noqa: PLC0415
 
     consumer: AIOKafkaConsumer = AIOKafkaConsumer(
@@ -291,11 +312,17 @@ async def _records(
     )
     try:
         await consumer.start()
+        guard(consumer)
         # aiokafka learns of a topic's partitions only once it was asked for the topic.
         await consumer._client.add_topic(topic)  # noqa: SLF001 -- it has no public way
         numbers = consumer.partitions_for_topic(topic)
+        if topic in consumer._client.cluster.unauthorized_topics:  # noqa: SLF001 -- likewise
+            raise CommandError(_NO_RIGHT)
         if not numbers:
-            raise CommandError(f"The broker has no topic {topic}; start the stack first.")
+            raise CommandError(
+                f"The broker has no topic {topic}; start the stack first, or make a tenant's with "
+                "`inferbus topics add-tenant`."
+            )
         places_ = [TopicPartition(topic, number) for number in sorted(numbers)]
         consumer.assign(places_)
         if from_beginning:
@@ -325,7 +352,7 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
     """Run a coroutine against Kafka; trouble becomes a sentence."""
     import logging  # noqa: PLC0415 -- aiokafka says on stderr what the sentence says
 
-    from aiokafka.errors import KafkaError  # noqa: PLC0415
+    from aiokafka.errors import KafkaError, TopicAuthorizationFailedError  # noqa: PLC0415
 
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     try:
@@ -334,8 +361,11 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
         # Who read it has enough; nothing is left to be flushed at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return None
+    except TopicAuthorizationFailedError as error:
+        raise CommandError(_NO_RIGHT) from error
     except (KafkaError, OSError, TimeoutError) as error:
         raise CommandError(
             "Kafka does not answer: start the stack with `make up`, or set "
-            "INFERBUS_KAFKA_BOOTSTRAP."
+            "INFERBUS_KAFKA_BOOTSTRAP (and INFERBUS_KAFKA_SECURITY_PROTOCOL, where it asks who "
+            "comes)."
         ) from error

@@ -1,1 +1,1 @@
-"""What one connection to an HTTP listener may cost: bytes, time, and how it is refused."""
+"""What strangers may cost: a connection to an HTTP listener, and batches in a topic of theirs."""

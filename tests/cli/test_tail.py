@@ -98,6 +98,21 @@ def test_tail_shows_what_any_program_may_write(kafka_bootstrap: str) -> None:
         (str(ce_id), written),
         ("text", {"undecodable_bytes": 1}),
     ]
+    packed = confluent_kafka.Producer(
+        {"bootstrap.servers": kafka_bootstrap, "compression.type": "zstd", "linger.ms": 300,
+         "batch.size": 20 << 20, "message.max.bytes": 20 << 20}
+    )  # fmt: skip
+    for _ in range(10):
+        packed.produce(topic, bytes(900_000))
+    packed.produce(topic, b"x", headers=[("", None)] * 101)
+    assert packed.flush(10) == 0
+    at = ("--json", "--count", "6", "--from-beginning", "--kafka", kafka_bootstrap)
+    shown = [
+        json.loads(line) for line in inferbus("topics", "tail", topic, *at).stdout.splitlines()
+    ]
+    assert shown[5]["value"] == {"unreadable": "its batch has over 8 MiB when it is decompressed"}
+    assert (shown[5]["offset"], shown[5]["headers"]) == (15, {})
+    at = ("--tenant", tenant, "--from-beginning", "--kafka", kafka_bootstrap)
     none = inferbus("topics", "tail", "inference.submissions", "--count", "0", *at)
     assert failed(none, "--count must be at least 1")
 

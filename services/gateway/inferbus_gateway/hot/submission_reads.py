@@ -1,20 +1,18 @@
 """Records of submissions as a consumer gives them; an error costs none of them.
 
 In: partitions that any program of a tenant writes to. Out: records, and stand-ins for those that
-cannot be read (`submission_batches`), each where it stood.
+cannot be read (`inferbus_guard.batches`), each where it stood.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
-from inferbus_gateway.hot.submission_batches import REASON, readable
+from inferbus_guard import batches
 from inferbus_kit.consume import Record
 
 Found = list[tuple[TopicPartition, Record]]
@@ -33,8 +31,7 @@ class SubmissionReads:
         """Read with `consumer`; `position` tells what is next, None before the first."""
         self._consumer = consumer
         self._position = position
-        self._send = consumer._client.send  # noqa: SLF001 -- docs/decisions/0019-batches-are-made-readable-first.md
-        consumer._client.send = self._sent  # noqa: SLF001
+        batches.guard(consumer)
 
     async def read(self, timeout_ms: int) -> Found:
         """Return what came in time.
@@ -48,13 +45,6 @@ class SubmissionReads:
             await self._rewind()
             raise
         return [(place, record) for place, records in found.items() for record in records]
-
-    async def _sent(self, node_id: int, request: Any, **how: Any) -> Any:
-        """Send a request; of a fetch, make what came readable."""
-        response = await self._send(node_id, request, **how)
-        if type(response).__name__.startswith("FetchResponse"):
-            response.topics = await asyncio.to_thread(_topics, response.topics)
-        return response
 
     async def _rewind(self) -> None:
         """Stand again behind what was handed out: the client may have drained more as it failed."""
@@ -71,19 +61,3 @@ class SubmissionReads:
                 await self._consumer.seek_to_beginning(place)
             else:
                 self._consumer.seek(place, at)
-
-
-def why_unreadable(record: Record) -> str | None:
-    """Return why a record cannot be read, where it stands for one; else None."""
-    for name, value in record.headers:
-        if name == REASON:
-            return (value or b"").decode()
-    return None
-
-
-def _topics(topics: Sequence[Any]) -> list[Any]:
-    """Return the same, with batches that the client can read; they are each partition's last."""
-    return [
-        (topic, [(*partition[:-1], readable(partition[-1] or b"")) for partition in partitions])
-        for topic, partitions in topics
-    ]

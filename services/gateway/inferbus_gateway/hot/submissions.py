@@ -26,7 +26,7 @@ from inferbus_gateway.hot.pending import Inbox
 from inferbus_gateway.hot.placement import Placement
 from inferbus_gateway.hot.replies import Spawn
 from inferbus_gateway.hot.route import Routes
-from inferbus_gateway.hot.submission_reads import SubmissionReads, why_unreadable
+from inferbus_gateway.hot.submission_reads import SubmissionReads
 from inferbus_gateway.hot.submission_work import (
     REQUEST_BYTES,
     Draft,
@@ -39,6 +39,7 @@ from inferbus_gateway.hot.submission_work import (
 )
 from inferbus_gateway.hot.submission_writes import SubmissionWrites
 from inferbus_gateway.hot.submitted import Place, Submitted, UnreadableSubmissionError
+from inferbus_guard import batches
 from inferbus_kit.consume import Record
 from inferbus_kit.errors import InferbusError
 from inferbus_kit.health import Health
@@ -232,7 +233,7 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
 
     async def _take(self, place: TopicPartition, record: Record) -> None:
         work = self._begin(place, record)
-        if (why := why_unreadable(record)) is not None:
+        if (why := batches.why_unreadable(record.headers)) is not None:
             record.headers = ()
             self._writes.letter(work, record, UnreadableSubmissionError(why))
             return

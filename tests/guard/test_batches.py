@@ -16,8 +16,8 @@ from aiokafka.record.util import calc_crc32c
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inferbus_gateway.hot import submission_batches as batches
-from inferbus_gateway.hot.submission_batches import MAX_BATCH_BYTES, REASON, readable
+from inferbus_guard import batches
+from inferbus_guard.batches import MAX_BATCH_BYTES, REASON, readable
 
 CODECS = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
 BASE = 100

@@ -1,21 +1,24 @@
-"""Batches of submissions as the broker has them, made readable within bounds; pure.
+"""The guard of Kafka's consumers: batches of strangers made readable, within bounds.
 
-In: what a fetch brought of a partition to which any program of a tenant writes: batches compressed
-with anything, of a size that only reading them tells, with headers that need be no text. Out: the
-same records in batches without compression; a record that says why stands for each that cannot be
-read, or for a whole batch. The client library would decompress without a bound, and raise for one
-record what costs all others. Format 2 of Kafka's log, as its documentation says:
+In: what a fetch brought of a partition that any program may write to: batches compressed with
+anything, of a size that only reading them tells, with headers that need be no text. Out: the same
+records in batches without compression; a record that says why stands for each that cannot be read,
+or for a whole batch. The client library would decompress without a bound, and raise for one record
+what costs all others. Format 2 of Kafka's log, as its documentation says:
 https://kafka.apache.org/documentation/#recordbatch
 """
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cramjam
+from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import DefaultRecordBatch
 from aiokafka.record.util import calc_crc32c, decode_varint, encode_varint
@@ -85,6 +88,36 @@ class _Batch:
         raw = bytearray(_HEAD.pack(*head)) + records
         struct.pack_into(">I", raw, _CRC_AT, calc_crc32c(bytes(raw[_ATTRIBUTES_AT:])))
         return bytes(raw)
+
+
+def guard(consumer: AIOKafkaConsumer) -> None:
+    """Have a consumer see readable batches alone, from its next fetch on."""
+    client = consumer._client  # noqa: SLF001 -- docs/decisions/0019-batches-are-made-readable-first.md
+    send = client.send
+
+    async def sent(node_id: int, request: Any, **how: Any) -> Any:
+        response = await send(node_id, request, **how)
+        if type(response).__name__.startswith("FetchResponse"):
+            response.topics = await asyncio.to_thread(_topics, response.topics)
+        return response
+
+    client.send = sent
+
+
+def why_unreadable(headers: Iterable[tuple[str, bytes | None]]) -> str | None:
+    """Return why a record cannot be read, where it stands for one; else None."""
+    for name, value in headers:
+        if name == REASON:
+            return (value or b"").decode()
+    return None
+
+
+def _topics(topics: Sequence[Any]) -> list[Any]:
+    """Return the same, with batches that the client can read; they are each partition's last."""
+    return [
+        (topic, [(*partition[:-1], readable(partition[-1] or b"")) for partition in partitions])
+        for topic, partitions in topics
+    ]
 
 
 def readable(fetched: bytes) -> bytes:
