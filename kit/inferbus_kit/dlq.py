@@ -21,6 +21,8 @@ _log = structlog.get_logger("dlq")
 _MAX_RECORD_BYTES = 4 << 20
 _MAX_KEY_BYTES = 4 << 10
 _MAX_HEADERS_BYTES = 64 << 10
+_HEADER_BYTES = 16
+"""What a header counts beside its text; many may be empty."""
 _MAX_LOG_BYTES = 8 << 10
 _TOLD_EVERY_S = 60.0
 
@@ -98,7 +100,7 @@ def _kept(headers: Sequence[tuple[str, bytes | None]]) -> list[tuple[str, bytes]
     """Return a record's own headers, as many as a letter has room for; no value is an empty one."""
     kept, n_bytes = [], 0
     for name, value in headers:
-        n_bytes += len(name) + len(value or b"")
+        n_bytes += _HEADER_BYTES + len(name) + len(value or b"")
         if n_bytes > _MAX_HEADERS_BYTES:
             break
         if not name.startswith("dlq_"):

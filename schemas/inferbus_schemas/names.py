@@ -15,6 +15,9 @@ _ALIAS = re.compile(r"[a-z][a-z0-9-]{0,30}")
 RESERVED_MODELS = frozenset({"stats"})
 """Names that stand in our routes where a model's name could stand (`/v2/models/stats`)."""
 
+RESERVED_TENANTS = frozenset({"drift", "gateway", "logger", "registry", "router", "worker"})
+"""What our own consumer groups begin with: a tenant has the groups that begin with its name."""
+
 DEFAULT_ALIAS = "champion"
 """The alias that a bare model name means."""
 
@@ -43,6 +46,8 @@ def check_pool(name: str) -> str:
 
 def check_tenant(name: str) -> str:
     """Return `name` if it may name a tenant, else raise `InvalidNameError`."""
+    if name in RESERVED_TENANTS:
+        raise InvalidNameError("not a valid tenant name: our own consumer groups begin with it")
     return _check("tenant", _POOL, name)
 
 

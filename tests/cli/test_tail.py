@@ -11,8 +11,10 @@ import uuid
 from typing import Any
 
 import confluent_kafka
+import pytest
 
-from inferbus_cli.topics import _show_ids
+from inferbus_cli.errors import CommandError
+from inferbus_cli.topics import _entry, _show_ids
 from inferbus_dev.topics import create_topics
 from inferbus_kit.produce import Producer
 from inferbus_schemas import ids, topics
@@ -76,6 +78,28 @@ def test_tail_shows_dead_letters_with_their_reason(kafka_bootstrap: str) -> None
     assert failed(keep, "must keep its partitions")
 
 
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [
+        ("inference.submissions", "inferbus.inference.submissions.local.v1"),
+        ("inference.submissions.dlq", "inferbus.inference.submissions.local.v1.dlq"),
+        ("inferbus.inference.submissions.acme.v1", "inferbus.inference.submissions.acme.v1"),
+        ("inferbus.inference.requests.gpu.v1.dlq", "inferbus.inference.requests.gpu.v1.dlq"),
+        ("inferbus.inference.predictions.v1", "inferbus.inference.predictions.v1"),
+    ],
+)
+def test_a_topic_is_named_as_in_the_catalogue_or_as_on_the_broker(said: str, name: str) -> None:
+    assert _entry(said, "default").name == name
+
+
+@pytest.mark.parametrize(
+    "said", ["inferbus.inference.predictions.v1.dlq", "inferbus.inference.submissions.A B.v1", "x"]
+)
+def test_other_topics_there_are_not(said: str) -> None:
+    with pytest.raises(CommandError):
+        _entry(said, "default")
+
+
 def test_tail_shows_what_any_program_may_write(kafka_bootstrap: str) -> None:
     tenant = f"c{secrets.token_hex(4)}"
     topic = topics.topic(topics.SUBMISSIONS).for_tenant(tenant).name
@@ -106,13 +130,13 @@ def test_tail_shows_what_any_program_may_write(kafka_bootstrap: str) -> None:
         packed.produce(topic, bytes(900_000))
     packed.produce(topic, b"x", headers=[("", None)] * 101)
     assert packed.flush(10) == 0
-    at = ("--json", "--count", "6", "--from-beginning", "--kafka", kafka_bootstrap)
-    shown = [
-        json.loads(line) for line in inferbus("topics", "tail", topic, *at).stdout.splitlines()
-    ]
+    run = inferbus(
+        "topics", "tail", topic, "--json", "--count", "6", "--from-beginning",
+        "--kafka", kafka_bootstrap,
+    )  # fmt: skip
+    shown = [json.loads(line) for line in run.stdout.splitlines()]
     assert shown[5]["value"] == {"unreadable": "its batch has over 8 MiB when it is decompressed"}
     assert (shown[5]["offset"], shown[5]["headers"]) == (15, {})
-    at = ("--tenant", tenant, "--from-beginning", "--kafka", kafka_bootstrap)
     none = inferbus("topics", "tail", "inference.submissions", "--count", "0", *at)
     assert failed(none, "--count must be at least 1")
 

@@ -45,6 +45,14 @@ def test_aliases_are_never_numbers() -> None:
         names.check_alias("2")
 
 
+def test_no_tenant_is_named_as_our_own_consumer_groups_are() -> None:
+    """Kafka's ACLs give a tenant the groups that begin with its name and a dot."""
+    for role in ("gateway", "worker", "logger"):
+        with pytest.raises(names.InvalidNameError, match="consumer groups"):
+            names.check_tenant(role)
+    assert names.check_tenant("gateway-acme") == "gateway-acme"
+
+
 def test_output_digest_is_the_documented_bytes() -> None:
     tensor = m.Tensor(name="y", datatype="INT64", shape=[2], data=struct.pack("<2q", 1, -1))
     by_hand = b"\x01\x00\x00\x00y\x05\x00\x00\x00INT64\x01" + struct.pack("<q", 2)

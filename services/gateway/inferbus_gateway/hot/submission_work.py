@@ -20,9 +20,10 @@ from inferbus_schemas.membership import InboxLease
 
 REQUEST_BYTES = 4096
 """What a request takes beside its tensors, about (2,900 are measured before it is in a frame)."""
-_LETTER_BYTES = 4096
+LETTER_BYTES = 4096
 """What a dead letter takes beside its record while it waits to be written, about."""
-
+_HEADER_BYTES = 128
+"""What a header takes beside its text, about: on the wire an empty one is two bytes."""
 
 MAX_OPEN_BYTES = 64 << 20
 """Bytes of records that are read and not done, of which each tenant has the same share."""
@@ -52,7 +53,7 @@ class Work:
         self.part = part
         self.place = place
         self.offset = record.offset
-        self.n_bytes = len(record.value or b"") + len(record.key or b"")
+        self.n_bytes = _held_bytes(record)
         self.n_open = 1
         self.span: OpenSpan | None = None
 
@@ -80,10 +81,10 @@ class Work:
                 self.span.end()
 
 
-def letter_bytes(record: Record) -> int:
-    """Return what a record's dead letter holds in memory beside its value, about."""
-    headers = sum(len(name) + len(value or b"") for name, value in record.headers)
-    return _LETTER_BYTES + len(record.key or b"") + headers
+def _held_bytes(record: Record) -> int:
+    """Return what a record holds in memory, about."""
+    head = sum(_HEADER_BYTES + len(name) + len(value or b"") for name, value in record.headers)
+    return len(record.value or b"") + len(record.key or b"") + head
 
 
 def committable(

@@ -14,7 +14,7 @@ import structlog
 from aiokafka.errors import KafkaError
 
 from inferbus_gateway.hot.replies import terminal
-from inferbus_gateway.hot.submission_work import Draft, Work, letter_bytes
+from inferbus_gateway.hot.submission_work import LETTER_BYTES, Draft, Work
 from inferbus_gateway.hot.submitted import Submitted, UnreadableSubmissionError
 from inferbus_kit.consume import Record
 from inferbus_kit.dlq import DeadLetters
@@ -83,7 +83,7 @@ class SubmissionWrites:
 
     def letter(self, work: Work, record: Record, error: UnreadableSubmissionError) -> None:
         """Write the dead letter of a record that cannot be read."""
-        work.hold(letter_bytes(record))
+        work.hold(LETTER_BYTES)
         self._spawn(self._until_buried(work, record, error))
 
     async def settle(self, timeout_s: float) -> None:
