@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from types import SimpleNamespace
@@ -193,6 +194,47 @@ async def test_calls_that_stand_for_their_pieces_are_deltas() -> None:
         if (said := body["choices"][0]["delta"].get("tool_calls")) is not None
     ]
     assert deltas == [{"index": index, **call} for index, call in enumerate(calls)]
+
+
+class Busy:
+    """Reads a partition on which there is always something of others, once all was read."""
+
+    def __init__(self, *first: Any) -> None:
+        self.first = list(first)
+        other = ((("ce_id", b"of another/1"),), b"another")
+        self.others = [
+            SimpleNamespace(topic=topic, partition=3, offset=99, headers=other[0], key=other[1])
+            for topic in (TOKENS, PREDICTIONS)
+        ]
+
+    async def read(self) -> list[Any]:
+        await asyncio.sleep(0.001)
+        found, self.first = self.first or self.others, []
+        return found
+
+    async def passed(self) -> bool:
+        return not self.first
+
+    async def narrow(self, _partition: int) -> None:
+        return None
+
+
+async def test_the_records_of_others_keep_no_reader_from_its_end() -> None:
+    parts: list[bytes] = []
+
+    async def send(message: Any) -> None:
+        parts.append(message.get("body", b""))
+
+    unused: Any = None
+    streams: Any = SimpleNamespace(leaving=asyncio.Event())
+    made = resume.Resumer(
+        "", "g", producer=unused, fleet=unused, replies=unused, streams=streams, cancel=unused
+    )
+    again = resume._Again(REQUEST_ID, "acme", -1)
+    reader: Any = Busy(on(PREDICTIONS, 7, whole(3)))
+    async with asyncio.timeout(5):
+        await made._read(reader, again, send)
+    assert b"".join(parts).endswith(b"data: [DONE]\n\n")
 
 
 @pytest.mark.parametrize("caught_up", [False, True])

@@ -147,9 +147,9 @@ class Resumer:
             if time.monotonic() - pinged_s >= PING_S:
                 pinged_s = time.monotonic()
                 await writer.write(dialects.PING)
-            records = await reader.read()
-            again.take(records)
-            caught_up = not records and await reader.passed()
+            # What is of others says nothing: on a busy partition there is always some.
+            ours = again.take(await reader.read())
+            caught_up = not ours and await reader.passed()
 
     def _left(self, again: _Again) -> None:
         """Have a run ended that nobody reads any more, unless it is to be kept."""
@@ -220,23 +220,29 @@ class _Again:
         self._tokens = topics.topic(topics.TOKENS).name
         self._ce_id = f"{ids.text(request_id)}/".encode()
 
-    def take(self, records: Iterable[Record]) -> None:
-        """Take what was read of either topic."""
-        for record in records:
+    def take(self, records: Iterable[Record]) -> bool:
+        """Take what was read of either topic; tell whether any was of the request."""
+        ours = [record for record in records if self._is_ours(record)]
+        for record in ours:
             self.apply(record)
+        return bool(ours)
 
     def apply(self, record: Record) -> None:
-        """Take a record of either topic."""
+        """Take a record of the request, of either topic."""
         try:
             if record.topic == self._tokens:
-                if record.key == self.request_id:
-                    self._chunk(m.TokenChunk.FromString(record.value or b""), record)
-            elif any(
-                name == "ce_id" and value.startswith(self._ce_id) for name, value in record.headers
-            ):
+                self._chunk(m.TokenChunk.FromString(record.value or b""), record)
+            else:
                 self._prediction(m.Prediction.FromString(record.value or b""), record)
         except DecodeError:
             _log.warning("undecodable", topic=record.topic, offset=record.offset)
+
+    def _is_ours(self, record: Record) -> bool:
+        if record.topic == self._tokens:
+            return record.key == self.request_id
+        return any(
+            name == "ce_id" and value.startswith(self._ce_id) for name, value in record.headers
+        )
 
     def _of(self, partition: int, tenant: str) -> OpenStream:
         if tenant != self._tenant:
