@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
 from aiokafka.producer import message_accumulator
 from aiokafka.producer import producer as aiokafka_producer
 from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 from aiokafka.structs import TopicPartition
 from confluent_kafka import Producer
 
+from inferbus_gateway.hot.submission_reads import SubmissionReads
 from inferbus_gateway.hot.submissions import Submissions
 from inferbus_kit.consume import PartitionReader, Record
 from inferbus_schemas import messages as m
@@ -156,7 +159,7 @@ async def test_what_was_read_before_partitions_were_revoked_is_not_taken_after(
     mine, other = TopicPartition("a", 0), TopicPartition("b", 0)
     taken: list[str] = []
 
-    async def read(_timeout_ms: int) -> list[tuple[TopicPartition, str]]:
+    async def read(_places: Any, _timeout_ms: int) -> list[tuple[TopicPartition, str]]:
         return [(mine, "first"), (other, "of another"), (mine, "behind"), (other, "last")]
 
     async def take(_place: TopicPartition, record: str) -> None:
@@ -169,3 +172,56 @@ async def test_what_was_read_before_partitions_were_revoked_is_not_taken_after(
     await one._read(0)
     assert taken == ["first", "of another"]
     await one._consumer.stop()
+
+
+class Failing:
+    """Gives a record of each partition at a time; what it had drained as it fails is gone."""
+
+    def __init__(self, *failures: str) -> None:
+        self.failures = list(failures)
+        self.at = {TopicPartition("a", 0): 0, TopicPartition("b", 0): 0}
+        self._client = SimpleNamespace(send=None)
+
+    def _fails(self, where: str) -> None:
+        if self.failures and self.failures[0] == where:
+            del self.failures[0]
+            raise KafkaError(where)
+
+    def assignment(self) -> set[TopicPartition]:
+        return set(self.at)
+
+    def seek(self, place: TopicPartition, offset: int) -> None:
+        self.at[place] = offset
+
+    async def committed(self, place: TopicPartition) -> int:
+        self._fails("committed")
+        return 0 if place.topic == "a" else 5
+
+    async def getmany(self, *places: TopicPartition, **_: Any) -> dict[TopicPartition, list[Any]]:
+        found = {place: [(place.topic, self.at[place])] for place in places}
+        for place in places:
+            self.at[place] += 1
+        self._fails("getmany")
+        return found
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_an_error_costs_no_record_also_where_it_is_not_over_at_once(begun: bool) -> None:  # noqa: FBT001
+    consumer: Any = Failing("getmany", "committed", "getmany", "committed", "committed")
+    next_of: dict[TopicPartition, int] = {}
+    if begun:
+        next_of = {TopicPartition("a", 0): 3, TopicPartition("b", 0): 7}
+        consumer.at = dict(next_of)
+        consumer.failures = ["getmany", "getmany"]
+    reads = SubmissionReads(consumer, next_of.get)
+    n_failed = 0
+    found: list[Any] = []
+    while not found:
+        try:
+            found = await reads.read(consumer.assignment(), 0)
+        except KafkaError:
+            n_failed += 1
+    assert n_failed == (2 if begun else 5)
+    assert sorted(record for _, record in found) == (
+        [("a", 3), ("b", 7)] if begun else [("a", 0), ("b", 5)]
+    )

@@ -6,10 +6,9 @@ cannot be read (`inferbus_guard.batches`), each where it stood.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from aiokafka import AIOKafkaConsumer
-from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
 from inferbus_guard import batches
@@ -31,19 +30,20 @@ class SubmissionReads:
         """Read with `consumer`; `position` tells what is next, None before the first."""
         self._consumer = consumer
         self._position = position
+        self._astray = False
         batches.guard(consumer)
 
-    async def read(self, timeout_ms: int) -> Found:
-        """Return what came in time.
+    async def read(self, places: Collection[TopicPartition], timeout_ms: int) -> Found:
+        """Return what came in time of these partitions; at least one is named.
 
         Raises:
             KafkaError: nothing can be read at present.
         """
-        try:
-            found = await self._consumer.getmany(timeout_ms=timeout_ms, max_records=256)
-        except KafkaError:
+        if self._astray:
             await self._rewind()
-            raise
+        self._astray = True
+        found = await self._consumer.getmany(*places, timeout_ms=timeout_ms, max_records=256)
+        self._astray = False
         return [(place, record) for place, records in found.items() for record in records]
 
     async def _rewind(self) -> None:

@@ -123,7 +123,7 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             auto_offset_reset="earliest",
             session_timeout_ms=6_000,
             heartbeat_interval_ms=500,
-            max_partition_fetch_bytes=2 << 20,
+            max_partition_fetch_bytes=512 << 10,  # so much of each waits in the client, unread
             fetch_max_bytes=16 << 20,
             request_timeout_ms=10_000,
             metadata_max_age_ms=10_000,  # a topic that is made anew is found again
@@ -192,8 +192,10 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
                 await self._commit()
 
     async def _read(self, timeout_ms: int) -> None:
-        self._pause(self._consumer.assignment())
-        found = await self._reads.read(timeout_ms)
+        ours = self._consumer.assignment()
+        wanted = ours - crowded(self._partitions, ours)
+        self._pause(set() if wanted else ours)
+        found = await self._reads.read(wanted or ours, timeout_ms)
         n_revoked = self._n_revoked
         for place, record in found:
             await self._take(place, record)
@@ -209,13 +211,16 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         """Bytes of records that are read and not done."""
         return sum(part.open_bytes for part in self._partitions.values())
 
-    def _pause(self, ours: Collection[TopicPartition]) -> None:
-        """Leave unread what there is no room for; go on with what there is room for again."""
-        wanted = crowded(self._partitions, ours)
+    def _pause(self, wanted: set[TopicPartition]) -> None:
+        """Pause all where none may be read, so that polling goes on; else none.
+
+        What the client has of a paused partition is thrown away, in a cycle that the collector
+        finds late: those that are left unread beside others are not paused.
+        """
         if wanted != self._paused:
             self._consumer.pause(*(wanted - self._paused))
-            self._consumer.resume(*(self._paused - wanted).intersection(ours))
-            self._paused = wanted
+            self._consumer.resume(*((self._paused - wanted) & self._consumer.assignment()))
+            self._paused = set(wanted)
 
     def _begin(self, place: TopicPartition, record: Record) -> Work:
         """Note that a record is read and open."""
