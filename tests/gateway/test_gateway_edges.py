@@ -79,6 +79,17 @@ async def test_an_answer_that_was_whole_is_no_stream(
     assert again.json()["error"]["code"] == "stream_not_found"
 
 
+async def test_who_watches_health_may_ask_by_head(
+    gateway: GatewayProcess, http: httpx.AsyncClient
+) -> None:
+    for path in ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready"):
+        got, full = await http.head(gateway.url + path), await http.get(gateway.url + path)
+        assert (got.status_code, got.content) == (200, b"")
+        assert got.headers["content-length"] == full.headers["content-length"]
+    # A connection that has had such an answer is good for more.
+    assert (await http.head(f"{gateway.url}/v2/models/nobody")).status_code == 405
+
+
 async def test_a_page_of_another_site_gets_no_answer(
     side: GatewaySide, gateway: GatewayProcess, http: httpx.AsyncClient
 ) -> None:

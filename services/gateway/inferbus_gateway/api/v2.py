@@ -29,6 +29,7 @@ from inferbus_kit.errors import InferbusError
 from inferbus_kit.health import Asgi, Health, Receive, Scope, Send, health_answer
 from inferbus_schemas import asyncapi, ids
 from inferbus_schemas.access import AUTHENTICATED, PUBLIC
+from inferbus_schemas.policies import Match
 
 _log = structlog.get_logger("api")
 
@@ -126,9 +127,20 @@ def make_app(
                 message["headers"] = [*headers, *extra]
             await send(message)
 
-        await inner(scope, receive, send_with_id)
+        await inner(_as_get(scope), receive, send_with_id)
 
     return app
+
+
+def _as_get(scope: Scope) -> Scope:
+    """Return what asks the same by GET, where anyone may: some who watch health ask by HEAD.
+
+    The listener leaves the body of an answer to HEAD out.
+    """
+    found = POLICIES.find("GET", scope["path"]) if scope["method"] == "HEAD" else None
+    if isinstance(found, Match) and found.policy == PUBLIC:
+        return {**scope, "method": "GET"}
+    return scope
 
 
 def control_routes(
