@@ -78,6 +78,12 @@ def test_what_is_said_is_what_the_bus_carries() -> None:
     assert json.loads(prompt) == HELLO
 
 
+def test_what_asks_for_nothing_but_text_changes_nothing() -> None:
+    talk = {"model": "m", "messages": HELLO}
+    said = {"modalities": ["text"], "prompt_cache_retention": "24h"}
+    assert prompts.chat({**talk, **said}, SETTINGS) == prompts.chat(talk, SETTINGS)
+
+
 def test_messages_become_plain() -> None:
     ask = chat(
         messages=[
@@ -112,6 +118,7 @@ def test_messages_become_plain() -> None:
         ({"top_logprobs": 1}, "top_logprobs"),
         ({"stream_options": {}}, "stream_options"),
         ({"stream": "yes"}, "stream"),
+        ({"modalities": ["text", "audio"]}, "modalities"),
         ({"chat_template": "{{x}}"}, "chat_template"),
         ({"tool_choice": {"function": {"name": "f"}}}, "tool_choice"),
         (

@@ -98,6 +98,7 @@ def test_what_changes_nothing_is_taken() -> None:
         "service_tier": "auto",
         "safety_identifier": "x",
         "prompt_cache_key": "x",
+        "prompt_cache_retention": "24h",
         "include": ["reasoning.encrypted_content"],
         "reasoning": {"effort": "none", "summary": None},
         "stream_options": {"include_obfuscation": False},

@@ -48,6 +48,11 @@ _TYPES = {
     "BYTES": pa.binary(),
 }
 
+_BYTES = (
+    *(pa.string(), pa.large_string(), pa.string_view()),
+    *(pa.binary(), pa.large_binary(), pa.binary_view()),
+)
+
 
 class RefusedError(Exception):
     """The file is not taken; the message is for its sender."""
@@ -159,11 +164,7 @@ def _check_type(spec: TensorSpec, found: Any) -> None:
         raise RefusedError(f"input {spec.name!r}: lists {rank} deep are needed, not {depth}")
     if pa.types.is_dictionary(found):
         found = found.value_type
-    text = pa.types.is_string(found) or pa.types.is_large_string(found)
-    kinds = {
-        "BOOL": pa.types.is_boolean(found),
-        "BYTES": text or pa.types.is_binary(found) or pa.types.is_large_binary(found),
-    }
+    kinds = {"BOOL": pa.types.is_boolean(found), "BYTES": found in _BYTES}
     floats = pa.types.is_floating(_TYPES[spec.datatype]) and pa.types.is_floating(found)
     if not kinds.get(spec.datatype, floats or pa.types.is_integer(found)):
         raise wrong

@@ -26,7 +26,10 @@ _MESSAGE_FIELDS = frozenset({"role", "content", "name", "tool_calls", "tool_call
 _SAYS_NOTHING: tuple[Any, ...] = (None, [])
 """Values with which a field that we do not know, of a message that we answered, may come back."""
 IGNORED = frozenset(
-    {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
+    {
+        *("user", "metadata", "store", "service_tier", "safety_identifier"),
+        *("prompt_cache_key", "prompt_cache_retention"),
+    }
 )
 """Fields of OpenAI's own accounts: they change nothing in an answer."""
 _COMMON = frozenset(
@@ -38,7 +41,7 @@ _COMMON = frozenset(
 )
 _CHAT = _COMMON | {
     *("messages", "max_completion_tokens", "top_logprobs", "response_format"),
-    *("tools", "tool_choice", "parallel_tool_calls"),
+    *("tools", "tool_choice", "parallel_tool_calls", "modalities"),
 }
 _TEXT = _COMMON | {"prompt", "echo", "suffix", "best_of"}
 _TRITON = frozenset(
@@ -122,6 +125,8 @@ def chat(body: Body, settings: limits.GenerationSettings) -> Ask:
     _known(body, _CHAT)
     if not settings.chat:
         raise ParameterError("model", "this model has no template for chats; use /v1/completions")
+    if body.get("modalities") not in (None, ["text"]):
+        raise ParameterError("modalities", "answers are text; leave modalities out")
     said = _common(body, settings)
     said.prompt_kind, said.form = m.PROMPT_KIND_CHAT, m.FORM_CHAT
     said.max_tokens = said.max_tokens or settings.context_tokens
