@@ -144,6 +144,9 @@ async def test_what_a_request_says_is_done(tmp_path: Path) -> None:
         streamed = heard.streamed("several", choice)
         assert "".join(piece.text for piece in streamed) == told[choice]
         assert streamed[-1].finish_reason == "length"
+    # Whose prompt it was that the engine had read before, nobody may learn.
+    for one in ("length", "probable", "several"):
+        assert heard.generated(one).cached_tokens == 0
     assert heard.generated("ids").prompt_tokens == 3
     (wrong,) = [done for one, done, _ in heard.done if one == "no ids"]
     assert wrong.code == "invalid_input"

@@ -239,13 +239,8 @@ def _done(asked: _Asked, answers: list[_Answer], started_ns: int) -> tuple[wire.
             asked.n,
             [answer.usage.get("prompt_tokens", answer.n_prompt_tokens) for answer in answers],
         ),
-        cached_tokens=_of_prompts(
-            asked.n,
-            [
-                (answer.usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
-                for answer in answers
-            ],
-        ),
+        # `cached_tokens` stay 0: slots serve all tenants, and the length of what a prompt has in
+        # common with an earlier one would tell, guess by guess, what somebody else asked.
         completion_tokens=sum(
             answer.usage.get("completion_tokens", answer.n_tokens) for answer in answers
         ),
