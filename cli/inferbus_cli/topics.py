@@ -295,7 +295,12 @@ def _line(shown: dict[str, Any]) -> str:
     body = json.dumps(shown["value"], ensure_ascii=False)
     why = shown["headers"].get("dlq_error")
     place = f"{shown['partition']}:{shown['offset']} {shown['key'] or '-'}"
-    return f"{place} {body}" if why is None else f"{place} {why} {body}"
+    return _plain(f"{place} {body}" if why is None else f"{place} {why} {body}")
+
+
+def _plain(text: str) -> str:
+    """Return text of one line that steers no terminal: programs of tenants wrote it."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 async def _records(

@@ -14,7 +14,7 @@ import confluent_kafka
 import pytest
 
 from inferbus_cli.errors import CommandError
-from inferbus_cli.topics import _entry, _show_ids
+from inferbus_cli.topics import _entry, _line, _show_ids
 from inferbus_dev.topics import create_topics
 from inferbus_kit.produce import Producer
 from inferbus_schemas import ids, topics
@@ -139,6 +139,15 @@ def test_tail_shows_what_any_program_may_write(kafka_bootstrap: str) -> None:
     assert (shown[5]["offset"], shown[5]["headers"]) == (15, {})
     none = inferbus("topics", "tail", "inference.submissions", "--count", "0", *at)
     assert failed(none, "--count must be at least 1")
+
+
+def test_a_line_for_people_steers_no_terminal() -> None:
+    hostile = "\x1b[2J\n0:9 \x9b31m\u202e"
+    shown = {"partition": 0, "offset": 1, "key": hostile, "value": {"é": hostile}}
+    line = _line(shown | {"headers": {"dlq_error": hostile}})
+    assert line.isprintable()
+    assert line.startswith("0:1 \\x1b[2J\\n0:9")
+    assert "é" in line
 
 
 def test_tail_ends_where_its_reader_does(kafka_bootstrap: str) -> None:
