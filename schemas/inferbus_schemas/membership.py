@@ -59,6 +59,16 @@ class Member:
         """The life of the process that beats."""
         return self.beat.life
 
+    @property
+    def reader(self) -> str:
+        """What names a gateway as the reader of its streams."""
+        return reader(self.beat.instance, self.life)
+
+
+def reader(instance: str, life: int) -> str:
+    """Return what names a gateway as the reader of its streams; not the next one of its name."""
+    return f"{instance}/{life:016x}"
+
 
 def inbox_key(pool: str, inbox: int) -> str:
     """Return the record key of a worker that owns an inbox."""

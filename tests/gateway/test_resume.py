@@ -15,7 +15,7 @@ from inferbus_gateway.control import resume
 from inferbus_gateway.hot import kinds
 from inferbus_gateway.hot.generations import EventWriter
 from inferbus_gateway.hot.replies import terminal
-from inferbus_schemas import ids, tensors, topics
+from inferbus_schemas import ids, membership, tensors, topics
 from inferbus_schemas import messages as m
 from tests.gateway.test_token_stream import REQUEST_ID, chunk, record
 
@@ -244,6 +244,36 @@ def test_a_request_that_did_not_stream_is_no_stream(*, caught_up: bool) -> None:
     again.apply(on(PREDICTIONS, 7, whole(0)))
     with pytest.raises(errors.StreamNotFoundError, match="did not stream"):
         again.settle(caught_up=caught_up)
+
+
+class NoStreams(set[bytes]):
+    """Nothing is streamed here."""
+
+    leaving = asyncio.Event()
+
+
+@pytest.mark.parametrize(("life", "cancelled"), [(1, []), (2, [(REQUEST_ID, "default")])])
+def test_a_gateway_that_began_anew_under_its_name_is_another_reader(
+    life: int, cancelled: list[Any]
+) -> None:
+    unused: Any = None
+    here = membership.Member("gateway/g-0", m.Heartbeat(instance="g-0", life=life), 0, 0)
+    lease = SimpleNamespace(instance="w", pool="default")
+    fleet: Any = SimpleNamespace(
+        gateways=lambda: [here], every_lease=lambda: [lease], expired=lambda _: False
+    )
+    streams: Any = NoStreams()
+    told: list[Any] = []
+    made = resume.Resumer(
+        "", "g-1", producer=unused, fleet=fleet, replies=unused, streams=streams,
+        cancel=lambda *what: told.append(what),
+    )  # fmt: skip
+    again = resume._Again(REQUEST_ID, "acme", -1)
+    piece = chunk(0)
+    piece.tenant, piece.served_by, piece.read_at = "acme", "w", membership.reader("g-0", 1)
+    again.apply(on(TOKENS, 0, piece))
+    made._left(again)
+    assert told == cancelled
 
 
 @pytest.mark.parametrize("name", ["", "x", "chatcmpl-", "9f" * 16, "../../etc", "\ud800"])

@@ -21,7 +21,12 @@ class Engine:
     parallel = 1
 
     def generate(
-        self, _prompt: str, _said: Any, _choice: int, tell: Callable[[Piece], bool]
+        self,
+        _prompt: str,
+        _said: Any,
+        _choice: int,
+        tell: Callable[[Piece], bool],
+        _tenant: str,
     ) -> None:
         for piece in (Piece(n_prompt_tokens=9), Piece(text="a", n_tokens=1)):
             assert tell(piece)

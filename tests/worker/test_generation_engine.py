@@ -71,11 +71,16 @@ async def engine(folder: Path, scratch: Path) -> AsyncIterator[tuple[EngineHost,
 
 
 def submit(
-    host: EngineHost, token: Any, prompt: str, said: m.Generation | None = None, *more: str
+    host: EngineHost,
+    token: Any,
+    prompt: str,
+    said: m.Generation | None = None,
+    *more: str,
+    tenant: str = "acme",
 ) -> None:
     data = tensors.join_bytes(one.encode() for one in (prompt, *more))
     head = wire.TensorHead(generation.PROMPT, "BYTES", (1 + len(more),), len(data))
-    host.submit(token, [head], [data], b"" if said is None else said.SerializeToString())
+    host.submit(token, [head], [data], b"" if said is None else said.SerializeToString(), tenant)
 
 
 def text(**said: Any) -> m.Generation:
@@ -144,9 +149,6 @@ async def test_what_a_request_says_is_done(tmp_path: Path) -> None:
         streamed = heard.streamed("several", choice)
         assert "".join(piece.text for piece in streamed) == told[choice]
         assert streamed[-1].finish_reason == "length"
-    # Whose prompt it was that the engine had read before, nobody may learn.
-    for one in ("length", "probable", "several"):
-        assert heard.generated(one).cached_tokens == 0
     assert heard.generated("ids").prompt_tokens == 3
     (wrong,) = [done for one, done, _ in heard.done if one == "no ids"]
     assert wrong.code == "invalid_input"
@@ -268,6 +270,31 @@ async def test_an_abort_ends_it_with_what_it_has(tmp_path: Path) -> None:
         submit(host, "after", smollm2.prompt("What is the capital of France?"))
         await answered(heard, 2)
         assert heard.texts("after") == ["The capital of France is Paris."]
+
+
+async def test_what_a_tenant_asked_is_kept_for_it_and_tells_nothing_to_another(
+    tmp_path: Path,
+) -> None:
+    asked = "Patient record: John Miller, born 1961, diagnosis: lymphoma, word tulip-4711"
+    async with engine(model_folder("smollm2"), tmp_path) as (host, heard):
+
+        async def cached(tenant: str, prompt: str) -> int:
+            token = (tenant, prompt)
+            n_done = len(heard.done)
+            said = text(max_tokens=1, temperature=0.0, stream=True)
+            submit(host, token, prompt, said, tenant=tenant)
+            await answered(heard, n_done + 1)
+            return int(heard.generated(token).cached_tokens)
+
+        assert await cached("alice", asked) == 0
+        assert await cached("bob", f"{asked} of") == 0
+        assert await cached("bob", f"{asked} of nine") > 15
+        assert await cached("carol", asked) == 0
+        assert await cached("alice", f"{asked} of nine") > 15
+        for number in range(8):  # as many as there are slots
+            assert await cached("bob", f"{number} bottles stand on the wall") < 15
+        assert await cached("alice", f"{asked} of nine, and ten") == 0
+        assert await cached("dave", f"{number} bottles stand on the wall") == 0
 
 
 async def test_a_prompt_over_the_context_is_refused_and_costs_nothing(tmp_path: Path) -> None:

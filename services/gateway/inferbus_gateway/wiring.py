@@ -53,7 +53,7 @@ from inferbus_kit.metrics import gateway_metrics
 from inferbus_kit.produce import Producer
 from inferbus_kit.settings import load
 from inferbus_kit.telemetry import Tracing, configure_logs
-from inferbus_schemas import topics
+from inferbus_schemas import membership, topics
 from inferbus_schemas.access import Keyring
 from inferbus_schemas.membership import Membership
 
@@ -145,7 +145,9 @@ def wire(settings: GatewaySettings, fail: Fail) -> Process:
         access=access,
         routes=routes,
         requests=requests,
-        generations=Generations(instance, requests=requests, streams=streams, metrics=metrics),
+        generations=Generations(
+            membership.reader(instance, life), requests=requests, streams=streams, metrics=metrics
+        ),
         resumer=Resumer(
             bootstrap,
             instance,

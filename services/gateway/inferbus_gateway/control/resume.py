@@ -159,7 +159,7 @@ class Resumer:
         if chunk.id in self._streams or self._reading.count(chunk.id) > 1:
             return
         # There its own client may be, or may be thought to be for some seconds after its death.
-        if chunk.read_at in {one.beat.instance for one in self._fleet.gateways()}:
+        if chunk.read_at in {one.reader for one in self._fleet.gateways()}:
             return
         if (lease := self._lease_of(chunk)) is not None:
             self._cancel(chunk.id, lease.pool)

@@ -88,13 +88,14 @@ class Generations:
 
     def __init__(
         self,
-        instance: str,
+        reader: str,
         *,
         requests: Requests,
         streams: Streams,
         metrics: GatewayMetrics,
     ) -> None:
-        self._instance = instance
+        """Open calls; `reader` names this gateway as it reads streams (`membership.reader`)."""
+        self._reader = reader
         self._requests = requests
         self._streams = streams
         self._first_token_seconds = metrics.first_token_seconds
@@ -102,7 +103,7 @@ class Generations:
     def open(self, call: Call, waiter: Waiter, reply_partition: int | None = None) -> Entry:
         """Put a call on the bus; its waiter is told how it ended."""
         generation = call.ask.generation
-        generation.read_at = self._instance if generation.stream and not call.keep else ""
+        generation.read_at = self._reader if generation.stream and not call.keep else ""
         return self._requests.open(
             call.request_id,
             call.target,

@@ -121,6 +121,7 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             group_id=GROUP,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
+            isolation_level="read_committed",  # a program may take back what it wrote
             session_timeout_ms=6_000,
             heartbeat_interval_ms=500,
             max_partition_fetch_bytes=512 << 10,  # so much of each waits in the client, unread

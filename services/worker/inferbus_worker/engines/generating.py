@@ -35,7 +35,12 @@ class TextEngine(Protocol):
     parallel: int
 
     def generate(
-        self, prompt: str, said: m.Generation | None, choice: int, tell: Callable[[Piece], bool]
+        self,
+        prompt: str,
+        said: m.Generation | None,
+        choice: int,
+        tell: Callable[[Piece], bool],
+        tenant: str,
     ) -> None: ...
 
 
@@ -74,6 +79,7 @@ class _Asked:
     n: int
     said: m.Generation | None
     abort: threading.Event
+    tenant: str
 
 
 class Generations:
@@ -119,7 +125,7 @@ class Generations:
             done = wire.Done(run.number, (), {0: "a prompt is not a UTF-8 text"}, "", 0, 0)
             self._end(done, [], started_ns)
             return
-        asked = _Asked(run.number, prompts, n, said, abort)
+        asked = _Asked(run.number, prompts, n, said, abort, run.tenant)
         answers = [_Answer(index) for index in range(len(prompts) * n)]
         waiting = deque(answers)
         threads = [
@@ -180,7 +186,7 @@ class Generations:
 
         at, choice = divmod(answer.index, asked.n)
         try:
-            self._engine.generate(asked.prompts[at], asked.said, choice, tell)
+            self._engine.generate(asked.prompts[at], asked.said, choice, tell, asked.tenant)
         except Exception as error:  # noqa: BLE001 -- each answer says how it ended
             answer.error = error
             asked.abort.set()
@@ -239,8 +245,13 @@ def _done(asked: _Asked, answers: list[_Answer], started_ns: int) -> tuple[wire.
             asked.n,
             [answer.usage.get("prompt_tokens", answer.n_prompt_tokens) for answer in answers],
         ),
-        # `cached_tokens` stay 0: slots serve all tenants, and the length of what a prompt has in
-        # common with an earlier one would tell, guess by guess, what somebody else asked.
+        cached_tokens=_of_prompts(
+            asked.n,
+            [
+                (answer.usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
+                for answer in answers
+            ],
+        ),
         completion_tokens=sum(
             answer.usage.get("completion_tokens", answer.n_tokens) for answer in answers
         ),

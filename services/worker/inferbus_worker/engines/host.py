@@ -120,6 +120,7 @@ class EngineHost:
         heads: Sequence[wire.TensorHead],
         buffers: Sequence[bytes],
         said: bytes = b"",
+        tenant: str = "",
     ) -> None:
         """Give the engine a batch; the caller bounds how many it may hold.
 
@@ -128,13 +129,14 @@ class EngineHost:
             heads: the inputs.
             buffers: their bytes, in the same order.
             said: a serialised `Generation`, for an engine that generates.
+            tenant: whose prompt it is, for an engine that generates.
         """
         assert self._process is not None  # noqa: S101 -- only while up
         if not self._open:
             self._progress_s = time.monotonic()
         self._number += 1
         self._open[self._number] = token
-        self._process.send(wire.Run(self._number, tuple(heads), said), buffers)
+        self._process.send(wire.Run(self._number, tuple(heads), said, tenant), buffers)
 
     def abort(self, token: Any) -> None:
         """End a generation with what it has; its answer follows all the same."""

@@ -21,6 +21,7 @@ from inferbus_schemas.manifest import Manifest
 from inferbus_worker.engines import calls, telling
 from inferbus_worker.engines.pieces import DemandedCall, OfferedCalls, Piece, Reader, Text
 from inferbus_worker.engines.refusals import LoadError
+from inferbus_worker.engines.slots import Slots
 
 _PROMPT_TOKENS = 16
 """Tokens of prompts that are computed in one go, beside a token of each answer.
@@ -63,6 +64,7 @@ class LlamaEngine:
             if file.read(len(_MAGIC)) != _MAGIC:
                 raise LoadError(f"{path.name} is not a GGUF file")
         self.parallel = said.parallel
+        self._slots = Slots(said.parallel)
         self._default_max_tokens = settings.default_max_tokens
         self._forces_calls = settings.forced_calls
         self._tells_tools = settings.tools
@@ -85,9 +87,14 @@ class LlamaEngine:
                 raise LoadError(f"llama.cpp refuses the file: {str(error)[:300]}") from error
 
     def generate(
-        self, prompt: str, said: m.Generation | None, choice: int, tell: Callable[[Piece], bool]
+        self,
+        prompt: str,
+        said: m.Generation | None,
+        choice: int,
+        tell: Callable[[Piece], bool],
+        tenant: str,
     ) -> None:
-        """Go on from a prompt; call `tell` with each piece, until it answers False.
+        """Go on from a tenant's prompt; call `tell` with each piece, until it answers False.
 
         Raises:
             PromptError: the prompt is too long, or the engine cannot do what was asked.
@@ -113,13 +120,17 @@ class LlamaEngine:
                 return True
 
         asked = self._asked(said, choice)
-        if said is not None and chat:
-            reader = self._chat(asked, msgspec.json.decode(prompt), said)
-            self._server.handle_chat_completions(asked, heard)
-        else:
-            of_tokens = said is not None and said.prompt_kind == m.PROMPT_KIND_TOKENS
-            asked["prompt"] = msgspec.json.decode(prompt) if of_tokens else prompt
-            self._server.handle_completions(asked, heard)
+        with self._slots.held(tenant, prompt) as (slot, theirs):
+            asked["id_slot"] = slot
+            if not theirs:
+                asked["cache_prompt"] = False
+            if said is not None and chat:
+                reader = self._chat(asked, msgspec.json.decode(prompt), said)
+                self._server.handle_chat_completions(asked, heard)
+            else:
+                of_tokens = said is not None and said.prompt_kind == m.PROMPT_KIND_TOKENS
+                asked["prompt"] = msgspec.json.decode(prompt) if of_tokens else prompt
+                self._server.handle_completions(asked, heard)
         if refusal:
             raise refusal[0]
         for piece in reader.end():

@@ -36,12 +36,14 @@ class Load(msgspec.Struct, frozen=True, array_like=True, tag="load"):
 class Run(msgspec.Struct, frozen=True, array_like=True, tag="run"):
     """Run a batch; all tensors have as many rows.
 
-    `generation` is a serialised `Generation`, where the version generates and the request says how.
+    `generation` is a serialised `Generation`, where the version generates and the request says how;
+    `tenant` is then whose prompt it is.
     """
 
     number: int
     inputs: tuple[TensorHead, ...]
     generation: bytes = b""
+    tenant: str = ""
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):

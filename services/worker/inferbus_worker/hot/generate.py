@@ -46,6 +46,7 @@ class Engine(Protocol):
         heads: Sequence[wire.TensorHead],
         buffers: Sequence[bytes],
         said: bytes = b"",
+        tenant: str = "",
     ) -> None: ...
     def abort(self, token: Any) -> None: ...
 
@@ -198,7 +199,7 @@ class Generator:
         head = wire.TensorHead(generation.PROMPT, "BYTES", work.shapes[0], len(data))
         said = request.generation.SerializeToString() if request.HasField("generation") else b""
         self._metrics.queue_seconds.observe(now_s - work.arrived_s)
-        engine.submit(run, [head], [data], said)
+        engine.submit(run, [head], [data], said, request.tenant)
 
     def tick(self, now_s: float) -> None:
         """End what has expired, waiting or running; called a few times a second."""

@@ -1,0 +1,64 @@
+"""Slots of an engine: whose they were, which one is taken, and what of it may be used again."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inferbus_worker.engines.slots import Slots, _n_alike
+
+
+def ask(slots: Slots, tenant: str, prompt: str) -> tuple[int, bool]:
+    with slots.held(tenant, prompt) as taken:
+        return taken
+
+
+def test_a_tenant_goes_on_where_it_was_and_another_begins_anew() -> None:
+    slots = Slots(3)
+    first, theirs = ask(slots, "a", "once upon a time")
+    assert not theirs
+    assert ask(slots, "a", "once upon a time there was") == (first, True)
+    other, theirs = ask(slots, "b", "once upon a time there was")
+    assert (other != first, theirs) == (True, False)
+    assert ask(slots, "a", "once upon a time there was") == (first, True)
+
+
+def test_of_its_own_a_tenant_gets_the_one_that_begins_most_alike() -> None:
+    slots = Slots(2)
+    with slots.held("a", "a long story of a fox"), slots.held("a", "a long story of bears"):
+        pass
+    fox, bears = 0, 1
+    assert ask(slots, "a", "a long story of bears and more") == (bears, True)
+    assert ask(slots, "a", "a long story of a fox and more") == (fox, True)
+    assert ask(slots, "a", "nothing of all that") == (bears, True), "the older one"
+
+
+def test_where_all_are_others_the_oldest_is_read_anew() -> None:
+    slots = Slots(2)
+    taken = [ask(slots, name, name * 50)[0] for name in "ab"]
+    assert ask(slots, "c", "a" * 50) == (taken[0], False)
+    assert ask(slots, "a", "a" * 50) == (taken[1], False)
+
+
+def test_a_slot_is_held_by_one_and_the_next_waits_for_it() -> None:
+    slots = Slots(1)
+    got: list[tuple[int, bool]] = []
+    with contextlib.ExitStack() as held:
+        held.enter_context(slots.held("a", "x"))
+        waiting = threading.Thread(target=lambda: got.append(ask(slots, "b", "x")))
+        waiting.start()
+        waiting.join(0.1)
+        assert not got
+    waiting.join(10)
+    assert got == [(0, False)]
+
+
+@given(st.text("ab", max_size=30), st.text("ab", max_size=30), st.text("ab", max_size=30))
+def test_how_far_two_texts_are_alike(start: str, one: str, other: str) -> None:
+    n = _n_alike(start + one, start + other)
+    assert n >= len(start)
+    assert (start + one)[:n] == (start + other)[:n]
+    assert (start + one)[n : n + 1] != (start + other)[n : n + 1] or not (start + one)[n:]
