@@ -1,4 +1,4 @@
-"""The tables of the gateway's README are what the code says.
+"""The tables of the gateway's and the logger's README are what the code says.
 
 `python -m tests.gateway.test_gateway_readme` writes them anew.
 """
@@ -6,18 +6,23 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 from inferbus_gateway import errors
 from inferbus_gateway.settings import GatewaySettings
-from inferbus_kit.metrics import gateway_metrics
+from inferbus_kit.metrics import gateway_metrics, logger_metrics
 from inferbus_kit.settings import Settings
 
-README = Path(__file__).resolve().parents[2] / "services" / "gateway" / "README.md"
+SERVICES = Path(__file__).resolve().parents[2] / "services"
 
 
 def _errors() -> list[str]:
@@ -36,29 +41,38 @@ def _errors() -> list[str]:
 
 
 def _settings() -> list[str]:
-    own = {
-        name: field
-        for name, field in GatewaySettings.model_fields.items()
-        if name not in Settings.model_fields
-    }
+    fields = GatewaySettings.model_fields
+    return _variables({name: fields[name] for name in fields if name not in Settings.model_fields})
+
+
+def _settings_of_all() -> list[str]:
+    return _variables(Settings.model_fields)
+
+
+def _variables(fields: dict[str, FieldInfo]) -> list[str]:
     return [
         f"| `INFERBUS_{name.upper()}` | {_shown(name, field.default)} | {field.description} |"
-        for name, field in own.items()
+        for name, field in fields.items()
     ]
 
 
 def _shown(name: str, default: object) -> str:
     """Return a default as the table writes it; that of a port has no comma."""
+    if default is PydanticUndefined:
+        return "of its own"
     if isinstance(default, SecretStr):
         return default.get_secret_value()
     if isinstance(default, tuple):
         return ",".join(default)
-    return str(default) if isinstance(default, str) or name.endswith("_port") else f"{default:,}"
+    return (
+        str(default)
+        if isinstance(default, str | Path) or name.endswith("_port")
+        else f"{default:,}"
+    )
 
 
-def _metrics() -> list[str]:
-    registry = CollectorRegistry()
-    made = gateway_metrics(registry)
+def _metrics_of(make: Callable[[CollectorRegistry], Any]) -> list[str]:
+    made = make(CollectorRegistry())
     out = []
     for name in made.__slots__:
         metric = getattr(made, name)
@@ -69,18 +83,28 @@ def _metrics() -> list[str]:
     return out
 
 
-TABLES = {"errors": _errors, "settings": _settings, "metrics": _metrics}
+TABLES: dict[tuple[str, str], Callable[[], list[str]]] = {
+    ("gateway", "errors"): _errors,
+    ("gateway", "settings of all"): _settings_of_all,
+    ("gateway", "settings"): _settings,
+    ("gateway", "metrics"): partial(_metrics_of, gateway_metrics),
+    ("logger", "metrics"): partial(_metrics_of, logger_metrics),
+}
+
+
+def _readme(service: str) -> Path:
+    return SERVICES / service / "README.md"
 
 
 def _parts(name: str) -> re.Pattern[str]:
     return re.compile(rf"(<!-- {name} -->\n\|.*\n\|[-|]+\n)((?:\|.*\n)*)(<!-- /{name} -->)")
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_the_table_is_what_the_code_says(name: str) -> None:
-    found = _parts(name).search(README.read_text())
+@pytest.mark.parametrize(("service", "name"), TABLES)
+def test_the_table_is_what_the_code_says(service: str, name: str) -> None:
+    found = _parts(name).search(_readme(service).read_text())
     assert found is not None
-    assert found[2].splitlines() == TABLES[name](), (
+    assert found[2].splitlines() == TABLES[service, name](), (
         "run: python -m tests.gateway.test_gateway_readme"
     )
 
@@ -98,9 +122,8 @@ def test_each_error_has_a_code_of_its_own() -> None:
 
 
 if __name__ == "__main__":
-    text = README.read_text()
-    for each, table in TABLES.items():
+    for (service, each), table in TABLES.items():
+        text = _readme(service).read_text()
         rows = "".join(f"{line}\n" for line in table())
         head, old, tail = _parts(each).split(text)[1:4]
-        text = text.replace(f"{head}{old}{tail}", f"{head}{rows}{tail}")
-    README.write_text(text)
+        _readme(service).write_text(text.replace(f"{head}{old}{tail}", f"{head}{rows}{tail}"))

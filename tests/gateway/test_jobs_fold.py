@@ -113,6 +113,7 @@ def test_a_job_from_its_acceptance_to_its_end() -> None:
     found = fold.progress(ID, 1_020_000)
     assert found is not None
     assert (found.state, found.n_cancelled, found.finished_ms) == ("cancelled", 27, 1_013_000)
+    assert found.rows_per_s == round(found.n_ok + found.n_failed) / 12, "of the whole job"
     assert [one.id for one, chunks in fold.older_than(1_000_001) if chunks == [0, 1, 2, 3]] == [ID]
     assert not fold.older_than(1_000_000)
     fold.forget(ID)

@@ -170,7 +170,7 @@ class Fold:
             created_ms=ids.unix_ms(job_id),
             started_ms=folded.started_ms,
             finished_ms=folded.finished_ms if folded.over else 0,
-            rows_per_s=0.0 if folded.over else rate,
+            rows_per_s=_whole_rate(folded) if folded.over else rate,
             left_s=left_s,
         )
 
@@ -237,6 +237,12 @@ def rows_per_s(done: Iterable[tuple[int, int]], started_ms: int, now_ms: int) ->
     since_ms = max(started_ms, now_ms - _WINDOW_MS)
     rows = sum(n_rows for at_ms, n_rows in done if at_ms > since_ms)
     return rows * 1000 / max(1, now_ms - since_ms)
+
+
+def _whole_rate(folded: _Folded) -> float:
+    """Return the rate of a job that is over, from its first chunk to its last."""
+    took_ms = folded.finished_ms - folded.started_ms
+    return (folded.n_ok + folded.n_failed) * 1000 / max(1, took_ms) if folded.started_ms else 0.0
 
 
 def _state(folded: _Folded) -> State:
