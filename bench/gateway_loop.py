@@ -24,6 +24,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import uvloop
+from inferbus_telemetry.spans import Tracing
 from prometheus_client import CollectorRegistry
 
 from inferbus_gateway.api.v2 import make_app
@@ -46,7 +47,6 @@ from inferbus_kit.health import Asgi, Health
 from inferbus_kit.http import HttpServer
 from inferbus_kit.lifecycle import quiet_collector
 from inferbus_kit.metrics import gateway_metrics
-from inferbus_kit.telemetry import Tracing
 from inferbus_schemas import access, membership, tensors
 from inferbus_schemas import manifest as manifests
 from inferbus_schemas import messages as m

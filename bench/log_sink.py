@@ -18,9 +18,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import asyncpg
+from inferbus_telemetry.spans import configure_logs
 
 from bench.record import store
-from inferbus_kit.telemetry import configure_logs
 from inferbus_logger import audit, database, plan, rows
 from inferbus_logger.migrate import migrate
 from inferbus_logger.partitions import Partitions

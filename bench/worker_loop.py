@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvloop
+from inferbus_telemetry.spans import Tracing
 from prometheus_client import CollectorRegistry
 
 from inferbus_kit.metrics import worker_metrics
-from inferbus_kit.telemetry import Tracing
 from inferbus_schemas import envelope, ids, topics
 from inferbus_schemas import manifest as manifests
 from inferbus_schemas import messages as m

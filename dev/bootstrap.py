@@ -22,7 +22,7 @@ LOCK = ROOT / "locks" / "dev.txt"
 STAMP = VENV / "inferbus-stamp"
 UV_PROGRAM = VENV / "bin" / "uv"
 # Packages of ours in the order in which they need each other.
-PROJECTS = ("schemas", "guard", "kit", "services/*", "models", "cli", "dev")
+PROJECTS = ("schemas", "guard", "telemetry", "kit", "services/*", "models", "cli", "dev")
 DISK_FULL_SIGNS = ("No space left on device", "os error 28", "Errno 28")
 NETWORK_SIGNS = (
     "error sending request",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from inferbus_kit.telemetry import Tracing
+from inferbus_telemetry.spans import Tracing
 
 
 class SpanRecorder(Tracing):

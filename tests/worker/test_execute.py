@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from inferbus_telemetry.spans import Tracing
 from prometheus_client import CollectorRegistry
 
 from inferbus_kit.errors import BusUnavailableError
 from inferbus_kit.metrics import worker_metrics
-from inferbus_kit.telemetry import Tracing
 from inferbus_schemas import envelope, topics
 from inferbus_schemas import messages as m
 from inferbus_schemas.manifest import Batching, FileEntry, Manifest, Signature, TensorSpec

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from inferbus_telemetry.spans import Tracing
 from prometheus_client import CollectorRegistry
 
 from inferbus_kit.metrics import worker_metrics
-from inferbus_kit.telemetry import Tracing
 from inferbus_schemas import generation, tensors
 from inferbus_schemas import messages as m
 from inferbus_schemas.manifest import FileEntry, Manifest, Signature, TensorSpec

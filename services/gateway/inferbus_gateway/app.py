@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 from aiokafka.errors import KafkaError
+from inferbus_telemetry.spans import Tracing
 
 from inferbus_gateway import errors
 from inferbus_gateway.api.rpc import RpcServer
@@ -39,7 +40,6 @@ from inferbus_kit.heartbeat import Beater
 from inferbus_kit.http import HttpServer
 from inferbus_kit.lifecycle import Lifecycle, cancel
 from inferbus_kit.produce import Producer
-from inferbus_kit.telemetry import Tracing
 from inferbus_schemas import topics
 from inferbus_schemas.membership import Membership
 

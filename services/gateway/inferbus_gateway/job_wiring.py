@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter
+from inferbus_telemetry.spans import Tracing
 
 from inferbus_gateway.api import batches as batches_api
 from inferbus_gateway.api import files as files_api
@@ -35,7 +36,6 @@ from inferbus_kit.consume import Record
 from inferbus_kit.health import Health
 from inferbus_kit.objects import Objects, open_store
 from inferbus_kit.produce import Producer
-from inferbus_kit.telemetry import Tracing
 from inferbus_schemas.access import Principal
 
 STREAMED = frozenset(

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from inferbus_telemetry.spans import Tracing, configure_logs
 from prometheus_client import CollectorRegistry
 
 from inferbus_gateway.api import refusals
@@ -52,7 +53,6 @@ from inferbus_kit.lifecycle import Fail, Lifecycle
 from inferbus_kit.metrics import gateway_metrics
 from inferbus_kit.produce import Producer
 from inferbus_kit.settings import load
-from inferbus_kit.telemetry import Tracing, configure_logs
 from inferbus_schemas import membership, topics
 from inferbus_schemas.access import Keyring
 from inferbus_schemas.membership import Membership

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from inferbus_telemetry.spans import Tracing
 from prometheus_client import CollectorRegistry
 
 from inferbus_kit.health import Health, health_app
 from inferbus_kit.http import HttpServer
 from inferbus_kit.metrics import logger_metrics
-from inferbus_kit.telemetry import Tracing
 from inferbus_logger import fail_points
 from inferbus_logger.answers import Answers
 from inferbus_logger.consume import Reader

@@ -14,10 +14,10 @@ from typing import Final
 
 import asyncpg
 import structlog
+from inferbus_telemetry.spans import Tracing
 
 from inferbus_kit.health import Health
 from inferbus_kit.metrics import LoggerMetrics
-from inferbus_kit.telemetry import Tracing
 from inferbus_logger import database
 from inferbus_logger.answers import AnswersError
 from inferbus_logger.database import Connection

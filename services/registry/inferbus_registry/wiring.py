@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inferbus_telemetry.spans import configure_logs
 from prometheus_client import CollectorRegistry
 
 from inferbus_kit.health import Health, health_app
@@ -9,7 +10,6 @@ from inferbus_kit.http import HttpServer
 from inferbus_kit.lifecycle import Lifecycle
 from inferbus_kit.metrics import registry_metrics
 from inferbus_kit.settings import load
-from inferbus_kit.telemetry import configure_logs
 from inferbus_registry import problems
 from inferbus_registry.app import Services, make_app
 from inferbus_registry.artifacts.repository import BlobRepository, open_store

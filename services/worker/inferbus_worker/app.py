@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 
 import structlog
+from inferbus_telemetry.spans import Tracing
 
 from inferbus_kit.consume import StateReader
 from inferbus_kit.health import Health
@@ -18,7 +19,6 @@ from inferbus_kit.http import HttpServer
 from inferbus_kit.lifecycle import Lifecycle
 from inferbus_kit.metrics import WorkerMetrics
 from inferbus_kit.produce import Producer
-from inferbus_kit.telemetry import Tracing
 from inferbus_schemas import messages as m
 from inferbus_schemas.membership import Membership
 from inferbus_worker.control.desired import Desired, Version

@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from collections.abc import Callable
 
+from inferbus_telemetry.spans import Tracing, configure_logs
 from prometheus_client import CollectorRegistry
 
 from inferbus_kit.consume import Record, StateReader
@@ -18,7 +19,6 @@ from inferbus_kit.metrics import worker_metrics
 from inferbus_kit.objects import Objects, open_store
 from inferbus_kit.produce import Producer
 from inferbus_kit.settings import load
-from inferbus_kit.telemetry import Tracing, configure_logs
 from inferbus_schemas import messages as m
 from inferbus_schemas import topics
 from inferbus_schemas.membership import InboxLease, Member, Membership

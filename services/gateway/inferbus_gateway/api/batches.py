@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
+from inferbus_telemetry.spans import Tracing
 
 from inferbus_gateway import errors
 from inferbus_gateway.api import files
@@ -22,7 +23,6 @@ from inferbus_gateway.control.jobs.fold import Progress
 from inferbus_gateway.errors import ParameterError
 from inferbus_gateway.hot import kinds, prompts
 from inferbus_gateway.hot.route import unknown_model
-from inferbus_kit.telemetry import Tracing
 from inferbus_schemas import access, batches, ids
 from inferbus_schemas import messages as m
 from inferbus_schemas.access import Principal, Verdict

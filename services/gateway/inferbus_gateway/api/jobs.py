@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import structlog
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
+from inferbus_telemetry.spans import Tracing
 
 from inferbus_gateway import errors
 from inferbus_gateway.api import header_docs
@@ -41,7 +42,6 @@ from inferbus_gateway.control.jobs.submit import Submissions, Wish
 from inferbus_gateway.control.jobs.turns import Busy, Turns
 from inferbus_gateway.hot.route import Routes, Target, unknown_model
 from inferbus_kit.objects import Objects
-from inferbus_kit.telemetry import Tracing
 from inferbus_schemas import access, ids, jobs
 from inferbus_schemas import messages as m
 from inferbus_schemas.access import Principal, Verdict

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 
+from inferbus_telemetry.spans import OpenSpan, Tracing
 from prometheus_client import Counter, Histogram
 
 from inferbus_gateway import errors
@@ -24,7 +25,6 @@ from inferbus_gateway.hot.route import Target
 from inferbus_gateway.hot.statistics import Figures, Statistics
 from inferbus_kit.errors import InferbusError
 from inferbus_kit.metrics import GatewayMetrics
-from inferbus_kit.telemetry import OpenSpan, Tracing
 from inferbus_schemas import ids
 from inferbus_schemas import messages as m
 from inferbus_schemas.access import Principal

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from aiokafka.structs import TopicPartition
+from inferbus_telemetry.spans import OpenSpan, Tracing
 
 from inferbus_gateway.hot.publish import MAX_FRAME_BYTES, MAX_FRAME_REQUESTS
 from inferbus_gateway.hot.submitted import Place, Submitted
 from inferbus_kit.consume import Record
 from inferbus_kit.offsets import ContiguousOffsets
-from inferbus_kit.telemetry import OpenSpan, Tracing
 from inferbus_schemas import messages as m
 from inferbus_schemas.membership import InboxLease
 

@@ -19,6 +19,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
 from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
+from inferbus_telemetry.spans import Tracing
 
 from inferbus_gateway import errors
 from inferbus_gateway.hot import submitted
@@ -46,7 +47,6 @@ from inferbus_kit.health import Health
 from inferbus_kit.kafka import client_options, stop_client
 from inferbus_kit.lifecycle import Fail, cancel
 from inferbus_kit.produce import Producer
-from inferbus_kit.telemetry import Tracing
 from inferbus_schemas import access, topics
 from inferbus_schemas import messages as m
 from inferbus_schemas.access import Principal

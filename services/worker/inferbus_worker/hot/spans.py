@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 
-from inferbus_kit.telemetry import Tracing
+from inferbus_telemetry.spans import Tracing
+
 from inferbus_worker.hot.work import Batch
 
 

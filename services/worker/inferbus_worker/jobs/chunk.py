@@ -16,13 +16,13 @@ from typing import TypeVar
 
 import structlog
 from aiokafka.errors import KafkaError
+from inferbus_telemetry.spans import Tracing
 
 from inferbus_kit.consume import Record
 from inferbus_kit.errors import InferbusError
 from inferbus_kit.metrics import WorkerMetrics
 from inferbus_kit.objects import Objects
 from inferbus_kit.produce import MAX_BATCH_BYTES, Message, Producer
-from inferbus_kit.telemetry import Tracing
 from inferbus_schemas import envelope, generation, ids, jobs, topics
 from inferbus_schemas import messages as m
 from inferbus_worker.hot.letters import Letters

@@ -1,0 +1,1 @@
+"""What a process tells of itself as it works: log lines, and spans of requests."""
