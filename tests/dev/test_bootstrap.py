@@ -102,6 +102,6 @@ def test_a_current_environment_is_left_alone(
 
 def test_our_packages_come_in_the_order_of_their_needs(bootstrap: ModuleType) -> None:
     named = [path.relative_to(PROJECT).as_posix() for path in bootstrap.find_projects()]
-    assert named[:3] == ["schemas", "guard", "kit"]
+    assert named[:4] == ["schemas", "guard", "telemetry", "kit"]
     assert named[-1] == "dev"
     assert {"services/gateway", "services/worker"} < set(named)
