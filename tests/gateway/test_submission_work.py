@@ -100,3 +100,11 @@ def test_a_tenants_share_of_what_is_read_ahead(n_tenants: int, share: int) -> No
     assert submission_work.crowded(parts, places) == set()
     parts[places[0]].open_bytes += 1
     assert submission_work.crowded(parts, places) == {places[0]}
+
+
+def test_an_allowance_is_so_many_a_second_and_as_many_at_once() -> None:
+    allowance = submission_work.Allowance(10)
+    assert [allowance.take(5.0) for _ in range(11)] == [True] * 10 + [False]
+    assert [allowance.take(5.25) for _ in range(3)] == [True] * 2 + [False]
+    assert [allowance.take(99.0) for _ in range(11)] == [True] * 10 + [False]
+    assert not allowance.take(98.0), "a clock that goes back gives nothing"

@@ -307,55 +307,6 @@ async def test_a_tenant_that_is_behind_is_left_unread_and_holds_up_no_other(
         await idle.stop()
 
 
-async def test_what_a_tenant_writes_without_end_takes_no_turn_from_another(
-    program: Program,
-) -> None:
-    """Of what room there is at a worker each has its share, however much one has waiting."""
-    flooding = Program(program.side)
-    await flooding.start()
-    worker = await program.side.worker(echo)
-    worker.backlog_rows = submissions.MAX_BACKLOG_ROWS
-    await worker.beat()
-    gateway = await program.side.gateway(
-        INFERBUS_SUBMISSION_TENANTS=f"{program.tenant},{flooding.tenant}"
-    )
-    for _ in range(4):
-        flooding.submit(*(flooding.one(f"flood-{number}") for number in range(1000)))
-
-    async def held() -> float:
-        return await metric(gateway, "inferbus_submission_bytes")
-
-    await program.side.until_async(held, lambda said: said > 4 << 20, 30.0)
-    program.submit(program.one("mine"), program.one("mine too"))
-    worker.backlog_rows = submissions.MAX_BACKLOG_ROWS - 20  # so many a beat
-    async with asyncio.timeout(20.0):
-        await program.ended("mine", "mine too")
-    assert len(worker.requests) < 1000
-
-
-async def test_junk_without_end_is_bounded_and_holds_up_nobody_else(program: Program) -> None:
-    """What waits for its dead letter counts as read, and each tenant has a limit of its own."""
-    flooding = Program(program.side)
-    await flooding.start()
-    await program.side.worker(echo)
-    gateway = await program.side.gateway(
-        INFERBUS_SUBMISSION_TENANTS=f"{program.tenant},{flooding.tenant}"
-    )
-    flooding.flood(b"", 60_000)
-
-    async def held() -> float:
-        return await metric(gateway, "inferbus_submission_bytes")
-
-    limit = submission_work.MAX_TENANT_BYTES
-    await program.side.until_async(held, lambda said: said >= limit, 30.0)
-    assert await held() <= limit + (2 << 20)
-    program.write(b"junk of another")
-    program.submit(program.one("mine"))
-    async with asyncio.timeout(10.0):
-        assert (await program.ended("mine"))["mine"].outcome == m.OUTCOME_OK
-        await program.side.until(lambda: program.committed() == 2)
-
-
 async def test_a_tenant_over_its_rate_or_its_tokens_is_slowed_and_then_expired(
     program: Program, tmp_path: Path
 ) -> None:

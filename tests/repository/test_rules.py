@@ -193,15 +193,10 @@ def test_the_environment_is_read_in_settings_only() -> None:
     """Nothing is read from the environment at import, and services read it in one place."""
     allowed = {"settings.py", "failpoints.py", "child.py", "fail_points.py"}
     read = re.compile(r"os\.(environ(?!\[\"\w+\"\] = )|getenv)")
+    of_services = {"services", "kit", "guard", "telemetry", "schemas"}
     found = []
     for path in _shipped():
-        if path.relative_to(ROOT).parts[0] not in {
-            "services",
-            "kit",
-            "guard",
-            "telemetry",
-            "schemas",
-        }:
+        if path.relative_to(ROOT).parts[0] not in of_services:
             continue
         if path.name not in allowed and read.search(path.read_text()):
             found.append(path.relative_to(ROOT))

@@ -44,6 +44,25 @@ class Partition:
         self.revoked = False
 
 
+class Allowance:
+    """So many a second, and as many at once."""
+
+    __slots__ = ("_filled_s", "_left", "_per_s")
+
+    def __init__(self, per_s: float) -> None:
+        self._per_s = self._left = per_s
+        self._filled_s = 0.0
+
+    def take(self, now_s: float) -> bool:
+        """Take one, or tell that there is none for now."""
+        grown = max(0.0, now_s - self._filled_s) * self._per_s
+        self._left, self._filled_s = min(self._per_s, self._left + grown), now_s
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+
 class Work:
     """One record, until nothing of it is open; `n_bytes` is what it may hold in memory."""
 

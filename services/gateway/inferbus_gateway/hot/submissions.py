@@ -30,6 +30,7 @@ from inferbus_gateway.hot.route import Routes
 from inferbus_gateway.hot.submission_reads import SubmissionReads
 from inferbus_gateway.hot.submission_work import (
     REQUEST_BYTES,
+    Allowance,
     Draft,
     Key,
     Member,
@@ -57,6 +58,10 @@ GROUP = "gateway.submissions"
 MAX_BACKLOG_ROWS = 1024
 """Rows that wait at a worker past which submissions wait too: who asks over HTTP goes first."""
 _PLACED_PER_PASS = 256
+_ENDED_PER_S = 1000
+"""Requests that end at the gateway, refused or late: nothing else slows who writes only such."""
+_REFUSED = ("", "", 0)
+"""Pool, model and version of those that wait for their refusal to be written."""
 _LOOK_EVERY_S = 0.5
 """How often those are looked at that wait for a model to be served, or may have expired."""
 _SILENCE_S = 60.0
@@ -115,6 +120,7 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         self._task: asyncio.Task[Any] | None = None
         self._paused: set[TopicPartition] = set()
         self._n_revoked = 0
+        self._endings = Allowance(_ENDED_PER_S)
         self._consumer = AIOKafkaConsumer(
             **client_options(bootstrap),
             client_id=f"{instance}-submissions",
@@ -268,11 +274,14 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             pool = submitted.pin(one, self._routes, work.place)
         except errors.NoWorkerError:
             self._unpinned.append((work, one))
+            return
         except InferbusError as error:
-            self._writes.record(work, one, m.OUTCOME_INVALID_INPUT, error)
+            error.__context__ = None
+            one.refusal, one.said = error.with_traceback(None), None  # it would hold the request
+            key = (work.place.tenant, *_REFUSED)
         else:
             key = (work.place.tenant, pool, one.request.model, one.request.version)
-            self._queues.setdefault(key, deque()).append((work, one))
+        self._queues.setdefault(key, deque()).append((work, one))
 
     def _look(self) -> None:
         """Pin what could not be pinned before, and end what has expired."""
@@ -292,11 +301,19 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         for work, one in members:
             if work.part.revoked:
                 continue
-            if one.deadline_ms <= now_ms:
-                self._writes.record(work, one, m.OUTCOME_EXPIRED, errors.ExpiredError(_EXPIRED))
-            else:
+            if one.left_ms(now_ms) > 0 or one.refusal is not None or not self._end(work, one):
                 left.append((work, one))
         return left
+
+    def _end(self, work: Work, one: Submitted) -> bool:
+        """End what is refused or late; False where so many ended that it has to wait for it."""
+        if not self._endings.take(time.monotonic()):
+            return False
+        if one.refusal is not None:
+            self._writes.record(work, one, m.OUTCOME_INVALID_INPUT, one.refusal)
+        else:
+            self._writes.record(work, one, m.OUTCOME_EXPIRED, errors.ExpiredError(_EXPIRED))
+        return True
 
     def _pump(self) -> bool:
         """Place what can be placed, in turns; tell whether nothing that could be is left.
@@ -326,9 +343,8 @@ class Submissions(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         work, one = member
         if work.part.revoked:
             return True
-        if one.deadline_ms <= now_ms:
-            self._writes.record(work, one, m.OUTCOME_EXPIRED, errors.ExpiredError(_EXPIRED))
-            return True
+        if one.refusal is not None or one.left_ms(now_ms) <= 0:
+            return self._end(work, one)
         tenant, pool, model, version = key
         lease = self._placement.choose(pool, model, version, {})
         if lease is None or (one.request.owes_tokens and self._owes(tenant, now_ms)):

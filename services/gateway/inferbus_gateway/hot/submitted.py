@@ -18,6 +18,7 @@ from inferbus_gateway import errors
 from inferbus_gateway.hot.fit import MAX_ID_CHARACTERS
 from inferbus_gateway.hot.route import Routes
 from inferbus_kit.consume import Record
+from inferbus_kit.errors import InferbusError
 from inferbus_schemas import envelope, ids, json_bounds, names
 from inferbus_schemas import messages as m
 
@@ -41,13 +42,14 @@ class UnreadableSubmissionError(ValueError):
 class Submitted:
     """One request of a record: what goes on the bus, what was written, rows, and the deadline.
 
-    `said` is None once the request is pinned: it keeps the whole record in memory.
+    `said` is None once the request is pinned or refused: it keeps the whole record in memory.
     """
 
     request: m.Request
     said: m.SubmittedRequest | None
     n_rows: int
     deadline_ms: int
+    refusal: InferbusError | None = None
 
     def left_ms(self, now_ms: float) -> int:
         """Return how much of its time is left; 0 or less where none is."""
