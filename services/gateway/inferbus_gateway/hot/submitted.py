@@ -11,10 +11,10 @@ import re
 import zlib
 from dataclasses import dataclass
 
-from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
 from inferbus_gateway import errors
+from inferbus_gateway.hot import submission_json
 from inferbus_gateway.hot.fit import MAX_ID_CHARACTERS
 from inferbus_gateway.hot.route import Routes
 from inferbus_kit.consume import Record
@@ -72,21 +72,21 @@ def read(record: Record, now_ms: float) -> m.Submission:
             "it is older than ten minutes; nobody waits for it any more"
         )
     kind, value = _kind(record), record.value or b""
+    if kind != _JSON and kind not in _PROTOBUF:
+        raise UnreadableSubmissionError(
+            "content-type must be application/protobuf or application/json"
+        )
+    if kind == _JSON and len(value) > MAX_JSON_BYTES:
+        raise UnreadableSubmissionError("JSON may have 1 MiB at most; write Protobuf")
     try:
         if kind == _JSON:
-            if len(value) > MAX_JSON_BYTES:
-                raise UnreadableSubmissionError("JSON may have 1 MiB at most; write Protobuf")
             json_bounds.check(value)
-            said: m.Submission = json_format.Parse(value, m.Submission(), max_recursion_depth=20)
-        elif kind in _PROTOBUF:
-            said = m.Submission.FromString(value)
+            said = submission_json.parse(value)
         else:
-            raise UnreadableSubmissionError(
-                "content-type must be application/protobuf or application/json"
-            )
+            said = m.Submission.FromString(value)
     except json_bounds.TooManyPartsError as error:
         raise UnreadableSubmissionError(f"{error}; write Protobuf") from error
-    except (DecodeError, json_format.ParseError, UnicodeDecodeError, RecursionError) as error:
+    except (DecodeError, ValueError, RecursionError) as error:
         raise UnreadableSubmissionError(f"it is no Submission: {str(error)[:200]}") from error
     if not 0 < len(said.requests) <= MAX_REQUESTS:
         raise UnreadableSubmissionError(f"it must hold 1 to {MAX_REQUESTS} requests")
