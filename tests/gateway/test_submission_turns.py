@@ -43,7 +43,7 @@ async def test_what_a_tenant_writes_without_end_takes_no_turn_from_another(
     await program.side.until_async(held, lambda said: said > 4 << 20, 30.0)
     program.submit(program.one("mine"), program.one("mine too"))
     worker.backlog_rows = submissions.MAX_BACKLOG_ROWS - 20  # so many a beat
-    async with asyncio.timeout(20.0):
+    async with asyncio.timeout(30.0):
         await program.ended("mine", "mine too")
     assert len(worker.requests) < 1000
 
@@ -69,8 +69,8 @@ async def test_what_cannot_run_ends_at_a_bounded_rate_each_tenant_in_turn(
         return sum(one.tenant == flooding.tenant for _, one in program.side.all_predictions)
 
     await program.side.until(lambda: ended() > 500)
-    program.submit(program.one("mine", model="no-such"), program.one("in time", timeout_ms=4000))
-    async with asyncio.timeout(2.0):
+    program.submit(program.one("mine", model="no-such"), program.one("in time", timeout_ms=20_000))
+    async with asyncio.timeout(20.0):
         assert (await program.ended("mine"))["mine"].error_code == "unknown_model"
         assert (await program.ended("in time"))["in time"].outcome == m.OUTCOME_OK
     assert ended() < 5000
@@ -96,6 +96,6 @@ async def test_junk_without_end_is_bounded_and_holds_up_nobody_else(program: Pro
     assert await held() <= limit + (2 << 20)
     program.write(b"junk of another")
     program.submit(program.one("mine"))
-    async with asyncio.timeout(10.0):
+    async with asyncio.timeout(30.0):
         assert (await program.ended("mine"))["mine"].outcome == m.OUTCOME_OK
         await program.side.until(lambda: program.committed() == 2)
