@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import structlog
 
@@ -45,15 +45,26 @@ class DeadLetters:
         self._told_s = -_TOLD_EVERY_S
         self.n_written = 0
 
-    async def put(self, record: Record, error: Exception, said: Sequence[str] = ()) -> None:
+    async def put(
+        self,
+        record: Record,
+        error: Exception,
+        said: Sequence[str] = (),
+        *,
+        still: Callable[[], bool] = lambda: True,
+    ) -> None:
         """Write `record` with its headers, where it came from and what was wrong.
 
         Args:
             record: what cannot be worked on.
             error: why.
             said: lines of a log that tell more; the last ones are kept.
+            still: asked when the letter's turn has come; where it says no, nothing is written.
         """
         await self._take_token()
+        if not still():
+            self._tokens += 1
+            return
         head = _kept(record.headers)
         head += [
             ("dlq_topic", record.topic.encode()),

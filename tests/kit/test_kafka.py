@@ -182,6 +182,9 @@ async def test_letters_that_wait_for_the_limit_go_in_turn_and_say_so_once(
     assert done == list(range(len(done)))
     assert 60 <= len(done) < 1_000
     assert [one["event"] for one in said].count("dead_letter_limit") == 1
+    n_written = letters.n_written
+    await letters.put(record, ValueError("of another now"), still=lambda: False)
+    assert letters.n_written == n_written
 
 
 async def test_a_letter_has_room_for_itself_whatever_it_is_about(

@@ -108,7 +108,11 @@ class SubmissionWrites:
         if letters is None:
             letters = self._letters[record.topic] = DeadLetters(self._producer, self._instance)
         try:
-            await _insist(lambda: letters.put(record, error), "dead_letter_failed")
+            # Who has the partition now reads the record again, and tells of it.
+            await _insist(
+                lambda: letters.put(record, error, still=lambda: not work.part.revoked),
+                "dead_letter_failed",
+            )
         except Exception:  # noqa: BLE001 -- whatever a program wrote, it ends no gateway
             _log.exception("dead_letter_given_up", topic=record.topic, offset=record.offset)
         work.done_one()
