@@ -41,6 +41,8 @@ _CODEC, _CONTROL = 0x07, 0x20
 _GZIP, _SNAPPY, _LZ4, _ZSTD = 1, 2, 3, 4
 _FEW_BYTES = 16 << 10
 """In so many bytes there is no room for headers that would cost much."""
+_PAST_END = bytes(32)
+"""Behind the last record: the library reads numbers to their end, and asks for no buffer's."""
 _XERIAL = b"\x82SNAPPY\x00"
 _XERIAL_HEAD = 16
 _BROKEN = (CorruptRecordException, cramjam.DecompressionError, IndexError, ValueError, struct.error)
@@ -219,10 +221,17 @@ def _unsnapped(packed: memoryview, room: bytearray) -> int:
 
 
 def _reads(raw: bytes) -> bool:
-    """Tell whether the client can read a batch without compression to its end."""
+    """Tell whether the client can read a batch without compression to its end.
+
+    A record's place is what its writer says; it counts only where it lies behind the others'.
+    """
     try:
-        for _ in DefaultRecordBatch(raw):
-            pass
+        batch = DefaultRecordBatch(raw)
+        least, end = batch.base_offset, batch.next_offset
+        for one in batch:
+            if not least <= one.offset < end:
+                return False
+            least = one.offset + 1
     except _BROKEN:
         return False
     return True
@@ -245,18 +254,20 @@ def _records(records: bytes, count: int) -> Iterator[_Record]:
     Raises:
         CorruptRecordException, IndexError, ValueError: they are none.
     """
-    data, at = bytearray(records), 0
+    data, at = bytearray(records) + _PAST_END, 0
     for _ in range(count):
         size, begin = decode_varint(data, at)
         end = begin + size
-        if size <= 0 or end > len(data):
+        if size <= 0 or end > len(records):
             raise CorruptRecordException("a record's size")
-        _, begin = decode_varint(data, begin)  # Its attributes, which are none.
+        _, begin = decode_varint(data, begin)  # Its attributes: a byte, but the client says so.
         time_delta, begin = decode_varint(data, begin)
         offset_delta, begin = decode_varint(data, begin)
         for _part in ("key", "value"):
             n_bytes, begin = decode_varint(data, begin)
             begin += max(n_bytes, 0)
+            if begin > end:
+                raise CorruptRecordException("the size of a key or a value")
         yield _Record(at, end, time_delta, offset_delta, decode_varint(data, begin)[0])
         at = end
 

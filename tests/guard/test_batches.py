@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import struct
 import tracemalloc
 from typing import Any
@@ -12,7 +13,7 @@ from aiokafka.record.default_records import (
     _DefaultRecordBatchBuilderPy,
 )
 from aiokafka.record.memory_records import MemoryRecords
-from aiokafka.record.util import calc_crc32c
+from aiokafka.record.util import calc_crc32c, encode_varint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -44,6 +45,24 @@ def batch(
     raw = bytearray(builder.build())
     struct.pack_into(">q", raw, 0, base)
     return bytes(raw)
+
+
+def written(*records: bytes, codec: int = 0) -> bytes:
+    """Return a batch of records as a program of its own writes them, each without its size."""
+    raw = bytearray(batch([b""] * len(records)))[:61]
+    body = b"".join(number(len(one)) + one for one in records)
+    raw += gzip.compress(body) if codec else body
+    raw[22] |= codec
+    struct.pack_into(">i", raw, 8, len(raw) - 12)
+    struct.pack_into(">I", raw, 17, calc_crc32c(bytes(raw[21:])))
+    return bytes(raw)
+
+
+def number(value: int) -> bytes:
+    """Return a number as it stands in a record."""
+    out = bytearray()
+    encode_varint(value, out.append)
+    return bytes(out)
 
 
 def told(fetched: bytes) -> list[tuple[int, Any]]:
@@ -111,6 +130,33 @@ def test_a_record_of_many_headers_is_told_of_and_never_read(codec: int) -> None:
     over = "it has over 100 headers"
     assert told(made) == [(0, large), (1, over), (2, over), (3, large)]
     assert most_bytes < 24 << 20
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("codec", [0, 1])
+@pytest.mark.parametrize("at", ["key", "value"])
+def test_a_length_that_says_more_than_there_is_is_damage(at: str, codec: int, large: bool) -> None:  # noqa: FBT001
+    """Brokers take it: they read 32 bits of a number, so that 2^31 + 1 is 1 to them."""
+    far, value = number((1 << 31) + 1) + b"k", b"v" * (20_000 if large else 1)
+    key = far if at == "key" else number(-1)
+    said = far if at == "value" else number(len(value)) + value
+    raw = written(b"\0\0\0" + key + said + b"\0", codec=codec)
+    assert told(readable(raw)) == [(BASE, "its batch is damaged, or compressed as nobody knows")]
+
+
+@pytest.mark.parametrize("delta", [-1, 1, 1 << 40])
+def test_a_record_of_another_place_is_damage(delta: int) -> None:
+    """Brokers take what a writer says of places inside a batch that is not compressed."""
+    body = b"\0\0" + number(delta) + number(-1) * 2 + b"\0"
+    damaged = "its batch is damaged, or compressed as nobody knows"
+    assert told(readable(written(body))) == [(BASE, damaged)]
+
+
+def test_places_do_not_go_back() -> None:
+    rest = number(-1) * 2 + b"\0"
+    damaged = (BASE + 1, "its batch is damaged, or compressed as nobody knows")
+    assert told(readable(written(b"\0\0\2" + rest, b"\0\0\0" + rest))) == [damaged]
+    assert told(readable(written(b"\0\0\0" + rest, b"\0\0\2" + rest))) == [(100, None), (101, None)]
 
 
 def test_what_is_damaged_stands_where_it_was_and_others_are_read() -> None:
