@@ -297,6 +297,24 @@ async def test_what_a_tenant_asked_is_kept_for_it_and_tells_nothing_to_another(
         assert await cached("dave", f"{number} bottles stand on the wall") == 0
 
 
+async def test_what_the_engine_refused_or_never_read_makes_no_slot_a_tenants_own(
+    tmp_path: Path,
+) -> None:
+    asked = "Patient record: John Miller, born 1961, diagnosis: lymphoma, word tulip-4711"
+    async with engine(model_folder("smollm2"), tmp_path) as (host, heard):
+        said = text(max_tokens=1, temperature=0.0)
+        submit(host, "asked", asked, said, tenant="alice")
+        await answered(heard, 1)
+        for number in range(8):  # as many as there are slots; the last one takes alice's
+            begin = asked if number == 7 else f"{number} bottles"
+            submit(host, number, begin + " one" * 3000, said, tenant="bob")
+            await answered(heard, number + 2)
+            assert heard.done[-1][1].code == "context_length_exceeded"
+        submit(host, "guess", f"{asked} of", said, tenant="bob")
+        await answered(heard, 10)
+        assert heard.generated("guess").cached_tokens == 0
+
+
 async def test_a_prompt_over_the_context_is_refused_and_costs_nothing(tmp_path: Path) -> None:
     async with engine(model_folder("smollm2"), tmp_path) as (host, heard):
         pid = host.pid

@@ -12,8 +12,9 @@ from inferbus_worker.engines.slots import Slots, _n_alike
 
 
 def ask(slots: Slots, tenant: str, prompt: str) -> tuple[int, bool]:
-    with slots.held(tenant, prompt) as taken:
-        return taken
+    with slots.held(tenant, prompt) as held:
+        held.read = True
+        return held.number, held.theirs
 
 
 def test_a_tenant_goes_on_where_it_was_and_another_begins_anew() -> None:
@@ -28,8 +29,9 @@ def test_a_tenant_goes_on_where_it_was_and_another_begins_anew() -> None:
 
 def test_of_its_own_a_tenant_gets_the_one_that_begins_most_alike() -> None:
     slots = Slots(2)
-    with slots.held("a", "a long story of a fox"), slots.held("a", "a long story of bears"):
-        pass
+    fox_asked, bears_asked = "a long story of a fox", "a long story of bears"
+    with slots.held("a", fox_asked) as one, slots.held("a", bears_asked) as other:
+        one.read = other.read = True
     fox, bears = 0, 1
     assert ask(slots, "a", "a long story of bears and more") == (bears, True)
     assert ask(slots, "a", "a long story of a fox and more") == (fox, True)
@@ -41,6 +43,17 @@ def test_where_all_are_others_the_oldest_is_read_anew() -> None:
     taken = [ask(slots, name, name * 50)[0] for name in "ab"]
     assert ask(slots, "c", "a" * 50) == (taken[0], False)
     assert ask(slots, "a", "a" * 50) == (taken[1], False)
+
+
+def test_a_prompt_that_was_not_read_makes_no_slot_its_tenants() -> None:
+    slots = Slots(1)
+    ask(slots, "a", "x" * 50)
+    with slots.held("b", "x" * 50):
+        pass
+    assert ask(slots, "b", "x" * 50) == (0, False)
+    with contextlib.suppress(RuntimeError), slots.held("b", "x" * 50):
+        raise RuntimeError
+    assert ask(slots, "b", "x" * 50) == (0, False)
 
 
 def test_a_slot_is_held_by_one_and_the_next_waits_for_it() -> None:

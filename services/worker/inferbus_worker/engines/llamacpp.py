@@ -111,7 +111,9 @@ class LlamaEngine:
                 if "error" in chunk:
                     refusal.append(_refusal(chunk["error"]))
                     return True
-                pieces = [one for each in _pieces(chunk, n_told) for one in reader.take(each)]
+                said_now = _pieces(chunk, n_told)
+                held.read = held.read or any(one.n_tokens or one.finish_reason for one in said_now)
+                pieces = [one for each in said_now for one in reader.take(each)]
                 # Each is told, also after one that was answered with False.
                 answers = [tell(piece) for piece in pieces]
                 return reader.over or not all(answers)
@@ -120,9 +122,9 @@ class LlamaEngine:
                 return True
 
         asked = self._asked(said, choice)
-        with self._slots.held(tenant, prompt) as (slot, theirs):
-            asked["id_slot"] = slot
-            if not theirs:
+        with self._slots.held(tenant, prompt) as held:
+            asked["id_slot"] = held.number
+            if not held.theirs:
                 asked["cache_prompt"] = False
             if said is not None and chat:
                 reader = self._chat(asked, msgspec.json.decode(prompt), said)

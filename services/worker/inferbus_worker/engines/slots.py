@@ -1,6 +1,7 @@
 """Whose prompt each slot of an engine has read: what one tenant asked says nothing to another.
 
 In: who asks, and the prompt. Out: a slot that is free, and whether what it keeps may be used again.
+A prompt that the engine refuses, or leaves before it reads it, keeps what a slot had of another's.
 The engine itself would take whichever slot fits the prompt best: how much of it was read before,
 and how soon the answer begins, then tell, guess by guess, what somebody else asked.
 """
@@ -24,11 +25,21 @@ class _Slot:
     n_used: int = 0
 
 
+@dataclass(slots=True)
+class Held:
+    """A slot as one answer has it; `theirs` is what it keeps; its holder says once it is read."""
+
+    number: int
+    theirs: bool
+    read: bool = False
+
+
 class Slots:
     """The slots of one engine.
 
     Invariants: a slot is held by one answer at a time; what it keeps is used again only for the
-    tenant whose prompt it read last. May be used from many threads.
+    tenant whose prompt it read last, and for nobody where that is not known. May be used from many
+    threads.
     """
 
     def __init__(self, n: int) -> None:
@@ -37,20 +48,21 @@ class Slots:
         self._n_used = 0
 
     @contextlib.contextmanager
-    def held(self, tenant: str, prompt: str) -> Iterator[tuple[int, bool]]:
-        """Hold a slot, once there is one; tell its number and whether what it keeps is theirs."""
+    def held(self, tenant: str, prompt: str) -> Iterator[Held]:
+        """Hold a slot, once there is one."""
         with self._freed:
             while not self._free:
                 self._freed.wait()
             slot = self._chosen(tenant, prompt)
             self._free.remove(slot)
-            theirs = slot.tenant == tenant
+            held = Held(slot.number, theirs=slot.tenant == tenant)
             self._n_used += 1
-            slot.tenant, slot.prompt, slot.n_used = tenant, prompt, self._n_used
+            slot.n_used = self._n_used
         try:
-            yield slot.number, theirs
+            yield held
         finally:
             with self._freed:
+                slot.tenant, slot.prompt = (tenant, prompt) if held.read else (None, "")
                 self._free.append(slot)
                 self._freed.notify()
 
