@@ -28,8 +28,8 @@ MAX_BATCH_BYTES = 8 << 20
 MAX_BATCH_RECORDS = 1 << 16
 MAX_HEADERS = 100
 """Of a record: one is two bytes on the wire, and some seventy where it is read."""
-MAX_FETCH_BYTES = MAX_BATCH_BYTES
-"""What one fetch of a partition may become; what is behind it is fetched again."""
+MAX_FETCH_BYTES = 1 << 20
+"""What one fetch of a partition may become, and its last batch; what is behind is fetched again."""
 REASON = f"inferbus-unreadable-{secrets.token_hex(8)}"
 """The header of stand-ins; no writer knows its name."""
 
