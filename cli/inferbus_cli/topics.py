@@ -30,6 +30,7 @@ app = App(name="topics", help="Look into the topics of the bus.")
 _TOPIC_EXISTS = 36
 """Kafka's error code."""
 _ID_BYTES = 16
+_JSON = "application/json"
 _LETTERS = catalogue.dead_letters("")
 _NO_RIGHT = "Kafka does not let this name read the topic; ask its operator for the ACL."
 _GROWING = {catalogue.REQUESTS}
@@ -261,7 +262,7 @@ def _value(entry: catalogue.Topic, raw: bytes, headers: dict[str, str | None]) -
 
     from inferbus_schemas import messages  # noqa: PLC0415
 
-    if (headers.get("content-type") or "").partition(";")[0].strip() == "application/json":
+    if (headers.get("content-type") or "").partition(";")[0].strip().lower() == _JSON:
         with contextlib.suppress(msgspec.DecodeError, RecursionError):
             return msgspec.json.decode(raw)
     kind: type[Message] = getattr(messages, entry.message.rpartition(".")[2])

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,12 +39,11 @@ _MAGIC_AT, _CRC_AT, _ATTRIBUTES_AT = 16, 17, 21
 _MAGIC = 2
 _CODEC, _CONTROL = 0x07, 0x20
 _GZIP, _SNAPPY, _LZ4, _ZSTD = 1, 2, 3, 4
-_FEW_BYTES = 16 << 10
-"""In so many bytes there is no room for headers that would cost much."""
 _PAST_END = bytes(32)
 """Behind the last record: the library reads numbers to their end, and asks for no buffer's."""
 _XERIAL = b"\x82SNAPPY\x00"
 _XERIAL_HEAD = 16
+_USUAL_RATIO = 16
 _BROKEN = (CorruptRecordException, cramjam.DecompressionError, IndexError, ValueError, struct.error)
 
 _NAME = "the name of a header is not UTF-8"
@@ -172,52 +171,58 @@ def _plain(batch: _Batch, raw: bytes) -> bytes:
         raise _TooLargeError(_TOO_MANY)
     codec = batch.attributes & _CODEC
     records = bytes(_decompressed(batch.records, codec) if codec else batch.records)
-    fine = len(records) <= _FEW_BYTES or all(
-        one.n_headers <= MAX_HEADERS for one in _records(records, batch.n_records)
-    )
+    fine = all(one.n_headers <= MAX_HEADERS for one in _records(records, batch.n_records))
     whole = batch.holding(records, batch.n_records) if codec else raw
     return whole if fine and _reads(whole) else _sifted(batch, records)
 
 
 def _decompressed(packed: memoryview, codec: int) -> memoryview:
     """Return the records of a batch, which are no more than a batch may hold."""
-    room = bytearray(MAX_BATCH_BYTES)
+    if codec not in _INTO:
+        raise CorruptRecordException(f"codec {codec}")
+    # Most are small, and room of eight mebibytes takes time to make.
+    for size in sorted({min(_USUAL_RATIO * len(packed), MAX_BATCH_BYTES), MAX_BATCH_BYTES}):
+        if (records := _within(size, bytes(packed), codec)) is not None:
+            return records
+    raise _TooLargeError(_TOO_LARGE)
+
+
+def _within(size: int, packed: bytes, codec: int) -> memoryview | None:
+    """Decompress into so many bytes; None where it is more."""
+    room = bytearray(size)
     try:
-        if codec == _SNAPPY:
-            n_bytes = _unsnapped(packed, room)
-        elif codec in _INTO:
-            n_bytes = _INTO[codec](bytes(packed), room)
-        else:
-            raise CorruptRecordException(f"codec {codec}")
+        return memoryview(room)[: _INTO[codec](packed, room)]
     except cramjam.DecompressionError as error:
-        if any(words in str(error) for words in _NO_ROOM):
-            raise _TooLargeError(_TOO_LARGE) from None
-        raise
-    return memoryview(room)[:n_bytes]
+        if not any(words in str(error) for words in _NO_ROOM):
+            raise
+        return None
 
 
-_INTO = {
-    _GZIP: cramjam.gzip.decompress_into,
-    _LZ4: cramjam.lz4.decompress_into,
-    _ZSTD: cramjam.zstd.decompress_into,
-}
 _NO_ROOM = ("failed to write whole buffer", "is smaller than required")
 """What cramjam says where the output does not fit."""
 
 
-def _unsnapped(packed: memoryview, room: bytearray) -> int:
+def _unsnapped(packed: bytes, room: bytearray) -> int:
     """Decompress snappy, bare or in the blocks of Java's clients; return how much it is."""
     if packed[: len(_XERIAL)] != _XERIAL:
-        return int(cramjam.snappy.decompress_raw_into(bytes(packed), room))
+        return int(cramjam.snappy.decompress_raw_into(packed, room))
     n_bytes, at, view = 0, _XERIAL_HEAD, memoryview(room)
     while at < len(packed):
         (size,) = struct.unpack_from(">i", packed, at)
-        block = bytes(packed[at + 4 : at + 4 + size])
+        block = packed[at + 4 : at + 4 + size]
         if size <= 0 or len(block) != size:
             raise CorruptRecordException("a block of snappy")
         n_bytes += cramjam.snappy.decompress_raw_into(block, view[n_bytes:])
         at += 4 + size
     return n_bytes
+
+
+_INTO: dict[int, Callable[[bytes, bytearray], int]] = {
+    _GZIP: cramjam.gzip.decompress_into,
+    _SNAPPY: _unsnapped,
+    _LZ4: cramjam.lz4.decompress_into,
+    _ZSTD: cramjam.zstd.decompress_into,
+}
 
 
 def _reads(raw: bytes) -> bool:

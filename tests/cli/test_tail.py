@@ -108,7 +108,7 @@ def test_tail_shows_what_any_program_may_write(kafka_bootstrap: str) -> None:
     for _ in range(3):
         producer.produce(topic, None, key=b"\xff", headers=[("traceparent", None), ("x", b"\xff")])
     written = {"requests": [{"model": "m", "inputs": {"tensors": [{"shape": [1]}]}}]}
-    head: list[tuple[str, Any]] = [("content-type", "application/json")]
+    head: list[tuple[str, Any]] = [("content-type", "Application/JSON; charset=utf-8")]
     ce_id = uuid.uuid4()
     producer.produce(topic, json.dumps(written), key=ce_id.bytes, headers=head)
     producer.produce(topic, b"{", key=b"text", headers=head)

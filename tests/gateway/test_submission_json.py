@@ -87,6 +87,9 @@ def test_other_ways_to_write_it_are_read_as_protobuf_reads_them(said: Any) -> No
         tensor(shape=["9" * 5000]),
         tensor(data=7),
         tensor(data="A"),
+        tensor(data="!!!"),
+        tensor(data="AA=A"),
+        tensor(data="AAAA AAAA"),
     ],
 )
 def test_what_is_none_is_refused_in_words(said: Any) -> None:

@@ -27,7 +27,7 @@ MAX_AGE_MS = 600_000
 MAX_REQUESTS = 1000
 """Requests of one record."""
 MAX_JSON_BYTES = 1 << 20
-"""JSON takes a second of CPU per MiB; whoever writes more at once writes Protobuf."""
+"""Of JSON; whoever writes more at once writes Protobuf, which takes less of everything."""
 _JSON = b"application/json"
 _PROTOBUF = {b"", b"application/protobuf", b"application/x-protobuf"}
 _ENTROPY_BYTES = 10
