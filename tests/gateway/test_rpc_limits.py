@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -13,7 +14,9 @@ import pytest
 from inferbus_gateway.api.rpc import SERVICE
 from inferbus_gateway.door import METHODS as POLICIES
 from inferbus_gateway.gen import open_inference_pb2 as pb
-from inferbus_gateway.hot.rpc_infer import RpcInfer
+from inferbus_gateway.hot.pending import Entry
+from inferbus_gateway.hot.rpc_infer import Question, RpcInfer
+from inferbus_gateway.hot.rpc_messages import Ended
 from inferbus_gateway.hot.rpc_unread import Unread
 from inferbus_schemas import access
 from tests.gateway.test_access import bearer, record
@@ -215,31 +218,67 @@ async def test_answers_that_nobody_reads_are_so_many_bytes(
                 await asyncio.sleep(0.01)
 
 
+def _at_once(
+    infer: RpcInfer, _asked: Any, _call: Any, _remaining_s: Any, *, alone: bool = False
+) -> asyncio.Future[Ended]:
+    """Stand for a model that answers at once, with a mebibyte."""
+    assert not alone
+    future: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
+    infer._tell(
+        cast("Question", None), future, "acme", cast("Entry", SimpleNamespace(id=bytes(16)))
+    )
+    return future
+
+
+def _ended(*_: Any) -> Ended:
+    return Ended(_large(), None, (("x-request-id", "019ac"),))
+
+
 async def test_an_answer_of_a_stream_that_cannot_be_sent_is_its_error(
     listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def answers(*_asked: Any) -> AsyncIterator[pb.ModelStreamInferResponse]:
-        for _ in range(2):
-            yield pb.ModelStreamInferResponse(infer_response=_large())
-
-    monkeypatch.setattr(RpcInfer, "_answers", answers)
+    monkeypatch.setattr(RpcInfer, "_ask", _at_once)
+    monkeypatch.setattr(RpcInfer, "ended", _ended)
     listener.keys.apply(record(1, access.INFER_ALL))
     head = (("authorization", bearer(1).decode()),)
+    asked = pb.ModelInferRequest(id="mine", model_name="digits").SerializeToString()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{listener.server.port}", OWN) as channel:
         ask: Any = channel.stream_stream(
             f"/{SERVICE}/ModelStreamInfer",
             response_deserializer=pb.ModelStreamInferResponse.FromString,
         )
-        sent = [one async for one in ask(iter([b""]), metadata=head, timeout=10)]
-        assert [one.infer_response for one in sent] == [_large()] * 2
+        sent = [one async for one in ask(iter([asked] * 2), metadata=head, timeout=10)]
+        assert [one.infer_response.raw_output_contents for one in sent] == [[bytes(1 << 20)]] * 2
+        assert listener.unread.n_bytes == 0
         assert listener.unread.refusal("acme", 4 << 20) is None
-        sent = [one async for one in ask(iter([b""]), metadata=head, timeout=10)]
+        sent = [one async for one in ask(iter([asked] * 2), metadata=head, timeout=10)]
+    assert len(sent) == 2
     for one in sent:
         assert one.error_message.startswith("too many bytes of answers to you are unread")
         said = one.infer_response
-        assert (said.id, said.parameters["x-request-id"].string_param) == ("mine", "019ac")
+        assert (said.id, len(said.parameters["x-request-id"].string_param)) == ("mine", 36)
         code = said.parameters["x-inferbus-error-code"].string_param
         assert (code, list(said.raw_output_contents)) == ("too_many_in_flight", [])
+
+
+async def test_answers_of_streams_are_held_from_when_they_are_there(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind the one that its client does not read stand those of all that it asked before."""
+    monkeypatch.setattr(RpcInfer, "_ask", _at_once)
+    monkeypatch.setattr(RpcInfer, "ended", _ended)
+    listener.keys.apply(record(1, access.INFER_ALL))
+    asked = pb.ModelInferRequest(model_name="digits").SerializeToString()
+    message = b"\0" + len(asked).to_bytes(4, "big") + asked
+    async with http2.Http2.connected(listener.server.port) as client:
+        for _ in range(2):
+            client.call(f"/{SERVICE}/ModelStreamInfer", authorization=bearer(1).decode())
+        await client.push(message * 40, for_s=1.0)
+        # Half of 8 MiB is one tenant's, and each answer is a little over 1 MiB.
+        assert 3 << 20 < listener.unread.n_bytes < 4 << 20
+    async with asyncio.timeout(10):
+        while listener.unread.n_bytes:  # noqa: ASYNC110 -- nothing tells of it
+            await asyncio.sleep(0.01)
 
 
 def test_tenants_share_what_may_be_unread() -> None:

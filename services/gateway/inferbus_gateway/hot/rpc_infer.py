@@ -77,8 +77,9 @@ class RpcInfer:
     """The two methods that infer.
 
     Invariants: every request is answered once, and counted whether or not its client is still
-    there; a stream's answers come in the order of its requests, at most `STREAM_WINDOW` at a time;
-    a client that leaves ends what a model generates for it, and nothing else.
+    there; a stream's answers come in the order of its requests, at most `STREAM_WINDOW` at a time,
+    and are held as `unread` from when they are there until they are sent; a client that leaves ends
+    what a model generates for it, and nothing else.
     """
 
     def __init__(
@@ -126,27 +127,13 @@ class RpcInfer:
             except InferbusError as error:
                 ended = self.refused(error, self._requests.new_id())
                 await context.abort(status(error), str(error), ended.metadata)
-            async with contextlib.aclosing(self._answers(asked, context)) as answers:
+            async with contextlib.aclosing(self._answers(asked, context, caller.tenant)) as answers:
                 async for answer in answers:
-                    n_bytes = answer.ByteSize()
-                    if refused := self.unread.refusal(caller.tenant, n_bytes):
-                        yield self._unsent(answer.infer_response, refused)
-                        continue
-                    try:
-                        yield answer
-                    finally:
-                        self.unread.give(caller.tenant, n_bytes)
-
-    def _unsent(
-        self, answer: pb.ModelInferResponse, refused: InferbusError
-    ) -> pb.ModelStreamInferResponse:
-        """Return what stands for an answer of a stream that cannot be sent."""
-        self._metrics.rejected.labels(refused.code).inc()
-        request_id = answer.parameters["x-request-id"].string_param
-        return wrapped(answer.id, Ended(None, refused, refusal_metadata(refused, request_id)))
+                    yield answer
+                    del answer  # The next one may be long in coming.
 
     async def _answers(
-        self, asked: AsyncIterator[Asked], context: StreamContext
+        self, asked: AsyncIterator[Asked], context: StreamContext, tenant: str
     ) -> AsyncGenerator[pb.ModelStreamInferResponse]:
         window: asyncio.Queue[tuple[str, asyncio.Future[Ended]] | None] = asyncio.Queue(
             STREAM_WINDOW
@@ -160,7 +147,7 @@ class RpcInfer:
                     try:
                         await window.put((name, ended))
                     except asyncio.CancelledError:
-                        ended.cancel()
+                        self.unread.drop(tenant, ended)
                         raise
             except Exception:  # noqa: BLE001 -- whatever ends the reading, what was read is answered
                 _log.exception("rpc_stream_failed")
@@ -169,14 +156,26 @@ class RpcInfer:
         reading = asyncio.create_task(read(), name="rpc-stream")
         try:
             while (waiting := await window.get()) is not None:
-                yield wrapped(waiting[0], await waiting[1])
+                name, future = waiting
+                try:
+                    n_bytes = (await future).n_bytes
+                except asyncio.CancelledError:
+                    self.unread.drop(tenant, future)
+                    raise
+                answer = wrapped(name, future.result())
+                del waiting, future
+                try:
+                    yield answer
+                finally:
+                    self.unread.give(tenant, n_bytes)
+                del answer
         finally:
             try:
                 await cancel(reading)
             finally:
                 while not window.empty():
-                    if (waiting := window.get_nowait()) is not None:
-                        waiting[1].cancel()
+                    if (left := window.get_nowait()) is not None:
+                        self.unread.drop(tenant, left[1])
 
     def _ask(
         self, message: Asked, call: Call, remaining_s: float | None, *, alone: bool = False
@@ -197,7 +196,8 @@ class RpcInfer:
                 )
                 return future
             question = self.parse(asked, asked.model_version)
-            waiter = Waiter(partial(self._tell, question, future), start_s)
+            holder = None if alone else caller.tenant
+            waiter = Waiter(partial(self._tell, question, future, holder), start_s)
             ends = question.target.generates and not keeps(call)
             self.open(
                 question, request_id, waiter, caller=caller, said=said, remaining_s=remaining_s
@@ -213,10 +213,16 @@ class RpcInfer:
         if future.cancelled():
             self._requests.abandon(request_id)
 
-    def _tell(self, question: Question, future: asyncio.Future[Ended], entry: Entry) -> None:
+    def _tell(
+        self, question: Question, future: asyncio.Future[Ended], holder: str | None, entry: Entry
+    ) -> None:
+        """Give an answer to who waits; those of a stream are held from here on, as its tenant's."""
         ended = self.ended(question, entry)
-        if not future.done():
-            future.set_result(ended)
+        if future.done():
+            return
+        if holder is not None and (refused := self.unread.refusal(holder, ended.n_bytes)):
+            ended = self.refused(refused, entry.id)
+        future.set_result(ended)
 
     def parse(self, asked: pb.ModelInferRequest, place: Place | str) -> Question:
         """Read a request for a version by name, or for the one of a place."""

@@ -63,6 +63,11 @@ class Ended:
     error: InferbusError | None
     metadata: Metadata
 
+    @property
+    def n_bytes(self) -> int:
+        """How much the answer is; a refusal is nothing."""
+        return 0 if self.answer is None else self.answer.ByteSize()
+
 
 def bare(error: InferbusError) -> InferbusError:
     """Return an error without the frames that it came through.

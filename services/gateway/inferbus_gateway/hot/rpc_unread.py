@@ -1,16 +1,19 @@
 """Answers that gRPC's core keeps until their clients read them: so many bytes, the others refused.
 
-In: the size of an answer that is about to be sent. Out: its bytes counted until they are given
-back, or a refusal in its place: nothing here can end the call of a client that only does not read.
-Small answers are not counted; how many there are is bounded by the number of calls. Pure.
+In: the size of an answer that is to be sent. Out: its bytes counted until they are given back, or a
+refusal in its place: nothing here can end the call of a client that only does not read. Small
+answers are not counted; how many there are is bounded by the number of calls and of what a stream
+may have asked. Pure.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from typing import Final
 
 from inferbus_gateway.errors import OverloadedError, TenantBusyError
+from inferbus_gateway.hot.rpc_messages import Ended
 from inferbus_kit.errors import InferbusError
 
 SMALL_BYTES: Final = 64 << 10
@@ -53,3 +56,10 @@ class Unread:
             self._held[tenant] -= n_bytes
             if not self._held[tenant]:
                 del self._held[tenant]
+
+    def drop(self, tenant: str, future: asyncio.Future[Ended]) -> None:
+        """Let go of an answer that nobody is sent; one that is not here is waited for no more."""
+        if future.done() and not future.cancelled():
+            self.give(tenant, future.result().n_bytes)
+        else:
+            future.cancel()
