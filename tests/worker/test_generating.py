@@ -27,6 +27,8 @@ class Engine:
         _choice: int,
         tell: Callable[[Piece], bool],
         _tenant: str,
+        *,
+        of_row: bool,  # noqa: ARG002
     ) -> None:
         for piece in (Piece(n_prompt_tokens=9), Piece(text="a", n_tokens=1)):
             assert tell(piece)

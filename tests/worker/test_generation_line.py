@@ -47,7 +47,7 @@ class Engine:
         self.runs: list[Any] = []
         self.aborted: list[Any] = []
 
-    def submit(self, token: Any, *_said: Any) -> None:
+    def submit(self, token: Any, *_said: Any, **_how: Any) -> None:
         self.taken.append(token.work.request.id)
         self.runs.append(token)
 

@@ -56,6 +56,21 @@ def test_a_prompt_that_was_not_read_makes_no_slot_its_tenants() -> None:
     assert ask(slots, "b", "x" * 50) == (0, False)
 
 
+def test_a_jobs_row_stands_behind_requests_whatever_else_is_free() -> None:
+    """The engine reads prompts in the order of its slots: no request waits for a row's."""
+    slots = Slots(3)
+    for _ in range(4):  # so that each was somebody's
+        ask(slots, "a", "a long story")
+        with slots.held("a", "a long story", of_row=True) as row:
+            row.read = True
+            assert row.number == 2
+            with slots.held("b", "b") as first, slots.held("a", "a long story") as second:
+                assert {first.number, second.number} == {0, 1}
+    with slots.held("a", "x", of_row=True) as last, slots.held("a", "y", of_row=True) as row:
+        assert (last.number, row.number) == (2, 1)
+        assert ask(slots, "b", "z")[0] == 0
+
+
 def test_a_slot_is_held_by_one_and_the_next_waits_for_it() -> None:
     slots = Slots(1)
     got: list[tuple[int, bool]] = []

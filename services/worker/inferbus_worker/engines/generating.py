@@ -41,6 +41,8 @@ class TextEngine(Protocol):
         choice: int,
         tell: Callable[[Piece], bool],
         tenant: str,
+        *,
+        of_row: bool,
     ) -> None: ...
 
 
@@ -80,6 +82,7 @@ class _Asked:
     said: m.Generation | None
     abort: threading.Event
     tenant: str
+    of_row: bool
 
 
 class Generations:
@@ -125,7 +128,7 @@ class Generations:
             done = wire.Done(run.number, (), {0: "a prompt is not a UTF-8 text"}, "", 0, 0)
             self._end(done, [], started_ns)
             return
-        asked = _Asked(run.number, prompts, n, said, abort, run.tenant)
+        asked = _Asked(run.number, prompts, n, said, abort, run.tenant, run.of_row)
         answers = [_Answer(index) for index in range(len(prompts) * n)]
         waiting = deque(answers)
         threads = [
@@ -186,7 +189,9 @@ class Generations:
 
         at, choice = divmod(answer.index, asked.n)
         try:
-            self._engine.generate(asked.prompts[at], asked.said, choice, tell, asked.tenant)
+            self._engine.generate(
+                asked.prompts[at], asked.said, choice, tell, asked.tenant, of_row=asked.of_row
+            )
         except Exception as error:  # noqa: BLE001 -- each answer says how it ended
             answer.error = error
             asked.abort.set()

@@ -121,6 +121,8 @@ class EngineHost:
         buffers: Sequence[bytes],
         said: bytes = b"",
         tenant: str = "",
+        *,
+        of_row: bool = False,
     ) -> None:
         """Give the engine a batch; the caller bounds how many it may hold.
 
@@ -130,13 +132,14 @@ class EngineHost:
             buffers: their bytes, in the same order.
             said: a serialised `Generation`, for an engine that generates.
             tenant: whose prompt it is, for an engine that generates.
+            of_row: it is a job's row, whose prompt may be read after those of requests.
         """
         assert self._process is not None  # noqa: S101 -- only while up
         if not self._open:
             self._progress_s = time.monotonic()
         self._number += 1
         self._open[self._number] = token
-        self._process.send(wire.Run(self._number, tuple(heads), said, tenant), buffers)
+        self._process.send(wire.Run(self._number, tuple(heads), said, tenant, of_row), buffers)
 
     def abort(self, token: Any) -> None:
         """End a generation with what it has; its answer follows all the same."""

@@ -93,6 +93,8 @@ class LlamaEngine:
         choice: int,
         tell: Callable[[Piece], bool],
         tenant: str,
+        *,
+        of_row: bool = False,
     ) -> None:
         """Go on from a tenant's prompt; call `tell` with each piece, until it answers False.
 
@@ -122,7 +124,7 @@ class LlamaEngine:
                 return True
 
         asked = self._asked(said, choice)
-        with self._slots.held(tenant, prompt) as held:
+        with self._slots.held(tenant, prompt, of_row=of_row) as held:
             asked["id_slot"] = held.number
             if not held.theirs:
                 asked["cache_prompt"] = False

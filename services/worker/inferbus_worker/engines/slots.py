@@ -23,6 +23,7 @@ class _Slot:
     tenant: str | None = None
     prompt: str = ""
     n_used: int = 0
+    of_row: bool = False
 
 
 @dataclass(slots=True)
@@ -43,18 +44,20 @@ class Slots:
     """
 
     def __init__(self, n: int) -> None:
-        self._free = [_Slot(number) for number in range(n)]
+        self._all = [_Slot(number) for number in range(n)]
+        self._free = list(self._all)
         self._freed = threading.Condition()
         self._n_used = 0
 
     @contextlib.contextmanager
-    def held(self, tenant: str, prompt: str) -> Iterator[Held]:
-        """Hold a slot, once there is one."""
+    def held(self, tenant: str, prompt: str, *, of_row: bool = False) -> Iterator[Held]:
+        """Hold a slot, once there is one; that of a job's row stands behind those of requests."""
         with self._freed:
             while not self._free:
                 self._freed.wait()
-            slot = self._chosen(tenant, prompt)
+            slot = self._chosen(tenant, prompt, of_row=of_row)
             self._free.remove(slot)
+            slot.of_row = of_row
             held = Held(slot.number, theirs=slot.tenant == tenant)
             self._n_used += 1
             slot.n_used = self._n_used
@@ -63,17 +66,23 @@ class Slots:
         finally:
             with self._freed:
                 slot.tenant, slot.prompt = (tenant, prompt) if held.read else (None, "")
+                slot.of_row = False
                 self._free.append(slot)
                 self._freed.notify()
 
-    def _chosen(self, tenant: str, prompt: str) -> _Slot:
-        theirs = [slot for slot in self._free if slot.tenant == tenant]
+    def _chosen(self, tenant: str, prompt: str, *, of_row: bool) -> _Slot:
+        # The engine reads the prompts of its slots in the order of their numbers.
+        if of_row:
+            return max(self._free, key=lambda slot: slot.number)
+        first_row = min((slot.number for slot in self._all if slot.of_row), default=len(self._all))
+        free = [slot for slot in self._free if slot.number < first_row] or self._free
+        theirs = [slot for slot in free if slot.tenant == tenant]
         if theirs:
             alike = {slot.number: _n_alike(slot.prompt, prompt) for slot in theirs}
             best = max(theirs, key=lambda slot: (alike[slot.number], slot.n_used))
             if alike[best.number] > len(prompt) * _ALIKE:
                 return best
-        return min(self._free, key=lambda slot: slot.n_used)
+        return min(free, key=lambda slot: slot.n_used)
 
 
 def _n_alike(one: str, other: str) -> int:

@@ -37,13 +37,14 @@ class Run(msgspec.Struct, frozen=True, array_like=True, tag="run"):
     """Run a batch; all tensors have as many rows.
 
     `generation` is a serialised `Generation`, where the version generates and the request says how;
-    `tenant` is then whose prompt it is.
+    `tenant` is then whose prompt it is, and `of_row` says that it is of a job's row.
     """
 
     number: int
     inputs: tuple[TensorHead, ...]
     generation: bytes = b""
     tenant: str = ""
+    of_row: bool = False
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):

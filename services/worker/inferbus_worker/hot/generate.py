@@ -47,6 +47,8 @@ class Engine(Protocol):
         buffers: Sequence[bytes],
         said: bytes = b"",
         tenant: str = "",
+        *,
+        of_row: bool = False,
     ) -> None: ...
     def abort(self, token: Any) -> None: ...
 
@@ -199,7 +201,8 @@ class Generator:
         head = wire.TensorHead(generation.PROMPT, "BYTES", work.shapes[0], len(data))
         said = request.generation.SerializeToString() if request.HasField("generation") else b""
         self._metrics.queue_seconds.observe(now_s - work.arrived_s)
-        engine.submit(run, [head], [data], said, request.tenant)
+        of_row = work.keeper is not None
+        engine.submit(run, [head], [data], said, request.tenant, of_row=of_row)
 
     def tick(self, now_s: float) -> None:
         """End what has expired, waiting or running; called a few times a second."""
