@@ -24,7 +24,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import uvloop
-from inferbus_telemetry.spans import Tracing
 from prometheus_client import CollectorRegistry
 
 from inferbus_gateway.api.v2 import make_app
@@ -50,6 +49,7 @@ from inferbus_kit.metrics import gateway_metrics
 from inferbus_schemas import access, membership, tensors
 from inferbus_schemas import manifest as manifests
 from inferbus_schemas import messages as m
+from inferbus_telemetry.spans import Tracing
 
 KEY = access.make_key(bytes(range(40)))
 N_FEATURES = 30

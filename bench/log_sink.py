@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import asyncpg
-from inferbus_telemetry.spans import configure_logs
 
 from bench.record import store
 from inferbus_logger import audit, database, plan, rows
@@ -26,6 +25,7 @@ from inferbus_logger.migrate import migrate
 from inferbus_logger.partitions import Partitions
 from inferbus_logger.plan import Buffer
 from inferbus_logger.sink import Planned, Sink
+from inferbus_telemetry.spans import configure_logs
 from tests.support import predictions, reconcile, servers
 
 TOPIC = "bench"

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvloop
-from inferbus_telemetry.spans import Tracing
 from prometheus_client import CollectorRegistry
 
 from inferbus_kit.metrics import worker_metrics
 from inferbus_schemas import envelope, ids, topics
 from inferbus_schemas import manifest as manifests
 from inferbus_schemas import messages as m
+from inferbus_telemetry.spans import Tracing
 from inferbus_worker.engines import golden
 from inferbus_worker.engines.contract import EngineSpec
 from inferbus_worker.engines.host import EngineHost

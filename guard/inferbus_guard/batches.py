@@ -19,7 +19,7 @@ from typing import Any
 
 import cramjam
 from aiokafka import AIOKafkaConsumer
-from aiokafka.errors import CorruptRecordException
+from aiokafka.errors import CorruptRecordException, KafkaError
 from aiokafka.record.default_records import DefaultRecordBatch
 from aiokafka.record.util import calc_crc32c, decode_varint, encode_varint
 
@@ -99,7 +99,11 @@ def guard(consumer: AIOKafkaConsumer) -> None:
     async def sent(node_id: int, request: Any, **how: Any) -> Any:
         response = await send(node_id, request, **how)
         if type(response).__name__.startswith("FetchResponse"):
-            response.topics = await asyncio.to_thread(_topics, response.topics)
+            try:
+                response.topics = await asyncio.to_thread(_topics, response.topics)
+            except Exception as error:
+                # Of any other kind it would end the client's fetching, for good and in silence.
+                raise KafkaError("what was fetched cannot be read now") from error
         return response
 
     client.send = sent

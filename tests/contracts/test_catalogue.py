@@ -86,7 +86,7 @@ def test_topic_names_stand_nowhere_else() -> None:
     pattern = re.compile(r"inferbus\.(inference|models|fleet|access|jobs)\.[a-z]+[.\"']")
     places = [
         path
-        for folder in ("guard", "kit", "services", "cli", "dev")
+        for folder in ("guard", "telemetry", "kit", "services", "cli", "dev")
         for path in (ROOT / folder).rglob("*.py")
         if pattern.search(path.read_text())
     ]

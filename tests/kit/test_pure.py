@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from inferbus_telemetry.spans import Tracing
 
 from inferbus_kit.errors import StartupError
 from inferbus_kit.health import Health, health_answer
 from inferbus_kit.offsets import ContiguousOffsets
 from inferbus_kit.settings import Settings, load
+from inferbus_telemetry.spans import Tracing
 
 
 @given(

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inferbus_telemetry.spans import Tracing
 from prometheus_client import CollectorRegistry
 
 from inferbus_kit.errors import BusUnavailableError
@@ -19,6 +18,7 @@ from inferbus_kit.metrics import worker_metrics
 from inferbus_schemas import envelope, topics
 from inferbus_schemas import messages as m
 from inferbus_schemas.manifest import Batching, FileEntry, Manifest, Signature, TensorSpec
+from inferbus_telemetry.spans import Tracing
 from inferbus_worker.engines import wire
 from inferbus_worker.engines.process import Death
 from inferbus_worker.hot import emit

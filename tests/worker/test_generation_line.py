@@ -7,13 +7,13 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
-from inferbus_telemetry.spans import Tracing
 from prometheus_client import CollectorRegistry
 
 from inferbus_kit.metrics import worker_metrics
 from inferbus_schemas import generation, tensors
 from inferbus_schemas import messages as m
 from inferbus_schemas.manifest import FileEntry, Manifest, Signature, TensorSpec
+from inferbus_telemetry.spans import Tracing
 from inferbus_worker.engines import wire
 from inferbus_worker.hot.emit import Served, Used
 from inferbus_worker.hot.generate import Generator

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from inferbus_telemetry.spans import Tracing
 from prometheus_client import CollectorRegistry
 
 from inferbus_kit.health import Health
 from inferbus_kit.metrics import worker_metrics
 from inferbus_schemas import messages as m
+from inferbus_telemetry.spans import Tracing
 from inferbus_worker.control.desired import Version
 from inferbus_worker.control.residents import EngineLimits, Residents
 from inferbus_worker.errors import ArtifactError

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import structlog
 from aiokafka.errors import KafkaError
-from inferbus_telemetry.spans import Tracing
 
 from inferbus_gateway import errors
 from inferbus_gateway.api.rpc import RpcServer
@@ -42,6 +41,7 @@ from inferbus_kit.lifecycle import Lifecycle, cancel
 from inferbus_kit.produce import Producer
 from inferbus_schemas import topics
 from inferbus_schemas.membership import Membership
+from inferbus_telemetry.spans import Tracing
 
 if TYPE_CHECKING:
     from inferbus_kit.tokens import Tokens

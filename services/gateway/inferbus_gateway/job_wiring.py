@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter
-from inferbus_telemetry.spans import Tracing
 
 from inferbus_gateway.api import batches as batches_api
 from inferbus_gateway.api import files as files_api
@@ -37,6 +36,7 @@ from inferbus_kit.health import Health
 from inferbus_kit.objects import Objects, open_store
 from inferbus_kit.produce import Producer
 from inferbus_schemas.access import Principal
+from inferbus_telemetry.spans import Tracing
 
 STREAMED = frozenset(
     {

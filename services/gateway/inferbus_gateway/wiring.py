@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from inferbus_telemetry.spans import Tracing, configure_logs
 from prometheus_client import CollectorRegistry
 
 from inferbus_gateway.api import refusals
@@ -56,6 +55,7 @@ from inferbus_kit.settings import load
 from inferbus_schemas import membership, topics
 from inferbus_schemas.access import Keyring
 from inferbus_schemas.membership import Membership
+from inferbus_telemetry.spans import Tracing, configure_logs
 
 if TYPE_CHECKING:
     from inferbus_kit.tokens import Tokens

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 
-from inferbus_telemetry.spans import configure_logs
-
 from inferbus_kit import settings as kit_settings
 from inferbus_kit.lifecycle import Lifecycle, cancel
 from inferbus_logger import settings, wiring
 from inferbus_logger.wiring import Process
+from inferbus_telemetry.spans import configure_logs
 
 
 class Running:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from inferbus_telemetry.spans import Tracing
 from prometheus_client import CollectorRegistry
 
 from inferbus_kit.health import Health, health_app
@@ -21,6 +20,7 @@ from inferbus_logger.settings import LoggerSettings
 from inferbus_logger.sink import Sink
 from inferbus_logger.upkeep import Upkeep
 from inferbus_logger.write import Writer
+from inferbus_telemetry.spans import Tracing
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ from typing import Final
 
 import asyncpg
 import structlog
-from inferbus_telemetry.spans import Tracing
 
 from inferbus_kit.health import Health
 from inferbus_kit.metrics import LoggerMetrics
@@ -24,6 +23,7 @@ from inferbus_logger.database import Connection
 from inferbus_logger.lanes import Board
 from inferbus_logger.partitions import Partitions
 from inferbus_logger.sink import FencedError, Planned, Sink, Written
+from inferbus_telemetry.spans import Tracing
 
 _log = structlog.get_logger("write")
 

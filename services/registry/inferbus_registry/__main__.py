@@ -10,11 +10,10 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from inferbus_telemetry.spans import configure_logs
-
 from inferbus_kit.errors import InferbusError
 from inferbus_kit.lifecycle import run_process
 from inferbus_kit.settings import load
+from inferbus_telemetry.spans import configure_logs
 
 _USAGE = "usage: python -m inferbus_registry [migrate] [admin-key] [topics]"
 

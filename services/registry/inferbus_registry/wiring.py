@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from inferbus_telemetry.spans import configure_logs
 from prometheus_client import CollectorRegistry
 
 from inferbus_kit.health import Health, health_app
@@ -28,6 +27,7 @@ from inferbus_registry.readiness import Readiness
 from inferbus_registry.settings import RegistrySettings
 from inferbus_registry.versions.service import VersionService
 from inferbus_schemas import topics
+from inferbus_telemetry.spans import configure_logs
 
 
 async def build(lifecycle: Lifecycle) -> None:

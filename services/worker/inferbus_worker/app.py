@@ -10,7 +10,6 @@ import time
 from dataclasses import dataclass
 
 import structlog
-from inferbus_telemetry.spans import Tracing
 
 from inferbus_kit.consume import StateReader
 from inferbus_kit.health import Health
@@ -21,6 +20,7 @@ from inferbus_kit.metrics import WorkerMetrics
 from inferbus_kit.produce import Producer
 from inferbus_schemas import messages as m
 from inferbus_schemas.membership import Membership
+from inferbus_telemetry.spans import Tracing
 from inferbus_worker.control.desired import Desired, Version
 from inferbus_worker.control.holding import Key, versions_to_hold
 from inferbus_worker.control.residents import Residents

@@ -6,7 +6,6 @@ import asyncio
 import secrets
 from collections.abc import Callable
 
-from inferbus_telemetry.spans import Tracing, configure_logs
 from prometheus_client import CollectorRegistry
 
 from inferbus_kit.consume import Record, StateReader
@@ -22,6 +21,7 @@ from inferbus_kit.settings import load
 from inferbus_schemas import messages as m
 from inferbus_schemas import topics
 from inferbus_schemas.membership import InboxLease, Member, Membership
+from inferbus_telemetry.spans import Tracing, configure_logs
 from inferbus_worker import VERSION
 from inferbus_worker.app import LoadReport, Process, add_stages
 from inferbus_worker.artifacts import Artifacts

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
-from inferbus_telemetry.spans import Tracing
 
 from inferbus_gateway import errors
 from inferbus_gateway.api import files
@@ -26,6 +25,7 @@ from inferbus_gateway.hot.route import unknown_model
 from inferbus_schemas import access, batches, ids
 from inferbus_schemas import messages as m
 from inferbus_schemas.access import Principal, Verdict
+from inferbus_telemetry.spans import Tracing
 
 WINDOW = "24h"
 _SPAN = "POST /v1/batches"

@@ -17,7 +17,6 @@ from typing import Annotated, Any, Literal, TypeVar
 import structlog
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
-from inferbus_telemetry.spans import Tracing
 
 from inferbus_gateway import errors
 from inferbus_gateway.api import header_docs
@@ -45,6 +44,7 @@ from inferbus_kit.objects import Objects
 from inferbus_schemas import access, ids, jobs
 from inferbus_schemas import messages as m
 from inferbus_schemas.access import Principal, Verdict
+from inferbus_telemetry.spans import Tracing
 
 _log = structlog.get_logger("jobs")
 _One = TypeVar("_One")

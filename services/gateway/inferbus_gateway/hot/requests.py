@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Callable, Sequence
 
-from inferbus_telemetry.spans import OpenSpan, Tracing
 from prometheus_client import Counter, Histogram
 
 from inferbus_gateway import errors
@@ -29,6 +28,7 @@ from inferbus_schemas import ids
 from inferbus_schemas import messages as m
 from inferbus_schemas.access import Principal
 from inferbus_schemas.generation import n_tokens
+from inferbus_telemetry.spans import OpenSpan, Tracing
 
 _ID_BYTES = 10
 """Of these 80 random bits an id takes 74."""

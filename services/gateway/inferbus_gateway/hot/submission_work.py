@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from aiokafka.structs import TopicPartition
-from inferbus_telemetry.spans import OpenSpan, Tracing
 
 from inferbus_gateway.hot.publish import MAX_FRAME_BYTES, MAX_FRAME_REQUESTS
 from inferbus_gateway.hot.submitted import Place, Submitted
@@ -17,6 +16,7 @@ from inferbus_kit.consume import Record
 from inferbus_kit.offsets import ContiguousOffsets
 from inferbus_schemas import messages as m
 from inferbus_schemas.membership import InboxLease
+from inferbus_telemetry.spans import OpenSpan, Tracing
 
 REQUEST_BYTES = 4096
 """What a request takes beside its tensors, about (2,900 are measured before it is in a frame)."""

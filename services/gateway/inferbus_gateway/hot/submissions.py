@@ -19,7 +19,6 @@ import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
 from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
-from inferbus_telemetry.spans import Tracing
 
 from inferbus_gateway import errors
 from inferbus_gateway.hot import submitted
@@ -51,6 +50,7 @@ from inferbus_kit.produce import Producer
 from inferbus_schemas import access, topics
 from inferbus_schemas import messages as m
 from inferbus_schemas.access import Principal
+from inferbus_telemetry.spans import Tracing
 
 _log = structlog.get_logger("submissions")
 

@@ -33,7 +33,7 @@ _BATCH = 100
 _IDLE_S = 1.0
 _PATIENCE_S = 5.0
 _KEEP_DAYS = 7
-_PRUNE_EVERY_S = 3600.0
+_PRUNE_EVERY_S, _PRUNED_AT_ONCE = 3600.0, 10_000
 
 _NEXT = """
 SELECT id, topic, key, message FROM registry.outbox
@@ -45,9 +45,14 @@ SELECT count(*) FROM registry.outbox
 WHERE id > (SELECT published_id FROM registry.outbox_cursor)
 """
 _PRUNE = """
-DELETE FROM registry.outbox
-WHERE id <= (SELECT published_id FROM registry.outbox_cursor)
-AND created_at < now() - make_interval(days => $1)
+WITH gone AS (
+  DELETE FROM registry.outbox WHERE id IN (
+    SELECT id FROM registry.outbox
+    WHERE id <= (SELECT published_id FROM registry.outbox_cursor)
+    AND created_at < now() - make_interval(days => $1)
+    ORDER BY id LIMIT $2)
+  RETURNING 1)
+SELECT count(*) FROM gone
 """
 
 
@@ -134,18 +139,23 @@ class Relay:
 
     async def _turn(self) -> None:
         self._health.beat(leader.LOOP)
-        if time.monotonic() >= self._prune_monotonic_s:
-            await self._session.execute(_PRUNE, _KEEP_DAYS)
-            self._prune_monotonic_s = time.monotonic() + _PRUNE_EVERY_S
         self._wake.clear()
         while await self._drain():
             self._health.beat(leader.LOOP)
         for short, tail in self._tails.items():
             if tail.suspect:
                 await self._repair(short, tail)
+        await self._prune()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_IDLE_S):
                 await self._wake.wait()
+
+    async def _prune(self) -> None:
+        """Delete rows of long ago, some in a turn."""
+        if time.monotonic() < self._prune_monotonic_s:
+            return
+        if await self._session.fetchval(_PRUNE, _KEEP_DAYS, _PRUNED_AT_ONCE) < _PRUNED_AT_ONCE:
+            self._prune_monotonic_s = time.monotonic() + _PRUNE_EVERY_S
 
     async def _drain(self) -> bool:
         """Publish the next rows; tell whether there were any."""

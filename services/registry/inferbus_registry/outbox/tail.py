@@ -146,4 +146,6 @@ class Tail:
         if not digests or digests[0] != digest:
             return False
         digests.popleft()
+        if not digests:
+            del self._expected[key]
         return True

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 
 from inferbus_telemetry.spans import Tracing
-
 from inferbus_worker.hot.work import Batch
 
 

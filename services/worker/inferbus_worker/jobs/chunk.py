@@ -16,7 +16,6 @@ from typing import TypeVar
 
 import structlog
 from aiokafka.errors import KafkaError
-from inferbus_telemetry.spans import Tracing
 
 from inferbus_kit.consume import Record
 from inferbus_kit.errors import InferbusError
@@ -25,6 +24,7 @@ from inferbus_kit.objects import Objects
 from inferbus_kit.produce import MAX_BATCH_BYTES, Message, Producer
 from inferbus_schemas import envelope, generation, ids, jobs, topics
 from inferbus_schemas import messages as m
+from inferbus_telemetry.spans import Tracing
 from inferbus_worker.hot.letters import Letters
 from inferbus_worker.jobs.rows import RowRunner
 
