@@ -21,6 +21,7 @@ from inferbus_kit.consume import PartitionReader, Record
 from inferbus_schemas import messages as m
 from inferbus_schemas import topics
 from tests.gateway.test_submissions import Program
+from tests.guard.test_batches import number, written
 from tests.support.gateway_side import GatewaySide
 from tests.support.scripted_worker import echo
 
@@ -144,6 +145,35 @@ async def test_what_cannot_be_read_is_stepped_over_and_loses_nobodys_record(
     assert gateway.process.poll() is None
     worker_names = [one.client_request_id for _, one in program.side.all_predictions]
     assert sorted(worker_names) == sorted(names), "each once"
+
+
+async def test_a_record_that_says_more_than_it_has_ends_no_gateway(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker takes it, since it reads 32 bits of a length."""
+    await program.side.worker(echo)
+    gateway = await program.gateway()
+    far = number((1 << 31) + 1) + b"k"
+    raw = bytearray(written(b"\0\0\0" + far + number(1) + b"v" + b"\0"))
+    raw[:8] = bytes(8)
+
+    class Lying(_DefaultRecordBatchBuilderPy):  # type: ignore[misc]
+        def build(self) -> bytearray:
+            return raw
+
+    with monkeypatch.context() as patched:
+        for place in (message_accumulator, aiokafka_producer):
+            patched.setattr(place, "DefaultRecordBatchBuilder", Lying)
+        producer = AIOKafkaProducer(bootstrap_servers=program.side.bootstrap)
+        await producer.start()
+        await producer.send_and_wait(program.topic, b"v", partition=2)
+        await producer.stop()
+    program.submit(program.one("behind"), partition=2)
+    assert (await program.ended("behind"))["behind"].outcome == m.OUTCOME_OK
+    (letter,) = await letters_of(program, 1)
+    assert b"damaged" in dict(letter.headers)["dlq_error"]
+    await program.side.until(lambda: program.committed() == 2)
+    assert gateway.process.poll() is None
 
 
 async def test_what_was_read_before_partitions_were_revoked_is_not_taken_after(
