@@ -11,6 +11,7 @@ import pytest
 from inferbus_dev import ports, valkey
 from inferbus_dev.supervisor import Supervisor
 from tests.support import gateway_process, gateway_side
+from tests.support.program import Program
 
 
 @pytest.fixture
@@ -45,3 +46,11 @@ async def private_valkey(tmp_path: Path) -> AsyncIterator[str]:
 async def http() -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(timeout=40) as client:
         yield client
+
+
+@pytest.fixture
+async def program(side: gateway_side.GatewaySide) -> Program:
+    """A program whose tenant's topics are there."""
+    made = Program(side)
+    await made.start()
+    return made

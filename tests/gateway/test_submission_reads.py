@@ -20,19 +20,11 @@ from inferbus_gateway.hot.submissions import Submissions
 from inferbus_kit.consume import PartitionReader, Record
 from inferbus_schemas import messages as m
 from inferbus_schemas import topics
-from tests.gateway.test_submissions import Program
 from tests.guard.test_batches import number, written
-from tests.support.gateway_side import GatewaySide
+from tests.support.program import Program
 from tests.support.scripted_worker import echo
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
-
-
-@pytest.fixture
-async def program(side: GatewaySide) -> Program:
-    made = Program(side)
-    await made.start()
-    return made
 
 
 def submission(program: Program, *names: str) -> bytes:

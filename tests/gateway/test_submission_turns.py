@@ -8,18 +8,10 @@ import pytest
 
 from inferbus_gateway.hot import submission_work, submissions
 from inferbus_schemas import messages as m
-from tests.gateway.test_submissions import Program, metric
-from tests.support.gateway_side import GatewaySide
+from tests.support.program import Program, metric
 from tests.support.scripted_worker import echo
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
-
-
-@pytest.fixture
-async def program(side: GatewaySide) -> Program:
-    made = Program(side)
-    await made.start()
-    return made
 
 
 async def test_what_a_tenant_writes_without_end_takes_no_turn_from_another(
