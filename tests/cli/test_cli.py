@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import secrets
 import subprocess
 import time
@@ -15,61 +14,14 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
-from tests.support import forkserver, registry, servers
+from tests.support import registry
+from tests.support.command import NOWHERE, failed, inferbus
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.support.registry import RegistryProcess
-
-NOWHERE = "http://127.0.0.1:1"
-
-
-@pytest.fixture(scope="module")
-def database(postgres_url: str) -> Iterator[str]:
-    with asyncio.Runner() as runner:
-        context = servers.fresh_database(postgres_url)
-        url = runner.run(context.__aenter__())
-        registry.migrate_process(url)
-        try:
-            yield url
-        finally:
-            runner.run(context.__aexit__(None, None, None))
-
-
-@pytest.fixture(scope="module")
-def running(kafka_bootstrap: str, database: str) -> Iterator[RegistryProcess]:
-    # Its provider of tokens is down: that is no reason not to start, nor to take keys.
-    env = {
-        "INFERBUS_OIDC_ISSUER": "https://idp.example",
-        "INFERBUS_OIDC_AUDIENCE": "inferbus",
-        "INFERBUS_OIDC_JWKS_URL": f"{NOWHERE}/keys",
-    }
-    with registry.registry_process(kafka_bootstrap, database, env=env) as process:
-        yield process
-
-
-@pytest.fixture
-def model() -> str:
-    return f"c-{secrets.token_hex(4)}"
-
-
-def inferbus(
-    *arguments: str, cwd: Path | None = None, env: Mapping[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("INFERBUS_")}
-    environment = {**clean, "INFERBUS_API_KEY": registry.ADMIN_KEY, **(env or {})}
-    return forkserver.done("inferbus_cli", environment, arguments, cwd=cwd)
-
-
-def failed(run: subprocess.CompletedProcess[str], said: str, code: int = 1) -> bool:
-    assert run.returncode == code, run
-    assert said in run.stderr
-    assert run.stderr.startswith("inferbus: ")
-    assert len(run.stderr.strip().splitlines()) == 1
-    assert "Traceback" not in run.stderr
-    return True
 
 
 def test_push_show_alias_and_rollout(running: RegistryProcess, model: str, tmp_path: Path) -> None:
@@ -294,48 +246,6 @@ def test_keys_are_made_listed_rotated_and_revoked(running: RegistryProcess) -> N
         inferbus("keys", "create", "x", "--scope", "admin", "--burst", "1", env=at), "rate"
     )
     assert failed(inferbus("keys", "rotate", key_id, "--overlap", "soon", env=at), "span of time")
-
-
-def test_topics(running: RegistryProcess, kafka_bootstrap: str, model: str) -> None:
-    running.push(model, 1.0, "champion")
-    at = {"INFERBUS_KAFKA_BOOTSTRAP": kafka_bootstrap}
-    listed = inferbus("topics", "list", env=at).stdout
-    assert "inferbus.models.deployments.v1" in listed
-    assert "missing" not in listed
-    deadline = time.monotonic() + 20
-    while True:
-        tail = inferbus(
-            "topics",
-            "tail",
-            "models.deployments",
-            "--json",
-            "--from-beginning",
-            "--count",
-            "1",
-            env=at,
-        )
-        assert tail.returncode == 0, tail.stderr
-        if tail.stdout or time.monotonic() > deadline:
-            break
-    record = json.loads(tail.stdout)
-    assert record["headers"]["ce_type"] == "inferbus.models.deployment-changed.v1"
-    assert record["value"]["model"] == record["key"]
-    assert failed(inferbus("topics", "tail", "none", env=at), "There is no topic 'none'")
-    for _ in range(2):
-        made = inferbus("topics", "add-tenant", "acme", env=at).stdout
-        odd = inferbus("topics", "add-tenant", "inference", env=at).stdout
-        assert odd == made.replace(".acme.", ".inference.")
-        assert "inferbus.inference.submissions.acme.v1: 4 partitions" in made
-        assert "inferbus.inference.submissions.acme.v1.dlq: 1 partitions" in made
-        assert "inferbus.inference.answers.acme.v1: 4 partitions" in made
-    theirs = inferbus("topics", "list", "--tenant", "acme", env=at).stdout
-    assert "inferbus.inference.submissions.acme.v1     4 partitions" in theirs
-    assert failed(inferbus("topics", "add-tenant", "../x", env=at), "not a valid tenant name")
-    keep = inferbus("topics", "add-partitions", "inference.predictions", "--total", "99", env=at)
-    assert failed(keep, "must keep its partitions")
-    fewer = inferbus("topics", "add-partitions", "inference.requests", "--total", "1", env=at)
-    assert failed(fewer, "they only grow")
-    assert failed(inferbus("topics", "list", "--kafka", "127.0.0.1:1"), "Kafka does not answer")
 
 
 def test_the_log_needs_a_database(tmp_path: Path) -> None:

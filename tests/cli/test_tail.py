@@ -19,8 +19,8 @@ from inferbus_dev.topics import create_topics
 from inferbus_kit.produce import Producer
 from inferbus_schemas import ids, topics
 from inferbus_schemas import messages as m
-from tests.cli.test_cli import failed, inferbus
 from tests.support import worker_side
+from tests.support.command import failed, inferbus
 
 
 def test_tail_shows_ids_and_digests_as_people_know_them(kafka_bootstrap: str) -> None:
