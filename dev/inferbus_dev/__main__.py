@@ -24,7 +24,8 @@ from rich.text import Text
 from inferbus_dev import jars, show, status, terminal
 from inferbus_dev.errors import DISK_FULL, LauncherError
 from inferbus_dev.paths import KAFKA_FILES, PROJECT, default_state_dir
-from inferbus_dev.stack import DEFAULT_PORT_BASE, Stack
+from inferbus_dev.seating import DEFAULT_PORT_BASE
+from inferbus_dev.stack import Stack
 from inferbus_dev.topics import create_topics
 
 if TYPE_CHECKING:

@@ -11,11 +11,12 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from inferbus_dev import first_key, infra, ports, postgres, services, state
+from inferbus_dev import first_key, infra, postgres, services, state
 from inferbus_dev.errors import LauncherError
 from inferbus_dev.paths import cache_dir
 from inferbus_dev.process import start_time
 from inferbus_dev.progress import Report, Silent
+from inferbus_dev.seating import DEFAULT_PORT_BASE, Seating
 from inferbus_dev.supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -26,11 +27,7 @@ if TYPE_CHECKING:
     from inferbus_dev.process import Child
     from inferbus_dev.supervisor import Member
 
-DEFAULT_PORT_BASE = 8080
 EVERYTHING = frozenset({*state.SERVERS, *services.ROLES})
-# From the base: 0 HTTP, 1 gRPC, 2 metrics of the first gateway, 3 control plane.
-_FIXED_PORTS = 4
-_HTTP, _GRPC, _METRICS, _REGISTRY = range(_FIXED_PORTS)
 
 
 class Stack:
@@ -65,7 +62,6 @@ class Stack:
             )
         self._path = state_dir.resolve()
         self._counts = {"worker": n_workers, "gateway": n_gateways}
-        self._port_base = None if free_ports else port_base
         self._env = dict(env or {})
         self._kafka_bootstrap = kafka_bootstrap
         self._postgres_url = postgres_url
@@ -73,7 +69,7 @@ class Stack:
         self._java = java
         self._cache = cache or cache_dir(os.environ)
         self.report: Report = report or Silent()
-        self._taken: set[int] = set()
+        self._seating = Seating(None if free_ports else port_base)
         self._state: state.StateDir | None = None
         self._seats: dict[str, services.Seat] = {}
         self.supervisor = Supervisor(self._record)
@@ -148,7 +144,7 @@ class Stack:
         self._check_choice()
         try:
             await self._take_folder()
-            self._check_ports()
+            self._seating.check(self.roles)
             for role in self._wanted():
                 for index in range(self._counts.get(role.name, 1)):
                     self._take_seat(role, index)
@@ -257,18 +253,6 @@ class Stack:
                 f"The services need {' and '.join(lacking)}: add what is missing to --only."
             )
 
-    def _check_ports(self) -> None:
-        if self._port_base is None:
-            return
-        # None of them is a free one for another listener.
-        self._taken.update(ports.demand_range(self._port_base, _FIXED_PORTS))
-        if "gateway" in self.roles:
-            ports.demand_free(self._port_base + _HTTP, "the gateway (HTTP)")
-            ports.demand_free(self._port_base + _GRPC, "the gateway (gRPC)")
-            ports.demand_free(self._port_base + _METRICS, "the gateway (metrics)")
-        if "registry" in self.roles:
-            ports.demand_free(self._port_base + _REGISTRY, "the registry")
-
     async def _take_folder(self) -> None:
         self._state = await asyncio.to_thread(state.StateDir.open, self._path)
         left = await asyncio.to_thread(self._state.end_leftovers)
@@ -297,7 +281,7 @@ class Stack:
             report=self.report,
             cache=self._cache,
             java=self._java,
-            taken=self._taken,
+            taken=self._seating.taken,
         )
         await infra.together(
             self._bring_kafka(builder), self._bring_postgres(builder), self._bring_valkey(builder)
@@ -356,22 +340,14 @@ class Stack:
             await self.supervisor.start(services.child(seat, self._place()))
 
     def _take_seat(self, role: services.Role, index: int) -> str:
-        """Choose ports: fixed ones for the first process of a role, free ones for all others."""
         name = f"{role.name}-{index}"
-        base = self._port_base if index == 0 else None
-
-        def port(offset: int | None) -> int:
-            if base is None or offset is None:
-                return ports.free_port(taken=self._taken)
-            return base + offset
-
-        is_gateway = role.name == "gateway"
+        listens = self._seating.of(role, index)
         self._seats[name] = services.Seat(
             role=role,
             index=index,
-            metrics_port=port(_METRICS if is_gateway else None),
-            http_port=port(_HTTP if is_gateway else _REGISTRY) if role.serves_http else None,
-            grpc_port=port(_GRPC) if role.serves_grpc else None,
+            metrics_port=listens.metrics,
+            http_port=listens.http,
+            grpc_port=listens.grpc,
             private=self._folder.private(name),
             log=self._folder.log(name),
         )

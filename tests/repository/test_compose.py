@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from inferbus_dev import kafka, postgres, services, stack, valkey
+from inferbus_dev import kafka, postgres, seating, services, valkey
 from inferbus_dev.paths import KAFKA_FILES
 from inferbus_dev.ports import LOOPBACK
 from inferbus_gateway.settings import GatewaySettings
@@ -30,8 +30,8 @@ KAFKA_DATA = "/var/lib/kafka/data"
 PASSWORDS = {name: f"INFERBUS_{name.upper()}_PASSWORD" for name in ("postgres", "valkey")}
 SERVER_PORTS = {"kafka": 9092, "controller": 9093, "postgres": 5432, "valkey": 6379}
 # From the base of all ports: those of the dev stack, and 4 to 6 where it takes free ones.
-HTTP = {"gateway": stack._HTTP, "registry": stack._REGISTRY}
-METRICS = {"gateway": stack._METRICS, "registry": 4, "logger": 5, "worker": 6}
+HTTP = {"gateway": seating.HTTP, "registry": seating.REGISTRY}
+METRICS = {"gateway": seating.METRICS, "registry": 4, "logger": 5, "worker": 6}
 KNOB = re.compile(r"(?<!\$)\$\{([A-Z_]+):([-?])([^}]*)\}")
 
 
@@ -62,7 +62,7 @@ def _passed_on(compose: dict[str, Any], service: str) -> set[str]:
 
 def _told(role: str, folder: Path) -> dict[str, str]:
     """Return what the dev stack would tell a service on the servers of the compose file."""
-    base = stack.DEFAULT_PORT_BASE
+    base = seating.DEFAULT_PORT_BASE
     database = postgres.Server(
         folder=folder,
         log=folder,
@@ -91,7 +91,7 @@ def _told(role: str, folder: Path) -> dict[str, str]:
         index=0,
         metrics_port=base + METRICS[role],
         http_port=base + HTTP[role] if services.ROLES[role].serves_http else None,
-        grpc_port=base + stack._GRPC if services.ROLES[role].serves_grpc else None,
+        grpc_port=base + seating.GRPC if services.ROLES[role].serves_grpc else None,
         private=folder / "run",
         log=folder / "log",
     )
