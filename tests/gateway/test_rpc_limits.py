@@ -234,23 +234,29 @@ def _ended(*_: Any) -> Ended:
     return Ended(_large(), None, (("x-request-id", "019ac"),))
 
 
-async def test_an_answer_of_a_stream_that_cannot_be_sent_is_its_error(
-    listener: Listener, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def answering(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> Listener:
+    """A listener whose streams get a large answer to each request, at once."""
     monkeypatch.setattr(RpcInfer, "_ask", _at_once)
     monkeypatch.setattr(RpcInfer, "ended", _ended)
     listener.keys.apply(record(1, access.INFER_ALL))
+    return listener
+
+
+async def test_an_answer_of_a_stream_that_cannot_be_sent_is_its_error(
+    answering: Listener,
+) -> None:
     head = (("authorization", bearer(1).decode()),)
     asked = pb.ModelInferRequest(id="mine", model_name="digits").SerializeToString()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{listener.server.port}", OWN) as channel:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{answering.server.port}", OWN) as channel:
         ask: Any = channel.stream_stream(
             f"/{SERVICE}/ModelStreamInfer",
             response_deserializer=pb.ModelStreamInferResponse.FromString,
         )
         sent = [one async for one in ask(iter([asked] * 2), metadata=head, timeout=10)]
         assert [one.infer_response.raw_output_contents for one in sent] == [[bytes(1 << 20)]] * 2
-        assert listener.unread.n_bytes == 0
-        assert listener.unread.refusal("acme", 4 << 20) is None
+        assert answering.unread.n_bytes == 0
+        assert answering.unread.refusal("acme", 4 << 20) is None
         sent = [one async for one in ask(iter([asked] * 2), metadata=head, timeout=10)]
     assert len(sent) == 2
     for one in sent:
@@ -262,22 +268,19 @@ async def test_an_answer_of_a_stream_that_cannot_be_sent_is_its_error(
 
 
 async def test_answers_of_streams_are_held_from_when_they_are_there(
-    listener: Listener, monkeypatch: pytest.MonkeyPatch
+    answering: Listener,
 ) -> None:
     """Behind the one that its client does not read stand those of all that it asked before."""
-    monkeypatch.setattr(RpcInfer, "_ask", _at_once)
-    monkeypatch.setattr(RpcInfer, "ended", _ended)
-    listener.keys.apply(record(1, access.INFER_ALL))
     asked = pb.ModelInferRequest(model_name="digits").SerializeToString()
     message = b"\0" + len(asked).to_bytes(4, "big") + asked
-    async with http2.Http2.connected(listener.server.port) as client:
+    async with http2.Http2.connected(answering.server.port) as client:
         for _ in range(2):
             client.call(f"/{SERVICE}/ModelStreamInfer", authorization=bearer(1).decode())
         await client.push(message * 40, for_s=1.0)
         # Half of 8 MiB is one tenant's, and each answer is a little over 1 MiB.
-        assert 3 << 20 < listener.unread.n_bytes < 4 << 20
+        assert 3 << 20 < answering.unread.n_bytes < 4 << 20
     async with asyncio.timeout(10):
-        while listener.unread.n_bytes:  # noqa: ASYNC110 -- nothing tells of it
+        while answering.unread.n_bytes:  # noqa: ASYNC110 -- nothing tells of it
             await asyncio.sleep(0.01)
 
 

@@ -78,6 +78,16 @@ def told(fetched: bytes) -> list[tuple[int, Any]]:
     return out
 
 
+def measured(fetched: bytes) -> tuple[bytes, int]:
+    """Return what becomes of a fetch, and the most bytes that were held for it."""
+    tracemalloc.start()
+    try:
+        made = readable(fetched)
+        return made, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
 def test_a_batch_is_the_same_without_its_compression(codec: int) -> None:
     values = [b"a" * 500, None, b"", b"b" * 70_000]
@@ -89,12 +99,7 @@ def test_a_batch_is_the_same_without_its_compression(codec: int) -> None:
 @pytest.mark.parametrize("codec", [1, 2, 3, 4], ids=list(CODECS)[1:])
 def test_what_is_too_much_is_never_held(codec: int) -> None:
     bomb = batch([bytes(1 << 20)] * 64, codec)
-    tracemalloc.start()
-    try:
-        made = readable(bomb)
-        _, most_bytes = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
+    made, most_bytes = measured(bomb)
     assert told(made) == [(BASE + 63, "its batch has over 8 MiB when it is decompressed")]
     assert most_bytes < MAX_BATCH_BYTES + 2 * len(bomb) + (1 << 20)
 
@@ -121,12 +126,7 @@ def test_a_record_of_many_headers_is_told_of_and_never_read(codec: int) -> None:
         builder.append(at, 1_000, None, large, [("", None)] * n_headers)
     raw = bytes(builder.build())
     del builder
-    tracemalloc.start()
-    try:
-        made = readable(raw)
-        _, most_bytes = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
+    made, most_bytes = measured(raw)
     over = "it has over 100 headers"
     assert told(made) == [(0, large), (1, over), (2, over), (3, large)]
     assert most_bytes < 24 << 20

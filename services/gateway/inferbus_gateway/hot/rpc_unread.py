@@ -3,7 +3,7 @@
 In: the size of an answer that is to be sent. Out: its bytes counted until they are given back, or a
 refusal in its place: nothing here can end the call of a client that only does not read. Small
 answers are not counted; how many there are is bounded by the number of calls and of what a stream
-may have asked. Pure.
+may have asked.
 """
 
 from __future__ import annotations
