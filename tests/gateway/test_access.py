@@ -27,28 +27,10 @@ from inferbus_schemas import access, ids
 from inferbus_schemas import messages as m
 from inferbus_schemas.access import Verdict
 from tests.gateway.fleet_records import Fleet
+from tests.gateway.key_records import bearer, key, record
 from tests.gateway.no_bus import requests_of, routes_of
 
 LOOPBACK = (b"127.0.0.1:8080", "127.0.0.1")
-
-
-def key(number: int) -> str:
-    return access.make_key(number.to_bytes(8, "big") + bytes(32))
-
-
-def bearer(number: int) -> bytes:
-    return f"Bearer {key(number)}".encode()
-
-
-def record(number: int, *scopes: str, **fields: Any) -> m.AccessKey:
-    base: dict[str, Any] = {
-        "id": access.key_id(key(number)),
-        "sha256": access.key_sha256(key(number)),
-        "tenant": "acme",
-        "scopes": scopes,
-        "generation": 1,
-    }
-    return m.AccessKey(**{**base, **fields})
 
 
 class Known:

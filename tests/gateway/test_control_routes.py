@@ -23,7 +23,7 @@ from inferbus_schemas import ids
 from inferbus_schemas import messages as m
 from inferbus_schemas.access import Keyring
 from tests.gateway.fleet_records import Fleet, deployment, version
-from tests.gateway.test_access import bearer, record
+from tests.gateway.key_records import bearer, record
 
 ID = ids.uuid7(1, 1)
 

@@ -12,7 +12,7 @@ from inferbus_gateway.hot.access import Access
 from inferbus_gateway.hot.guesses import FORGET_S, FREE, MAX_KNOWN, MAX_WAIT_S, Guesses
 from inferbus_schemas import access
 from inferbus_schemas.access import Keyring
-from tests.gateway.test_access import bearer, record
+from tests.gateway.key_records import bearer, record
 from tests.gateway.test_gateway_keys import ask, put_key
 from tests.support.gateway_side import GatewaySide
 from tests.support.scripted_worker import prediction

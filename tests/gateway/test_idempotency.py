@@ -19,7 +19,7 @@ from inferbus_gateway.control import idempotency, trail
 from inferbus_gateway.control.idempotency import Keys, Stored
 from inferbus_gateway.gen import open_inference_pb2 as pb
 from inferbus_gateway.hot import keyed
-from inferbus_schemas import access, ids, topics
+from inferbus_schemas import access, ids
 from inferbus_schemas import messages as m
 from tests.gateway.test_gateway_keys import put_key
 from tests.support.gateway_process import GatewayProcess, spawn
@@ -364,41 +364,3 @@ async def test_a_key_that_nobody_understands_protects_nothing_and_breaks_nothing
     await put(side, keys, key, 1000, key="another")
     got = await ask(side, gateways[0], key)
     assert (got.status_code, got.headers[MARK]) == (200, "degraded")
-
-
-async def test_of_many_claims_one_wins(valkey_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Fifty connections at once are slow on a busy machine, and who is slow is no part of this.
-    monkeypatch.setattr(idempotency, "TIMEOUT_S", 20.0)
-    keys = Keys(valkey_url)
-    name = name_of(new_key())
-    claims = [
-        Stored(
-            key=idempotency.part_of(name),
-            body="b",
-            id=f"{number:032x}",
-            partition=0,
-            version=1,
-            pool="p",
-            gateway=f"g{number}",
-            life=(1 << 64) - 1 - number,
-            since=0,
-            claimed_ms=1,
-        )
-        for number in range(50)
-    ]
-    said = await asyncio.gather(*(keys.claim(name, one) for one in claims))
-    (winner,) = [one for one, other in zip(claims, said, strict=True) if other is None]
-    assert {one for one in said if one is not None} == {winner}
-    loser = next(one for one in claims if one is not winner)
-    assert not await keys.swap(name, loser, loser)
-    assert not await keys.drop(name, loser)
-    assert await keys.get(name) == winner
-    assert await keys.swap(name, winner, loser)
-    assert await keys.drop(name, loser)
-    assert await keys.get(name) is None
-    await keys.stop()
-
-
-def test_the_topic_of_answers_outlives_every_key() -> None:
-    kept_ms = int(topics.topic(topics.PREDICTIONS).config["retention.ms"])
-    assert kept_ms > 2 * idempotency.LIFE_S * 1000

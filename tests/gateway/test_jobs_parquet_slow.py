@@ -12,7 +12,7 @@ import pytest
 from inferbus_gateway.api.streamed import Streamed
 from inferbus_gateway.control.jobs import parquet
 from inferbus_kit.http import HttpServer
-from tests.gateway.test_jobs_parquet import SIGNATURE, packed
+from tests.support.parquet_rows import SIGNATURE, packed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -14,7 +14,7 @@ from inferbus_kit.consume import PartitionReader
 from inferbus_schemas import access, topics
 from inferbus_schemas import messages as m
 from inferbus_schemas.access import Keyring
-from tests.gateway.test_access import bearer, record
+from tests.gateway.key_records import bearer, record
 from tests.gateway.test_gateway_keys import ask, put_key
 from tests.support.gateway_side import GatewaySide
 from tests.support.scripted_worker import prediction

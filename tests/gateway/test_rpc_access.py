@@ -27,8 +27,8 @@ from inferbus_kit.metrics import gateway_metrics
 from inferbus_schemas import access
 from inferbus_schemas.access import Verdict
 from tests.gateway.fleet_records import Fleet
+from tests.gateway.key_records import bearer, record
 from tests.gateway.no_bus import requests_of, routes_of
-from tests.gateway.test_access import bearer, record
 from tests.support.hostile_rpc import of_its_sending
 
 SCOPES = [*access.ALL_SCOPES, "infer:digits", "infer:other"]

@@ -17,7 +17,7 @@ from inferbus_gateway.api import rpc
 from inferbus_gateway.api.rpc import SERVICE
 from inferbus_gateway.api.rpc_arrivals import Arrivals
 from inferbus_schemas import access
-from tests.gateway.test_access import bearer, record
+from tests.gateway.key_records import bearer, record
 from tests.gateway.test_rpc_access import Listener
 from tests.support.http2 import Http2
 from tests.support.listener import rss_bytes

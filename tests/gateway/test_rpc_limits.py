@@ -19,7 +19,7 @@ from inferbus_gateway.hot.rpc_infer import Question, RpcInfer
 from inferbus_gateway.hot.rpc_messages import Ended
 from inferbus_gateway.hot.rpc_unread import Unread
 from inferbus_schemas import access
-from tests.gateway.test_access import bearer, record
+from tests.gateway.key_records import bearer, record
 from tests.gateway.test_rpc_access import METHODS, Listener
 from tests.support import http2
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +13,8 @@ from tests.support.provider import Provider, provider
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+
+    import httpx
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +52,14 @@ async def parts(kafka_bootstrap: str, postgres_database: str) -> AsyncIterator[r
     names = await servers.fresh_topics(kafka_bootstrap)
     async with registry.parts(kafka_bootstrap, names, postgres_database) as made:
         yield made
+
+
+@pytest.fixture
+def client(running: registry.RegistryProcess) -> Iterator[httpx.Client]:
+    with running.client as made:
+        yield made
+
+
+@pytest.fixture
+def model() -> str:
+    return f"m-{secrets.token_hex(4)}"

@@ -134,6 +134,19 @@ class RegistryProcess:
         return float(next(x.split()[1] for x in text.splitlines() if x.startswith(f"{name} ")))
 
 
+def is_problem(answer: httpx.Response, status: int, code: str) -> bool:
+    """Check that an answer is a problem document of this status and code."""
+    said = answer.json()
+    assert (answer.status_code, said["code"], said["status"]) == (status, code, status)
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert said["request_id"] == answer.headers["x-request-id"]
+    assert said["title"]
+    assert said["detail"]
+    assert "Traceback" not in answer.text
+    assert "/work" not in answer.text
+    return True
+
+
 @contextlib.contextmanager
 def registry_process(
     kafka: str, postgres: str, *, wait: str = "/readyz", env: Mapping[str, str] | None = None
